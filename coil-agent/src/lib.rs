@@ -1,0 +1,1 @@
+//! The node agent of Coil, coil-router and coil-egress.

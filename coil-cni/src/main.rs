@@ -1,0 +1,3 @@
+//! The coil CNI plugin.
+
+fn main() {}

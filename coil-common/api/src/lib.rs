@@ -1,0 +1,1 @@
+//! Names, custom resources, CNI types and the plugin's gRPC protocol of Coil.

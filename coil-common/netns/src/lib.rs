@@ -1,0 +1,1 @@
+//! Network namespaces: enter one on a thread, make one, hold one.

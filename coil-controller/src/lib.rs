@@ -1,0 +1,1 @@
+//! coil-ipam-controller and coil-egress-controller.

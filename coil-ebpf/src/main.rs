@@ -1,0 +1,3 @@
+//! Coil's TC programs.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! An embedded Kubernetes API server for tests and the lab.
+
+fn main() {}

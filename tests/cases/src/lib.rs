@@ -1,0 +1,1 @@
+//! Packet cases and an independent packet serialiser.

@@ -1,0 +1,1 @@
+//! The packet cases through BPF_PROG_TEST_RUN.

@@ -1,0 +1,1 @@
+//! A Coil cluster in network namespaces.

@@ -1,0 +1,3 @@
+//! A Coil cluster in network namespaces.
+
+fn main() {}

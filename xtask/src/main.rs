@@ -1,0 +1,3 @@
+//! Coil's developer commands.
+
+fn main() {}
