@@ -1,1 +1,17 @@
-//! Names, custom resources, CNI types and the plugin's gRPC protocol of Coil.
+//! What Coil's programs share when they speak to each other and to Kubernetes.
+//!
+//! - [`names`]: labels, annotations, defaults: everything that has a name users rely on.
+//! - `crd` (feature `crd`): the custom resources of `coil.cybozu.com/v2`.
+//! - [`annotation`]: the one place where annotations are parsed.
+//! - [`cni`]: network configuration, results and errors of the CNI specification.
+//! - `rpc` (feature `cni`): the protocol between the `coil` plugin and coild.
+//! - [`gateway`]: what coild tells coil-egress.
+
+pub mod annotation;
+pub mod cni;
+#[cfg(feature = "crd")]
+pub mod crd;
+pub mod gateway;
+pub mod names;
+#[cfg(feature = "cni")]
+pub mod rpc;
