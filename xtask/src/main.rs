@@ -1,3 +1,51 @@
-//! Coil's developer commands.
+//! Coil's developer commands: `cargo xtask VERB`. One file per verb.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod build_ebpf;
+mod crdgen;
+mod lab;
+mod lint;
+mod run;
+mod setup;
+mod test;
+
+/// Everything a developer of Coil runs, from the root of the repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::Args),
+    BuildEbpf(build_ebpf::Args),
+    Crdgen(crdgen::Args),
+    Lint(lint::Args),
+    Test(test::Args),
+    Lab(lab::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().verb {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::BuildEbpf(args) => build_ebpf::run(&args),
+        Verb::Crdgen(args) => crdgen::run(&args),
+        Verb::Lint(args) => lint::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Lab(args) => lab::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // A failed command is no bug of xtask's: a sentence, not a backtrace.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

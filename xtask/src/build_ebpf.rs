@@ -1,0 +1,98 @@
+//! `cargo xtask build-ebpf`
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    run,
+    setup::{self, BpfCompiler},
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+const PACKAGE: &str = "coil-ebpf";
+/// `--btf` makes the linker keep type information: maps and programs carry readable names.
+const RUSTFLAGS: &str = "-Clinker=bpf-linker -Clink-arg=--btf -Cdebuginfo=2";
+
+/// Compile the TC programs into target/bpf/coil-ebpf, which coil-agent embeds.
+///
+/// The compiler is Debian's `rustc-web`, or rustup's nightly with rust-src; see `cargo xtask setup`.
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+pub(crate) fn run(_: &Args) -> Result<()> {
+    setup::ensure()?;
+    build()?;
+    println!("{}", object().display());
+    Ok(())
+}
+
+/// Where coil-agent's build script looks for the object.
+fn object() -> PathBuf {
+    run::target_dir().join("bpf").join(PACKAGE)
+}
+
+/// Compiles the object.
+pub(crate) fn build() -> Result<()> {
+    let build_dir = run::target_dir().join("bpf-build");
+    let mut command = cargo("build");
+    command.arg("--release").arg("--target-dir").arg(&build_dir);
+    run::run(&mut command)?;
+    copy_if_changed(&build_dir.join(TARGET).join("release").join(PACKAGE), &object())
+}
+
+/// Runs clippy over the eBPF crate, with the workspace's lints, for its own target.
+pub(crate) fn clippy() -> Result<()> {
+    let mut command = cargo("clippy");
+    command.arg("--release").arg("--target-dir").arg(run::target_dir().join("bpf-clippy"));
+    command.args(["--", "-D", "warnings"]);
+    run::run(&mut command)
+}
+
+fn cargo(verb: &str) -> Command {
+    let mut command;
+    match setup::bpf_compiler() {
+        Some(BpfCompiler::Nightly) => {
+            command = Command::new("cargo");
+            command.args(["+nightly", verb, "-Zbuild-std=core"]).current_dir(run::root());
+        }
+        // Without any compiler cargo's own message about the missing one is the clearest.
+        Some(BpfCompiler::Debian) | None => {
+            command = match verb {
+                // Clippy's driver must be of the compiler's version.
+                "clippy" => {
+                    let mut clippy = Command::new("/usr/bin/cargo-clippy");
+                    clippy.arg("clippy").current_dir(run::root());
+                    clippy
+                }
+                _ => {
+                    let mut cargo = run::cargo();
+                    cargo.arg(verb);
+                    cargo
+                }
+            };
+            // core for this target is ready-made, but the target itself is unstable in cargo's eyes.
+            command.env("RUSTC", setup::DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+        }
+    }
+    command.args(["--package", PACKAGE, "--target", TARGET]);
+    command.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", RUSTFLAGS);
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command
+}
+
+/// Leaves an equal file alone, so that coil-agent is not rebuilt for nothing.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("cannot read the built object {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))
+}

@@ -1,0 +1,160 @@
+//! `cargo xtask setup`
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::run::{self, succeeds};
+
+/// Debian's compiler, which has `core` for BPF ready.
+pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const BPF_LINKER_VERSION: &str = "0.13.0";
+/// The LLVM that bpf-linker is built with must be at least the compiler's.
+const LLVM: &str = "22";
+
+/// Find what building and testing need, and install what is missing.
+///
+/// Debian packages: a compiler with the BPF target, LLVM for bpf-linker, and the tools of the lab
+/// (iproute2, ping, bpftool, kubectl). Then bpf-linker by cargo. Without root it installs
+/// nothing and prints the commands to run. Another way to the compiler, on any distribution:
+/// `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only say what is missing; fail when something is
+    #[arg(long)]
+    check: bool,
+}
+
+/// What compiles the eBPF programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BpfCompiler {
+    /// Debian's rustc-web with libstd-rust-web-dev-bpf.
+    Debian,
+    /// rustup's nightly with rust-src.
+    Nightly,
+}
+
+/// A program that must be found, and the Debian package that has it.
+const TOOLS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("ping", "iputils-ping"), ("bpftool", "bpftool"), ("kubectl", "kubernetes-client")];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.check {
+        let missing = Missing::find();
+        if !missing.is_empty() {
+            bail!("missing:\n{}", missing.commands().join("\n"));
+        }
+    } else {
+        ensure()?;
+    }
+    println!("everything needed is here");
+    Ok(())
+}
+
+/// Installs what is missing; without root, fails with the commands to run.
+pub(crate) fn ensure() -> Result<()> {
+    let missing = Missing::find();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !missing.packages.is_empty() && (!run::is_root() || find("apt-get").is_none()) {
+        bail!(
+            "something is missing; as root, run:\n{}\n(or see `cargo xtask setup --help`)",
+            missing.commands().join("\n")
+        );
+    }
+    for command in missing.commands() {
+        run::run(Command::new("sh").args(["-c", &command]).env("DEBIAN_FRONTEND", "noninteractive"))?;
+    }
+    let still = Missing::find();
+    if !still.is_empty() {
+        bail!("still missing after the installation:\n{}", still.commands().join("\n"));
+    }
+    Ok(())
+}
+
+/// The compiler for the eBPF programs, if there is one.
+pub(crate) fn bpf_compiler() -> Option<BpfCompiler> {
+    let debian = Command::new(DEBIAN_RUSTC)
+        .args(["--print", "target-libdir", "--target", "bpfel-unknown-none"])
+        .output()
+        .is_ok_and(|out| {
+            out.status.success() && Path::new(String::from_utf8_lossy(&out.stdout).trim()).exists()
+        });
+    if debian {
+        return Some(BpfCompiler::Debian);
+    }
+    let components =
+        Command::new("rustup").args(["+nightly", "component", "list", "--installed"]).output().ok()?;
+    let has_source =
+        String::from_utf8_lossy(&components.stdout).lines().any(|line| line.starts_with("rust-src"));
+    has_source.then_some(BpfCompiler::Nightly)
+}
+
+struct Missing {
+    packages: Vec<String>,
+    linker: bool,
+}
+
+impl Missing {
+    fn find() -> Self {
+        let mut packages: Vec<String> = TOOLS
+            .iter()
+            .filter(|(tool, _)| find(tool).is_none())
+            .map(|(_, package)| (*package).to_owned())
+            .collect();
+        let compiler = bpf_compiler();
+        if compiler.is_none() {
+            packages.extend(["rustc-web", "libstd-rust-web-dev-bpf"].map(str::to_owned));
+        }
+        if compiler != Some(BpfCompiler::Nightly) && !Path::new("/usr/bin/cargo-clippy").exists() {
+            packages.push("rust-web-clippy".into());
+        }
+        let linker = find("bpf-linker").is_none() || !succeeds(Command::new("bpf-linker").arg("--version"));
+        if linker && compiler != Some(BpfCompiler::Nightly) {
+            for package in [
+                format!("llvm-{LLVM}-dev"),
+                format!("libpolly-{LLVM}-dev"),
+                "zlib1g-dev".into(),
+                "libzstd-dev".into(),
+            ] {
+                if !succeeds(Command::new("dpkg").args(["-s", &package])) {
+                    packages.push(package);
+                }
+            }
+        }
+        Self { packages, linker }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.packages.is_empty() && !self.linker
+    }
+
+    fn commands(&self) -> Vec<String> {
+        let mut commands = Vec::new();
+        if !self.packages.is_empty() {
+            commands.push("apt-get update -q".to_owned());
+            commands
+                .push(format!("apt-get install -q -y --no-install-recommends {}", self.packages.join(" ")));
+        }
+        if self.linker {
+            commands.push(match bpf_compiler() {
+                Some(BpfCompiler::Nightly) => format!("cargo install bpf-linker --version {BPF_LINKER_VERSION}"),
+                _ => format!(
+                    "LLVM_PREFIX=/usr/lib/llvm-{LLVM} cargo install bpf-linker --version {BPF_LINKER_VERSION} \
+                     --no-default-features --features llvm-{LLVM}"
+                ),
+            });
+        }
+        commands
+    }
+}
+
+/// A program on the path, or where the administrator's programs are.
+fn find(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
