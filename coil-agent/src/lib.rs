@@ -1,3 +1,4 @@
 //! The node agent of Coil, coil-router and coil-egress.
 
 pub mod installer;
+pub mod ipam;
