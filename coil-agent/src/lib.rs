@@ -1,1 +1,3 @@
 //! The node agent of Coil, coil-router and coil-egress.
+
+pub mod datapath;
