@@ -1,3 +1,5 @@
-//! The node agent of Coil, coil-router and coil-egress.
+//! The node agent of Coil, coil-router, coil-egress and coil-installer.
 
 pub mod installer;
+pub mod ipam;
+pub mod serve;
