@@ -1,5 +1,6 @@
 //! The node agent of Coil, coil-router, coil-egress and coil-installer.
 
+pub mod egress;
 pub mod installer;
 pub mod ipam;
 pub mod serve;
