@@ -16,6 +16,7 @@ mod addr;
 mod apply;
 pub mod flow;
 pub mod hash;
+mod icmp;
 pub mod nat;
 pub mod path;
 mod skb;
@@ -24,9 +25,11 @@ mod verdict;
 pub mod wire;
 
 pub use addr::{Addr, Family};
-pub use apply::apply;
+pub use apply::{Rewrite, apply};
+pub use icmp::{Error as IcmpError, answer};
 pub use skb::{Fault, Room, Skb};
-pub use tables::{Choice, Fib, FibQuery, Full, Insert, NextHop, Tables};
+pub use tables::{Fib, FibQuery, Full, Insert, NextHop, Tables};
 pub use verdict::{
-    COUNTERS, Class, Decision, Deliver, Nat, Outer, Path, Plan, Reason, Side, TooBig, Verdict, counter_index,
+    COUNTERS, Class, Decision, Deliver, Nat, Outcome, Outer, Path, Plan, Reason, Side, TooBig, Verdict,
+    counter_index,
 };

@@ -30,7 +30,6 @@ macro_rules! plain {
         unsafe impl<A: $crate::Addr> bytemuck::Pod for $what<A> {}
     )+};
     (@sum $addr:ty, $($field:ty),+) => {{
-        #[expect(dead_code, reason = "names the address type inside the field list")]
         type A = $addr;
         0 $(+ size_of::<$field>())+
     }};
