@@ -1,6 +1,6 @@
 //! Settings under `/proc/sys/net`, of the calling thread's network namespace.
 
-use std::{fs, io};
+use std::fs;
 
 use super::rtnl::RtnlError;
 
@@ -32,11 +32,6 @@ pub(super) fn has_ipv6() -> bool {
     fs::metadata("/proc/sys/net/ipv6").is_ok()
 }
 
-/// Reads a number.
-pub(super) fn get(key: &str) -> io::Result<i64> {
-    let text = fs::read_to_string(format!("/proc/sys/net/{key}"))?;
-    text.trim().parse().map_err(io::Error::other)
-}
 
 fn same(now: &str, value: &str) -> bool {
     now.split_whitespace().eq(value.split_whitespace())
