@@ -1,8 +1,15 @@
 //! The node agent of Coil, coil-router, coil-egress and coil-installer.
 
+pub mod cni;
+pub mod coild;
 pub mod datapath;
 pub mod egress;
 pub mod installer;
 pub mod ipam;
+pub mod metrics;
 pub mod net;
+pub mod node;
+pub mod plane;
+pub mod program;
 pub mod serve;
+pub mod watch;
