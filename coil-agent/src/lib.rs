@@ -11,5 +11,6 @@ pub mod net;
 pub mod node;
 pub mod plane;
 pub mod program;
+pub mod router;
 pub mod serve;
 pub mod watch;

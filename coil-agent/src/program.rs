@@ -23,7 +23,10 @@ pub fn start_logging(ignored: &[String]) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     if !ignored.is_empty() {
-        warn!(flags = ignored.join(" "), "logging flags of Coil v2 have no effect; RUST_LOG chooses what is logged");
+        warn!(
+            flags = ignored.join(" "),
+            "logging flags of Coil v2 have no effect; RUST_LOG chooses what is logged"
+        );
     }
 }
 

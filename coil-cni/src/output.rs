@@ -11,7 +11,10 @@ const ERROR_VERSION: &str = "1.0.0";
 /// coild's result, in the asked version.
 pub(crate) fn result(result: &[u8], version: &str) -> Result<String, ErrorDocument> {
     let bad = |e: serde_json::Error| {
-        error(code::DECODING_FAILURE, format!("coild's result is not JSON: {e}; are plugin and coild of one release?"))
+        error(
+            code::DECODING_FAILURE,
+            format!("coild's result is not JSON: {e}; are plugin and coild of one release?"),
+        )
     };
     let mut document: Value = serde_json::from_slice(result).map_err(bad)?;
     document["cniVersion"] = json!(version);

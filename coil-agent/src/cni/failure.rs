@@ -6,11 +6,7 @@ use coil_api::{
 };
 use tonic::{Code, Status};
 
-use crate::{
-    ipam::IpamError,
-    net::pod::PodNetError,
-    node::ApplyError,
-};
+use crate::{ipam::IpamError, net::pod::PodNetError, node::ApplyError};
 
 /// Why a request failed: a code of the CNI specification, and what happened to which object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use coil_api::{
-    annotation::EgressRef,
-    cni::code,
-    crd::Egress,
-    names::ANN_EGRESS_PREFIX,
-};
+use coil_api::{annotation::EgressRef, cni::code, crd::Egress, names::ANN_EGRESS_PREFIX};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
 
@@ -70,7 +65,10 @@ async fn pod(node: &Node, request: &Request) -> Result<PodInfo, Failure> {
     match api.get_opt(&request.pod.name).await {
         Ok(Some(found)) => {
             let Some(info) = objects::pod(&found) else {
-                return Err(Failure::new(code::INTERNAL, "it uses the host's network, and has none of its own"));
+                return Err(Failure::new(
+                    code::INTERNAL,
+                    "it uses the host's network, and has none of its own",
+                ));
             };
             remember(node, &info);
             Ok(info)

@@ -26,10 +26,15 @@ pub(super) struct Request {
 /// The attachment alone: enough for DEL.
 pub(super) fn owner(args: &CniArgs) -> Result<AttachmentId, Failure> {
     // Both become part of a link's alias, which has no way to write a colon.
-    let plain = |value: &str| !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && b != b':' && b != b'/');
+    let plain = |value: &str| {
+        !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && b != b':' && b != b'/')
+    };
     for (name, value) in [("CNI_CONTAINERID", &args.container_id), ("CNI_IFNAME", &args.ifname)] {
         if !plain(value) {
-            return Err(Failure::new(code::INVALID_ENVIRONMENT, format!("{name} {value:?} is not a plain name")));
+            return Err(Failure::new(
+                code::INVALID_ENVIRONMENT,
+                format!("{name} {value:?} is not a plain name"),
+            ));
         }
     }
     if args.ifname.len() > 15 {
@@ -47,7 +52,10 @@ impl Request {
         let arg = |name: &str| args.args.get(name).filter(|value| !value.is_empty());
         let needed = |name: &str| {
             arg(name).ok_or_else(|| {
-                Failure::new(code::INVALID_ENVIRONMENT, format!("CNI_ARGS has no {name}: is the runtime Kubernetes'?"))
+                Failure::new(
+                    code::INVALID_ENVIRONMENT,
+                    format!("CNI_ARGS has no {name}: is the runtime Kubernetes'?"),
+                )
             })
         };
         if !args.ips.is_empty() || !args.interfaces.is_empty() {

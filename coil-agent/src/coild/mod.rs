@@ -55,6 +55,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// When it cannot start, with what to do about it.
 pub async fn run(options: Options) -> Result<()> {
     options.check()?;
+    if let Some(flag) = options.without_effect() {
+        warn!("no effect: {flag}");
+    }
     let stopped = program::stopped()?;
     let registry = metrics::registry()?;
     let feed = Feed::default();
@@ -91,9 +94,9 @@ pub async fn run(options: Options) -> Result<()> {
 
 /// Everything up to the socket.
 async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
-    let client = Client::try_default().await.context(
-        "cannot find the API server: run in a pod with a service account, or set KUBECONFIG",
-    )?;
+    let client = Client::try_default()
+        .await
+        .context("cannot find the API server: run in a pod with a service account, or set KUBECONFIG")?;
     let rtnl = Rtnl::open()?;
     let pod_routes = Owned { table: options.pod_table_id, protocol: options.protocol_id };
     host::prepare(&rtnl, pod_routes.table, options.pod_rule_prio).await?;
@@ -151,10 +154,15 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
         Mode::Auto | Mode::Ebpf => match open_ebpf() {
             Ok(plane) => Ok(plane),
             Err(e) if mode == Mode::Ebpf => {
-                bail!("--datapath ebpf is not possible here: {e:#}; --datapath auto would use the kernel alone")
+                bail!(
+                    "--datapath ebpf is not possible here: {e:#}; --datapath auto would use the kernel alone"
+                )
             }
             Err(e) => {
-                warn!(reason = format!("{e:#}"), "eBPF is not possible here: the kernel alone forwards, without egress");
+                warn!(
+                    reason = format!("{e:#}"),
+                    "eBPF is not possible here: the kernel alone forwards, without egress"
+                );
                 Ok(Plane::kernel(format!("{e:#}")))
             }
         },
@@ -173,26 +181,27 @@ async fn export_blocks(
     interval: Duration,
 ) {
     // Before the first list the set of blocks is not known, and what is exported stays.
-    while blocks.changed().await.is_ok() {
-        loop {
-            let wanted = blocks.borrow_and_update().clone();
-            let pause = match export::sync(&rtnl, table, &wanted).await {
-                Ok(changes) => {
-                    if changes != export::Changes::default() {
-                        let (set, removed) = (changes.set, changes.removed);
-                        info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
-                    }
-                    interval
+    if blocks.changed().await.is_err() {
+        return;
+    }
+    loop {
+        let wanted = blocks.borrow_and_update().clone();
+        let pause = match export::sync(&rtnl, table, &wanted).await {
+            Ok(changes) => {
+                if changes != export::Changes::default() {
+                    let (set, removed) = (changes.set, changes.removed);
+                    info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
                 }
-                Err(e) => {
-                    error!(error = %e, "cannot export the node's blocks; will try again");
-                    RETRY
-                }
-            };
-            tokio::select! {
-                changed = blocks.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(pause) => {}
+                interval
             }
+            Err(e) => {
+                error!(error = %e, "cannot export the node's blocks; will try again");
+                RETRY
+            }
+        };
+        tokio::select! {
+            changed = blocks.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

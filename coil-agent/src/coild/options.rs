@@ -6,8 +6,8 @@ use clap::{ArgAction, Parser, ValueEnum};
 use coil_api::{
     flags::{GoDuration, ListenAddr, parse_bool},
     names::{
-        DEFAULT_EGRESS_PORT, DEFAULT_EXPORT_TABLE, DEFAULT_POD_RULE_PRIORITY, DEFAULT_POD_TABLE, DEFAULT_PROTOCOL,
-        DEFAULT_SOCKET, ENV_NODE_NAME,
+        DEFAULT_EGRESS_PORT, DEFAULT_EXPORT_TABLE, DEFAULT_POD_RULE_PRIORITY, DEFAULT_POD_TABLE,
+        DEFAULT_PROTOCOL, DEFAULT_SOCKET, ENV_NODE_NAME,
     },
 };
 use ipnet::IpNet;
@@ -111,6 +111,15 @@ pub struct Unsupported {
 }
 
 impl Options {
+    /// Flags that are right and have nothing to do here, for a warning.
+    #[must_use]
+    pub fn without_effect(&self) -> Option<&'static str> {
+        self.not_here
+            .backend
+            .as_ref()
+            .map(|_| "--backend: the kernel path of egress, which it is for, is not in this version")
+    }
+
     /// Refuses what this version cannot do, so that nothing is silently ignored.
     ///
     /// # Errors
@@ -147,23 +156,35 @@ mod tests {
 
     #[test]
     fn a_manifest_of_coil_v2() {
-        let options = parse("--socket /run/coild.sock --compat-calico=false --enable-ipam --enable-egress=true \
-            --addressblock-gc-interval 1h30m --backend nftables --metrics-addr :1234 --pod-table-id 116")
+        let options = parse(
+            "--socket /run/coild.sock --compat-calico=false --enable-ipam --enable-egress=true \
+            --addressblock-gc-interval 1h30m --backend nftables --metrics-addr :1234 --pod-table-id 116",
+        )
         .unwrap();
         options.check().unwrap();
         assert_eq!(options.addressblock_gc_interval.0.as_secs(), 5400);
         assert_eq!((options.datapath, options.egress_port, options.protocol_id), (Mode::Auto, 5555, 30));
-        let options = parse("--datapath=kernel --in-cluster-cidrs 100.64.0.0/10,fd99::/64 --devices eth0,eth1").unwrap();
+        let options =
+            parse("--datapath=kernel --in-cluster-cidrs 100.64.0.0/10,fd99::/64 --devices eth0,eth1")
+                .unwrap();
         assert_eq!((options.in_cluster_cidrs.len(), options.devices.len()), (2, 2));
         assert!(parse("--in-cluster-cidrs nonsense").is_err());
     }
 
     #[test]
     fn what_is_not_here_is_refused() {
-        for flag in ["--compat-calico", "--register-from-main=true", "--enable-ipam=false", "--enable-egress=false",
-            "--enable-originating-only", "--clear-routes-on-shutdown", "--host-stack", "--fast-udp", "--mark=0x1",
-            "--backend=other"]
-        {
+        for flag in [
+            "--compat-calico",
+            "--register-from-main=true",
+            "--enable-ipam=false",
+            "--enable-egress=false",
+            "--enable-originating-only",
+            "--clear-routes-on-shutdown",
+            "--host-stack",
+            "--fast-udp",
+            "--mark=0x1",
+            "--backend=other",
+        ] {
             let error = parse(flag).unwrap().check().unwrap_err().to_string();
             let name = flag.split('=').next().unwrap();
             assert!(error.contains(name), "{error}");

@@ -114,7 +114,10 @@ pub fn desired<'a>(
             sets.insert(egresses);
         }
         desired.pods.push(LocalPod {
-            name: attached.pod.as_ref().map_or_else(|| attached.link.host.name.clone(), |p| p.key.to_string()),
+            name: attached
+                .pod
+                .as_ref()
+                .map_or_else(|| attached.link.host.name.clone(), |p| p.key.to_string()),
             addresses: attached.link.addresses(),
             ifindex: attached.link.host.index,
             mac: attached.link.mac.0,
@@ -203,9 +206,15 @@ mod tests {
     }
 
     fn attached(index: u32, egresses: &[&str], gateway: bool) -> Attached {
-        let host = Link { index, name: format!("veth{index}"), mac: Mac([2, 0, 0, 0, 0, 9]), ..Link::default() };
+        let host =
+            Link { index, name: format!("veth{index}"), mac: Mac([2, 0, 0, 0, 0, 9]), ..Link::default() };
         Attached {
-            link: PodLink { host, mac: Mac([2, 0, 0, 0, 0, 1]), ipv4: "203.0.113.7".parse().ok(), ipv6: None },
+            link: PodLink {
+                host,
+                mac: Mac([2, 0, 0, 0, 0, 1]),
+                ipv4: "203.0.113.7".parse().ok(),
+                ipv6: None,
+            },
             pod: Some(PodInfo {
                 key: ObjectKey::new("a", &format!("p{index}")),
                 uid: index.to_string(),

@@ -66,11 +66,11 @@ impl Feed {
         self.watch_service_ranges(client, all);
     }
 
-    /// Watches nodes and nothing else.
-    pub fn start_nodes(&self, client: &Client) {
-        self.watch("nodes", Api::all(client.clone()), watcher::Config::default(), objects::node, |i| {
-            &mut i.nodes
-        });
+    /// Starts the watches of coil-router. Needs a Tokio runtime.
+    pub fn start_router(&self, client: &Client) {
+        let all = watcher::Config::default();
+        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes);
+        self.watch("addressblocks", Api::all(client.clone()), all, objects::block, |i| &mut i.blocks);
     }
 
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.

@@ -79,6 +79,15 @@ pub struct SliceInfo {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// An AddressBlock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// The node that owns it.
+    pub node: String,
+    /// Its networks, at most one per family.
+    pub networks: Vec<IpNet>,
+}
+
 /// Objects of one kind.
 pub type Store<T> = BTreeMap<ObjectKey, T>;
 
@@ -97,6 +106,8 @@ pub struct Index {
     pub pools: Store<Vec<IpNet>>,
     /// Addresses of nodes.
     pub nodes: Store<Vec<IpAddr>>,
+    /// AddressBlocks of all nodes; coil-router's.
+    pub blocks: Store<BlockInfo>,
     /// Ranges of Services, where the cluster tells them (Kubernetes 1.33).
     pub service_ranges: Store<Vec<IpNet>>,
 }
@@ -141,7 +152,8 @@ mod tests {
     fn gateways_of_all_slices_once() {
         let egress = EgressRef { namespace: "internet".into(), name: "nat".into() };
         let endpoint = |a: &str, ready| Endpoint { address: a.parse().unwrap(), ready };
-        let slice = |endpoints: &[Endpoint]| SliceInfo { egress: egress.clone(), endpoints: endpoints.to_vec() };
+        let slice =
+            |endpoints: &[Endpoint]| SliceInfo { egress: egress.clone(), endpoints: endpoints.to_vec() };
         let mut index = Index::default();
         index.slices.insert(
             ObjectKey::new("internet", "nat-1"),

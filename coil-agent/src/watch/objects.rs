@@ -4,8 +4,10 @@ use std::{net::IpAddr, str::FromStr};
 
 use coil_api::{
     annotation::{EgressRef, egresses_of_pod, pool_of_namespace},
-    crd::{AddressPool, Egress, SessionAffinity},
-    names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME},
+    crd::{AddressBlock, AddressPool, Egress, SessionAffinity},
+    names::{
+        APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME, LABEL_NODE,
+    },
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
@@ -16,7 +18,7 @@ use k8s_openapi::api::{
 use kube::{Resource, ResourceExt};
 use tracing::warn;
 
-use super::index::{EgressInfo, Endpoint, ObjectKey, PodInfo, SliceInfo};
+use super::index::{BlockInfo, EgressInfo, Endpoint, ObjectKey, PodInfo, SliceInfo};
 
 /// Label of an EndpointSlice: its Service.
 pub const LABEL_SERVICE: &str = "kubernetes.io/service-name";
@@ -38,7 +40,8 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
         return None;
     }
     let label = |name: &str| pod.labels().get(name).map(String::as_str);
-    let is_gateway = label(LABEL_APP_NAME) == Some(APP_NAME) && label(LABEL_APP_COMPONENT) == Some(COMPONENT_EGRESS);
+    let is_gateway =
+        label(LABEL_APP_NAME) == Some(APP_NAME) && label(LABEL_APP_COMPONENT) == Some(COMPONENT_EGRESS);
     let key = key(pod);
     let gateway_of = label(LABEL_APP_INSTANCE)
         .filter(|_| is_gateway)
@@ -65,7 +68,9 @@ pub fn egress(egress: &Egress) -> Option<EgressInfo> {
     let spec = &egress.spec;
     let what = || format!("destination of Egress {}", key(egress));
     Some(EgressInfo {
-        destinations: parse_all(spec.destinations.iter().map(String::as_str), what).map(|n: IpNet| n.trunc()).collect(),
+        destinations: parse_all(spec.destinations.iter().map(String::as_str), what)
+            .map(|n: IpNet| n.trunc())
+            .collect(),
         sport_auto: spec.fou_source_port_auto,
         client_affinity: spec.session_affinity == SessionAffinity::ClientIP,
     })
@@ -92,7 +97,23 @@ pub fn slice(slice: &EndpointSlice) -> Option<SliceInfo> {
 #[must_use]
 pub fn pool(pool: &AddressPool) -> Option<Vec<IpNet>> {
     let subnets = pool.spec.subnets.iter().flat_map(|s| s.ipv4.iter().chain(&s.ipv6)).map(String::as_str);
-    Some(parse_all(subnets, || format!("subnet of AddressPool {}", key(pool))).map(|n: IpNet| n.trunc()).collect())
+    Some(
+        parse_all(subnets, || format!("subnet of AddressPool {}", key(pool)))
+            .map(|n: IpNet| n.trunc())
+            .collect(),
+    )
+}
+
+/// A block and its node; none when it belongs to no node.
+#[must_use]
+pub fn block(block: &AddressBlock) -> Option<BlockInfo> {
+    let networks = block.block.ipv4.iter().chain(&block.block.ipv6).map(String::as_str);
+    Some(BlockInfo {
+        node: block.labels().get(LABEL_NODE)?.clone(),
+        networks: parse_all(networks, || format!("network of AddressBlock {}", key(block)))
+            .map(|n: IpNet| n.trunc())
+            .collect(),
+    })
 }
 
 /// The addresses by which other nodes reach a node.
@@ -143,16 +164,23 @@ mod tests {
         .unwrap();
         assert_eq!(client.egresses.unwrap()[0].to_string(), "internet/nat");
         assert_eq!((client.gateway_of, client.addresses.len()), (None, 2));
-        let labels = |component: &str| json!({"app.kubernetes.io/name": "coil",
-            "app.kubernetes.io/component": component, "app.kubernetes.io/instance": "nat"});
+        let labels = |component: &str| {
+            json!({"app.kubernetes.io/name": "coil",
+            "app.kubernetes.io/component": component, "app.kubernetes.io/instance": "nat"})
+        };
         let gateway = |component: &str| {
-            pod(&from(json!({"metadata": {"namespace": "internet", "name": "g", "labels": labels(component)}})))
-                .unwrap()
-                .gateway_of
+            pod(&from(
+                json!({"metadata": {"namespace": "internet", "name": "g", "labels": labels(component)}}),
+            ))
+            .unwrap()
+            .gateway_of
         };
         assert_eq!(gateway("egress").unwrap().to_string(), "internet/nat");
         assert_eq!(gateway("ipam"), None);
-        assert_eq!(pod(&from(json!({"metadata": {"name": "h"}, "spec": {"hostNetwork": true, "containers": []}}))), None);
+        assert_eq!(
+            pod(&from(json!({"metadata": {"name": "h"}, "spec": {"hostNetwork": true, "containers": []}}))),
+            None
+        );
         let bad = pod(&from(json!({"metadata": {"annotations": {"egress.coil.cybozu.com/internet": ","}}})));
         assert!(bad.unwrap().egresses.is_err());
     }
