@@ -2,4 +2,6 @@
 
 pub mod installer;
 pub mod ipam;
+pub mod net;
+pub mod router;
 pub mod serve;

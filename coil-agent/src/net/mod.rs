@@ -1,0 +1,3 @@
+//! temp
+pub mod route;
+pub mod rtnl;
