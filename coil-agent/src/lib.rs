@@ -5,4 +5,5 @@ pub mod egress;
 pub mod installer;
 pub mod ipam;
 pub mod net;
+pub mod router;
 pub mod serve;

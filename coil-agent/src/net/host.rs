@@ -115,7 +115,6 @@ async fn default_links(rtnl: &Rtnl) -> Result<BTreeSet<u32>, RtnlError> {
     Ok(links)
 }
 
-
 /// The MTU for pods: that of the links towards the default route, else the smallest of the
 /// physical links.
 ///
@@ -139,8 +138,7 @@ pub async fn mtu(rtnl: &Rtnl) -> Result<u32, RtnlError> {
 /// When the kernel cannot be asked.
 pub async fn uplinks(rtnl: &Rtnl, node: &[IpAddr]) -> Result<BTreeSet<u32>, RtnlError> {
     let mut uplinks = default_links(rtnl).await?;
-    uplinks
-        .extend(rtnl.addresses().await?.iter().filter(|(_, a)| node.contains(&a.addr())).map(|(i, _)| *i));
+    uplinks.extend(rtnl.addresses().await?.iter().filter(|(_, a)| node.contains(&a.addr())).map(|(i, _)| *i));
     for link in rtnl.links().await? {
         // The node's addresses stand on the pods' links too, as their gateway.
         if link.alias.is_some() || link.name == "lo" {

@@ -123,11 +123,18 @@ mod tests {
 
     #[test]
     fn destinations_have_the_reduced_mtu_and_the_cluster_the_full_one() {
-        let policy = ["0.0.0.0/0 e", "10.0.0.0/8 -", "224.0.0.0/4 -", "172.18.0.1/32 -", "2001:db8::/32 e", "fe80::/10 -"]
-            .map(|line| {
-                let (net, egress) = line.split_once(' ').unwrap();
-                (net.parse().unwrap(), egress == "e")
-            });
+        let policy = [
+            "0.0.0.0/0 e",
+            "10.0.0.0/8 -",
+            "224.0.0.0/4 -",
+            "172.18.0.1/32 -",
+            "2001:db8::/32 e",
+            "fe80::/10 -",
+        ]
+        .map(|line| {
+            let (net, egress) = line.split_once(' ').unwrap();
+            (net.parse().unwrap(), egress == "e")
+        });
         assert_eq!(
             text(&pod_routes(gateways(), 2, 1500, policy)),
             [

@@ -33,7 +33,9 @@ pub enum PodNetError {
         ifname: String,
     },
     /// A family without a gateway.
-    #[error("address {address} needs a gateway: give the Node an {family} InternalIP, or use a pool without {family}")]
+    #[error(
+        "address {address} needs a gateway: give the Node an {family} InternalIP, or use a pool without {family}"
+    )]
     NoGateway {
         /// The pod's address.
         address: IpAddr,
@@ -101,10 +103,7 @@ impl PodNetwork {
     /// The gateways of a pod with these addresses and this host side.
     #[must_use]
     pub fn gateways(&self, pod: &PodLink) -> PodGateways {
-        PodGateways {
-            ipv4: pod.ipv4.and(self.host.ipv4),
-            ipv6: pod.ipv6.map(|_| pod.host.mac.link_local()),
-        }
+        PodGateways { ipv4: pod.ipv4.and(self.host.ipv4), ipv6: pod.ipv6.map(|_| pod.host.mac.link_local()) }
     }
 
     /// Connects a pod. When anything fails, nothing is left behind. `altname` is a further name for the host
@@ -196,7 +195,9 @@ impl PodNetwork {
         self.inside_routes().sync(inside, &routes).await?;
         // Last: what is sent to the pod finds all of it.
         for address in pod.addresses() {
-            self.routes.add(&self.rtnl, host_net(address), &Path { ifindex: Some(index), ..Path::default() }).await?;
+            self.routes
+                .add(&self.rtnl, host_net(address), &Path { ifindex: Some(index), ..Path::default() })
+                .await?;
         }
         Ok(pod)
     }

@@ -91,7 +91,9 @@ async fn namespaces(rtnl: &Rtnl) -> BTreeMap<i32, PathBuf> {
         let mut question = NsidMessage::default();
         let Ok(fd) = u32::try_from(ns.as_raw_fd()) else { continue };
         question.attributes.push(NsidAttribute::Fd(fd));
-        if let Ok(RouteNetlinkMessage::NewNsId(answer)) = rtnl.get(RouteNetlinkMessage::GetNsId(question)).await {
+        if let Ok(RouteNetlinkMessage::NewNsId(answer)) =
+            rtnl.get(RouteNetlinkMessage::GetNsId(question)).await
+        {
             all.extend(answer.attributes.iter().find_map(|attribute| match attribute {
                 NsidAttribute::Id(id) if *id >= 0 => Some((*id, path.clone())),
                 _ => None,

@@ -77,14 +77,18 @@ impl Owned {
         message.header.table = u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
         message.header.protocol = self.protocol.into();
         message.header.kind = RouteType::Unicast;
-        message.header.scope =
-            if path.gateway.is_some() || dst.addr().is_ipv6() { RouteScope::Universe } else { RouteScope::Link };
+        message.header.scope = if path.gateway.is_some() || dst.addr().is_ipv6() {
+            RouteScope::Universe
+        } else {
+            RouteScope::Link
+        };
         let attributes = &mut message.attributes;
         attributes.push(RouteAttribute::Table(self.table));
         attributes.push(RouteAttribute::Destination(dst.network().into()));
         attributes.extend(path.ifindex.map(RouteAttribute::Oif));
         attributes.extend(path.gateway.map(|g| RouteAttribute::Gateway(g.into())));
-        let metrics = [(path.mtu, RouteMetric::Mtu as fn(u32) -> RouteMetric), (path.advmss, RouteMetric::Advmss)];
+        let metrics =
+            [(path.mtu, RouteMetric::Mtu as fn(u32) -> RouteMetric), (path.advmss, RouteMetric::Advmss)];
         let metrics: Vec<_> = metrics.into_iter().filter(|(v, _)| *v != 0).map(|(v, make)| make(v)).collect();
         if !metrics.is_empty() {
             attributes.push(RouteAttribute::Metrics(metrics));

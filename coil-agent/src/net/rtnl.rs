@@ -127,10 +127,8 @@ impl Rtnl {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         for attempt in 0..DUMP_ATTEMPTS {
-            let (found, interrupted) = self
-                .answers(request.clone())
-                .await
-                .map_err(|e| RtnlError::new(format!("list {what}"), e))?;
+            let (found, interrupted) =
+                self.answers(request.clone()).await.map_err(|e| RtnlError::new(format!("list {what}"), e))?;
             if !interrupted {
                 return Ok(found);
             }

@@ -32,7 +32,6 @@ pub(super) fn has_ipv6() -> bool {
     fs::metadata("/proc/sys/net/ipv6").is_ok()
 }
 
-
 fn same(now: &str, value: &str) -> bool {
     now.split_whitespace().eq(value.split_whitespace())
 }
