@@ -29,7 +29,7 @@ impl World {
         pool.metadata.uid = Some(format!("uid-{name}"));
         pool.metadata.resource_version = Some("7".into());
         pool.metadata.finalizers = Some(vec![FINALIZER.into()]);
-        pool.metadata.deletion_timestamp = deleting.then(|| Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        pool.metadata.deletion_timestamp = deleting.then_some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
         self.index.apply_pool(&pool.metadata, Ok(&pool))
     }
 
