@@ -83,7 +83,10 @@ pub(crate) fn request(
     if !is_supported(&version) || (command == Command::Check && version == "0.3.1") {
         return Err(error(
             code::INCOMPATIBLE_VERSION,
-            format!("cniVersion {version:?} is not one of {} (CHECK: from 0.4.0)", SUPPORTED_VERSIONS.join(", ")),
+            format!(
+                "cniVersion {version:?} is not one of {} (CHECK: from 0.4.0)",
+                SUPPORTED_VERSIONS.join(", ")
+            ),
         ));
     }
     let needed = |value: &Option<String>, name| value.clone().ok_or_else(|| missing(name));
@@ -171,8 +174,14 @@ mod tests {
         };
         assert_eq!(code_of(Command::Add, &environment(), "{"), code::DECODING_FAILURE);
         assert_eq!(code_of(Command::Add, &environment(), "{}"), code::INCOMPATIBLE_VERSION);
-        assert_eq!(code_of(Command::Add, &environment(), r#"{"cniVersion":"0.2.0"}"#), code::INCOMPATIBLE_VERSION);
-        assert_eq!(code_of(Command::Check, &environment(), r#"{"cniVersion":"0.3.1"}"#), code::INCOMPATIBLE_VERSION);
+        assert_eq!(
+            code_of(Command::Add, &environment(), r#"{"cniVersion":"0.2.0"}"#),
+            code::INCOMPATIBLE_VERSION
+        );
+        assert_eq!(
+            code_of(Command::Check, &environment(), r#"{"cniVersion":"0.3.1"}"#),
+            code::INCOMPATIBLE_VERSION
+        );
         let mut no_netns = environment();
         no_netns.netns = None;
         assert_eq!(code_of(Command::Add, &no_netns, CONF), code::INVALID_ENVIRONMENT);

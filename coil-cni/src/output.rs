@@ -11,7 +11,10 @@ const ERROR_VERSION: &str = "1.0.0";
 /// coild's result, in the asked version.
 pub(crate) fn result(result: &[u8], version: &str) -> Result<String, ErrorDocument> {
     let bad = |e: serde_json::Error| {
-        error(code::DECODING_FAILURE, format!("coild's result is not JSON: {e}; are plugin and coild of one release?"))
+        error(
+            code::DECODING_FAILURE,
+            format!("coild's result is not JSON: {e}; are plugin and coild of one release?"),
+        )
     };
     let mut document: Value = serde_json::from_slice(result).map_err(bad)?;
     document["cniVersion"] = json!(version);
@@ -92,7 +95,7 @@ mod tests {
     fn versions_and_errors() {
         let answer: Value = serde_json::from_str(&versions(br#"{"cniVersion":"0.4.0"}"#).unwrap()).unwrap();
         assert_eq!(answer["cniVersion"], "0.4.0");
-        assert_eq!(answer["supportedVersions"].as_array().unwrap().len(), 4);
+        assert_eq!(answer["supportedVersions"].as_array().unwrap().len(), 3);
         assert_eq!(error_version(b"nothing"), "1.0.0");
         assert_eq!(error_version(br#"{"cniVersion":"1.1.0"}"#), "1.1.0");
         let text = pretty(&error(7, "no"));

@@ -16,7 +16,8 @@ pub(super) async fn reconcile(
     namespaces: &[Namespace],
     accounts: &[ServiceAccount],
 ) -> Result<()> {
-    let have: HashSet<_> = accounts.iter().filter(|a| a.name_any() == NAME).filter_map(|a| a.namespace()).collect();
+    let have: HashSet<_> =
+        accounts.iter().filter(|a| a.name_any() == NAME).filter_map(|a| a.namespace()).collect();
     let wanting = namespaces.iter().filter(|n| n.metadata.deletion_timestamp.is_none());
     for namespace in wanting.map(kube::ResourceExt::name_any).filter(|name| !have.contains(name)) {
         let api: Api<ServiceAccount> = Api::namespaced(client.clone(), &namespace);

@@ -91,7 +91,8 @@ where
 }
 
 async fn pass(client: &Client) -> Result<()> {
-    accounts::reconcile(client, &list::<Namespace>(client).await?, &list::<ServiceAccount>(client).await?).await?;
+    accounts::reconcile(client, &list::<Namespace>(client).await?, &list::<ServiceAccount>(client).await?)
+        .await?;
     let pods = list::<Pod>(client).await?;
     deployment::reconcile(client, &list(client).await?, &list(client).await?).await?;
     replicaset::reconcile(client, &list(client).await?, &pods).await?;

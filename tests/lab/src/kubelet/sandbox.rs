@@ -134,7 +134,8 @@ async fn detach(attachment: Option<&cni::Attachment>) -> Result<()> {
 fn random_id() -> Result<String> {
     let mut id = String::new();
     while id.len() < 64 {
-        let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot read a random id")?;
+        let uuid =
+            std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot read a random id")?;
         id.extend(uuid.chars().filter(char::is_ascii_hexdigit));
     }
     Ok(id)

@@ -45,7 +45,8 @@ fn run(options: &Options) -> Result<()> {
     let places = topology::build(options, &state)?;
     state.write_places(&places.iter().map(|(name, place)| (name.clone(), place.published())).collect())?;
     let (fatal, fatal_end) = mpsc::channel(1);
-    let lab = Lab { options: options.clone(), logs: programs::logs_dir(&options.name)?, state, places, fatal };
+    let lab =
+        Lab { options: options.clone(), logs: programs::logs_dir(&options.name)?, state, places, fatal };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(lab.live(fatal_end))
 }
