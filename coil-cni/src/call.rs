@@ -24,7 +24,8 @@ pub(crate) fn coild(command: Command, request: &Request) -> Result<Option<Vec<u8
         .enable_all()
         .build()
         .map_err(|e| error(code::IO_FAILURE, format!("cannot start: {e}")))?;
-    let answer = runtime.block_on(timeout(LIMIT, ask(command, request)));
+    // Inside the runtime: a timer is made in its context.
+    let answer = runtime.block_on(async { timeout(LIMIT, ask(command, request)).await });
     answer.unwrap_or_else(|_| {
         let msg = format!("coild on {} did not answer within {} s", request.socket, LIMIT.as_secs());
         Err(error(code::TRY_AGAIN_LATER, msg))

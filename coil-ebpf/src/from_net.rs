@@ -1,7 +1,7 @@
 //! TC ingress of an uplink.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use coil_packet::{Decision, Path, path};
+use coil_packet::{Decision, Path, Reason, path};
 
 use crate::{
     run::{self, Hook},
@@ -21,7 +21,7 @@ impl Hook for FromNet {
     const PATH: Path = Path::FromNet;
 
     #[inline(always)]
-    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) {
-        path::from_net(skb, skb.ifindex(), tables, decision);
+    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
+        path::from_net(skb, skb.ifindex(), tables, decision)
     }
 }

@@ -1,7 +1,7 @@
 //! TC ingress of the host side of a pod's veth.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use coil_packet::{Decision, Path, path};
+use coil_packet::{Decision, Path, Reason, path};
 
 use crate::{
     run::{self, Hook},
@@ -21,7 +21,7 @@ impl Hook for FromPod {
     const PATH: Path = Path::FromPod;
 
     #[inline(always)]
-    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) {
-        path::from_pod(skb, skb.ifindex(), tables, decision);
+    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
+        path::from_pod(skb, skb.ifindex(), tables, decision)
     }
 }

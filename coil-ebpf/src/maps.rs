@@ -99,7 +99,7 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// Memory for one decision of either family.
 #[repr(C)]
 struct Scratch {
-    words: [u64; 32],
+    words: [u64; 40],
 }
 
 /// This CPU's room for a decision.

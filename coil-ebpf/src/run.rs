@@ -20,7 +20,7 @@ pub(crate) trait Hook {
     /// Its counters.
     const PATH: Path;
     /// Its decision.
-    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>);
+    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason;
 }
 
 /// Runs a program on a packet of either family; what is neither is the kernel's.
@@ -42,8 +42,7 @@ pub(crate) fn by_family<H: Hook>(skb: &Buffer) -> i32 {
 fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
     let Some(decision) = scratch::<A>() else { return NEXT };
     let len = skb.len();
-    decide::<H, A>(skb, decision);
-    let mut reason = decision.outcome.reason;
+    let mut reason = decide::<H, A>(skb, decision);
     let action = match decision.outcome.verdict {
         Verdict::Next => NEXT,
         Verdict::Drop => DROP,
@@ -58,8 +57,8 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
 }
 
 #[inline(never)]
-fn decide<H: Hook, A: Side>(skb: &Buffer, decision: &mut Decision<A>) {
-    H::decide::<A>(skb, &mut Kernel::new(skb), decision);
+fn decide<H: Hook, A: Side>(skb: &Buffer, decision: &mut Decision<A>) -> Reason {
+    H::decide::<A>(skb, &mut Kernel::new(skb), decision)
 }
 
 #[inline(never)]

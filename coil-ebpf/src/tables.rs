@@ -10,9 +10,10 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
     abi::{
-        Config, FlowKey, FlowValue, GatewayKey, MAGLEV_SLOTS, NONE, NatKey, NatRevKey, NatRevValue, NatValue,
-        PodValue, PolicyKey,
+        Config, FlowKey, FlowValue, GatewayKey, NONE, NatKey, NatRevKey, NatRevValue, NatValue, PodValue,
+        PolicyKey,
     },
+    hash,
 };
 
 use crate::{
@@ -128,9 +129,8 @@ impl<A: Side> Tables<A> for Kernel {
     #[inline(always)]
     fn gateway(&self, egress: u32, hash: u32) -> Option<A> {
         let table = A::maglev().get_ptr(egress)?;
-        let slot = hash as usize % MAGLEV_SLOTS;
-        // SAFETY: as above; the remainder is inside the array.
-        Some(unsafe { *(&raw const (*table).slots).cast::<A>().add(slot) })
+        // SAFETY: as above; the slot is inside the array.
+        Some(unsafe { *(&raw const (*table).slots).cast::<A>().add(hash::slot(hash)) })
     }
 
     #[inline(always)]
@@ -199,19 +199,40 @@ impl<A: Side> Tables<A> for Kernel {
 
     #[inline(always)]
     fn fib(&self, query: &FibQuery<A>) -> Fib {
-        let mut answer = Fib::Refused;
-        fib(&self.skb, query, &mut answer);
-        answer
+        let mut answer = FibAnswer::default();
+        match fib(&self.skb, query, &mut answer) {
+            FIB_SUCCESS | FIB_NO_NEIGH => {
+                let family = if answer.family == AF_INET { Family::V4 } else { Family::V6 };
+                Fib::Forward { ifindex: answer.ifindex, via: NextHop { family, addr: bytes(answer.via) } }
+            }
+            FIB_FRAG_NEEDED => Fib::TooBig { mtu: answer.mtu },
+            _ => Fib::Refused,
+        }
     }
 }
+
+/// What the kernel said, in plain numbers: an enum that is written in one branch and copied in another
+/// confuses the verifier.
+#[derive(Default)]
+struct FibAnswer {
+    ifindex: u32,
+    mtu: u32,
+    family: u32,
+    via: [u32; 4],
+}
+
+/// Aligned to words, so that zeroing it is a few stores and not a call of memset.
+#[repr(C, align(8))]
+struct Aligned(bpf_fib_lookup);
 
 /// Asks the kernel's routing. Not inlined: a stack of its own.
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "a longer segment fits no route's MTU, however cut")]
-fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut Fib) {
+fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
     // SAFETY: integers and unions of integers; zero is a value.
-    let mut params: bpf_fib_lookup = unsafe { zeroed() };
-    A::write_fib(&mut params, query.src, query.dst);
+    let mut aligned: Aligned = unsafe { zeroed() };
+    let params = &mut aligned.0;
+    A::write_fib(params, query.src, query.dst);
     params.l4_protocol = query.protocol;
     params.sport = query.sport.to_be();
     params.dport = query.dport.to_be();
@@ -219,20 +240,13 @@ fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut Fib) {
     params.__bindgen_anon_1.tot_len = query.len.min(0xffff) as u16;
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: params is valid for its size, the context is this packet's.
-    let answer = unsafe { fib_lookup(skb.context().cast(), &raw mut params, size, 0) };
-    // SAFETY: every bit pattern of these unions is an integer.
-    *out = unsafe {
-        match answer {
-            FIB_SUCCESS | FIB_NO_NEIGH => {
-                let via = if u32::from(params.family) == AF_INET {
-                    NextHop { family: Family::V4, addr: bytes([params.__bindgen_anon_4.ipv4_dst, 0, 0, 0]) }
-                } else {
-                    NextHop { family: Family::V6, addr: bytes(params.__bindgen_anon_4.ipv6_dst) }
-                };
-                Fib::Forward { ifindex: params.ifindex, via }
-            }
-            FIB_FRAG_NEEDED => Fib::TooBig { mtu: u32::from(params.__bindgen_anon_1.mtu_result) },
-            _ => Fib::Refused,
-        }
-    };
+    let code = unsafe { fib_lookup(skb.context().cast(), params, size, 0) };
+    out.ifindex = params.ifindex;
+    out.family = u32::from(params.family);
+    // SAFETY: every bit pattern of these unions is an integer. An IPv4 next hop is the first word.
+    unsafe {
+        out.mtu = u32::from(params.__bindgen_anon_1.mtu_result);
+        out.via = params.__bindgen_anon_4.ipv6_dst;
+    }
+    code
 }

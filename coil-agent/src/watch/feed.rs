@@ -66,13 +66,6 @@ impl Feed {
         self.watch_service_ranges(client, all);
     }
 
-    /// Starts the watches of coil-router. Needs a Tokio runtime.
-    pub fn start_router(&self, client: &Client) {
-        let all = watcher::Config::default();
-        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes);
-        self.watch("addressblocks", Api::all(client.clone()), all, objects::block, |i| &mut i.blocks);
-    }
-
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
     fn watch_service_ranges(&self, client: &Client, config: watcher::Config) {
         let (feed, client) = (self.clone(), client.clone());

@@ -79,15 +79,6 @@ pub struct SliceInfo {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// An AddressBlock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockInfo {
-    /// The node that owns it.
-    pub node: String,
-    /// Its networks, at most one per family.
-    pub networks: Vec<IpNet>,
-}
-
 /// Objects of one kind.
 pub type Store<T> = BTreeMap<ObjectKey, T>;
 
@@ -106,8 +97,6 @@ pub struct Index {
     pub pools: Store<Vec<IpNet>>,
     /// Addresses of nodes.
     pub nodes: Store<Vec<IpAddr>>,
-    /// AddressBlocks of all nodes; coil-router's.
-    pub blocks: Store<BlockInfo>,
     /// Ranges of Services, where the cluster tells them (Kubernetes 1.33).
     pub service_ranges: Store<Vec<IpNet>>,
 }

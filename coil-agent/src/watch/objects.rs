@@ -4,10 +4,8 @@ use std::{net::IpAddr, str::FromStr};
 
 use coil_api::{
     annotation::{EgressRef, egresses_of_pod, pool_of_namespace},
-    crd::{AddressBlock, AddressPool, Egress, SessionAffinity},
-    names::{
-        APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME, LABEL_NODE,
-    },
+    crd::{AddressPool, Egress, SessionAffinity},
+    names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME},
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
@@ -18,7 +16,7 @@ use k8s_openapi::api::{
 use kube::{Resource, ResourceExt};
 use tracing::warn;
 
-use super::index::{BlockInfo, EgressInfo, Endpoint, ObjectKey, PodInfo, SliceInfo};
+use super::index::{EgressInfo, Endpoint, ObjectKey, PodInfo, SliceInfo};
 
 /// Label of an EndpointSlice: its Service.
 pub const LABEL_SERVICE: &str = "kubernetes.io/service-name";
@@ -102,18 +100,6 @@ pub fn pool(pool: &AddressPool) -> Option<Vec<IpNet>> {
             .map(|n: IpNet| n.trunc())
             .collect(),
     )
-}
-
-/// A block and its node; none when it belongs to no node.
-#[must_use]
-pub fn block(block: &AddressBlock) -> Option<BlockInfo> {
-    let networks = block.block.ipv4.iter().chain(&block.block.ipv6).map(String::as_str);
-    Some(BlockInfo {
-        node: block.labels().get(LABEL_NODE)?.clone(),
-        networks: parse_all(networks, || format!("network of AddressBlock {}", key(block)))
-            .map(|n: IpNet| n.trunc())
-            .collect(),
-    })
 }
 
 /// The addresses by which other nodes reach a node.

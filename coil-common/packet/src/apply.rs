@@ -1,7 +1,7 @@
 //! Carries out a plan on a packet.
 
 use crate::{
-    Deliver, Fault, Nat, Outer, Plan, Room, Side, Skb,
+    Deliver, End, Fault, Outer, Plan, Room, Skb,
     wire::{ETHERNET, Header, Kind, Packet, difference, fou_header_v4, fou_header_v6, udp},
 };
 
@@ -30,8 +30,11 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
     if plan.hop {
         A::hop(skb, l3, packet)?;
     }
-    if let Some(nat) = &plan.nat {
-        translate(skb, l3, packet, nat)?;
+    if let Some(end) = &plan.source {
+        translate::<A, S, true>(skb, l3, packet, end)?;
+    }
+    if let Some(end) = &plan.destination {
+        translate::<A, S, false>(skb, l3, packet, end)?;
     }
     if let Some(outer) = &plan.encap {
         A::encap(skb, outer)?;
@@ -45,18 +48,15 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
 
 /// Replaces one end's address and port.
 #[inline(always)]
-fn translate<A: Rewrite, S: Skb>(
+fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
     skb: &mut S,
     l3: u32,
     packet: &Packet<A>,
-    nat: &Nat<A>,
+    new: &End<A>,
 ) -> Result<(), Fault> {
     let l4 = l3 + (packet.l4 - packet.l3);
     let echo = matches!(packet.kind, Kind::EchoRequest | Kind::EchoReply);
-    let (old_addr, old_port) = match nat.side {
-        Side::Source => (packet.src, packet.sport),
-        Side::Destination => (packet.dst, packet.dport),
-    };
+    let (old_addr, old_port) = if SOURCE { (packet.src, packet.sport) } else { (packet.dst, packet.dport) };
     let sum_at = l4
         + match packet.kind {
             Kind::Tcp => 16,
@@ -64,15 +64,15 @@ fn translate<A: Rewrite, S: Skb>(
             _ => 2,
         };
     let port_at = l4
-        + match nat.side {
-            _ if echo => 4,
-            Side::Source => 0,
-            Side::Destination => 2,
+        + match (echo, SOURCE) {
+            (true, _) => 4,
+            (false, true) => 0,
+            (false, false) => 2,
         };
-    let addr_at = l3 + addr_offset::<A>(nat.side);
+    let addr_at = l3 + addr_offset::<A>(SOURCE);
     let optional = A::L3_SUM && packet.protocol == udp::PROTOCOL;
 
-    let diff = difference(old_addr.sum(), nat.addr.sum());
+    let diff = difference(old_addr.sum(), new.addr.sum());
     // ICMP has a pseudo header in IPv6 only.
     if !(echo && A::L3_SUM) {
         skb.fix_l4_sum(sum_at, diff, true, optional)?;
@@ -80,9 +80,9 @@ fn translate<A: Rewrite, S: Skb>(
     if A::L3_SUM {
         skb.fix_l3_sum(l3 + 10, diff)?;
     }
-    A::store_addr(skb, addr_at, nat.addr)?;
-    if nat.port != old_port {
-        let (old, new) = (old_port.to_be_bytes(), nat.port.to_be_bytes());
+    A::store_addr(skb, addr_at, new.addr)?;
+    if new.port != old_port {
+        let (old, new) = (old_port.to_be_bytes(), new.port.to_be_bytes());
         let diff = difference(u32::from(u16::from_ne_bytes(old)), u32::from(u16::from_ne_bytes(new)));
         skb.fix_l4_sum(sum_at, diff, false, optional)?;
         skb.store(port_at, &new)?;
@@ -91,12 +91,12 @@ fn translate<A: Rewrite, S: Skb>(
 }
 
 #[inline(always)]
-const fn addr_offset<A: Header>(side: Side) -> u32 {
-    match (A::L3_SUM, side) {
-        (true, Side::Source) => 12,
-        (true, Side::Destination) => 16,
-        (false, Side::Source) => 8,
-        (false, Side::Destination) => 24,
+const fn addr_offset<A: Header>(source: bool) -> u32 {
+    match (A::L3_SUM, source) {
+        (true, true) => 12,
+        (true, false) => 16,
+        (false, true) => 8,
+        (false, false) => 24,
     }
 }
 

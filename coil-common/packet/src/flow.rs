@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// [`FlowValue::state`] of a flow that bypasses the host stack.
-pub const FAST: u8 = 1;
+pub const FAST: u16 = 1;
 
 /// Seconds after which an idle TCP flow is forgotten: no shorter than connection tracking's
 /// `nf_conntrack_tcp_timeout_established`, so that the kernel never takes over in mid-connection.
@@ -32,7 +32,7 @@ pub fn key<A: Addr>(packet: &Packet<A>) -> FlowKey<A> {
     } else {
         (packet.dst, packet.dport, packet.src, packet.sport)
     };
-    FlowKey { low, high, low_port, high_port, protocol: packet.protocol, pad: [0; 3] }
+    FlowKey { low, high, low_port, high_port, protocol: u32::from(packet.protocol) }
 }
 
 /// True for kinds of packets that a flow entry can cover.
@@ -79,12 +79,12 @@ pub fn is_fast<A: Addr, T: Tables<A>>(tables: &mut T, key: &FlowKey<A>, packet: 
 /// The entry of a flow that begins.
 #[inline(always)]
 pub fn fresh<A: Addr, T: Tables<A>>(tables: &T) -> FlowValue {
-    FlowValue { seen: tables.now(), state: FAST, closing: 0, pad: [0; 2] }
+    FlowValue { seen: tables.now(), state: FAST, closing: 0 }
 }
 
 /// A new SYN re-opens a closed flow; FIN and RST close it.
 #[inline(always)]
-fn closing<A: Addr>(packet: &Packet<A>, before: u8) -> u8 {
+fn closing<A: Addr>(packet: &Packet<A>, before: u16) -> u16 {
     if packet.kind != Kind::Tcp {
         0
     } else if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {

@@ -1,6 +1,6 @@
 //! Hashes of flows, for gateway choice, ports and source ports. Not for tables of the kernel.
 
-use crate::{Addr, wire::Packet};
+use crate::{Addr, abi::MAGLEV_BITS, wire::Packet};
 
 /// Mixes one word into a hash (the multiplier is 2^64 divided by the golden ratio).
 #[inline(always)]
@@ -30,4 +30,11 @@ pub fn flow<A: Addr>(packet: &Packet<A>) -> u64 {
 #[must_use]
 pub const fn high(hash: u64) -> u32 {
     (hash >> 32) as u32
+}
+
+/// The slot of a Maglev table for a hash: its upper bits, whose bound the verifier sees.
+#[inline(always)]
+#[must_use]
+pub const fn slot(hash: u32) -> usize {
+    (hash >> (32 - MAGLEV_BITS)) as usize
 }

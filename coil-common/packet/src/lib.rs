@@ -30,6 +30,6 @@ pub use icmp::{Error as IcmpError, answer};
 pub use skb::{Fault, Room, Skb};
 pub use tables::{Fib, FibQuery, Full, Insert, NextHop, Tables};
 pub use verdict::{
-    COUNTERS, Class, Decision, Deliver, Nat, Outcome, Outer, Path, Plan, Reason, Side, TooBig, Verdict,
+    COUNTERS, Class, Decision, Deliver, End, Outcome, Outer, Path, Plan, Reason, TooBig, Verdict,
     counter_index,
 };

@@ -72,8 +72,7 @@ pub fn outbound<A: Addr, T: Tables<A>>(
         remote: packet.dst,
         client_port: packet.sport,
         remote_port: packet.dport,
-        protocol: packet.protocol,
-        pad: [0; 3],
+        protocol: u32::from(packet.protocol),
     };
     let now = tables.now();
     if let Some(NatValue { port, .. }) = tables.nat(&key) {
@@ -102,8 +101,7 @@ pub fn inbound<A: Addr, T: Tables<A>>(tables: &mut T, packet: &Packet<A>) -> Opt
         remote: packet.src,
         port: packet.dport,
         remote_port: packet.sport,
-        protocol: packet.protocol,
-        pad: [0; 3],
+        protocol: u32::from(packet.protocol),
     };
     let lease = tables.nat_rev(&key)?;
     if expired(packet.protocol, &lease, tables.now()) {
@@ -121,7 +119,6 @@ const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
         port,
         remote_port: key.remote_port,
         protocol: key.protocol,
-        pad: [0; 3],
     }
 }
 

@@ -48,6 +48,7 @@ pub struct NextHop {
 
 /// The kernel's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Fib {
     /// Forward to this neighbour.
     Forward {

@@ -162,20 +162,9 @@ pub const fn counter_index(path: Path, family: Family, reason: Reason) -> u32 {
     ((path as u32) * 2 + family as u32) * reasons + reason as u32
 }
 
-/// Which end of a packet is translated.
+/// What one end of a packet becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The source: a client's packet on its way out.
-    Source,
-    /// The destination: a reply.
-    Destination,
-}
-
-/// A translation of one end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Nat<A> {
-    /// The end.
-    pub side: Side,
+pub struct End<A> {
     /// Its new address.
     pub addr: A,
     /// Its new port, or the new identifier of an ICMP echo.
@@ -200,7 +189,9 @@ pub struct Outer<A> {
 }
 
 /// How a packet leaves.
+// The tag comes first: BTF knows no other place for it, and the kernel refuses the type otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Deliver {
     /// Straight into a pod of this node.
     Peer {
@@ -227,8 +218,10 @@ pub struct Plan<A> {
     pub decap: u32,
     /// The TOS or traffic class to write, when it changes.
     pub tos: Option<u8>,
-    /// The translation, if any.
-    pub nat: Option<Nat<A>>,
+    /// The new source of a client's packet on its way out.
+    pub source: Option<End<A>>,
+    /// The new destination of a reply.
+    pub destination: Option<End<A>>,
     /// True when the time to live goes down by one.
     pub hop: bool,
     /// The header to put in front, if any.
@@ -242,7 +235,7 @@ impl<A: Addr> Plan<A> {
     #[inline(always)]
     #[must_use]
     pub const fn forward(deliver: Deliver) -> Self {
-        Self { decap: 0, tos: None, nat: None, hop: true, encap: None, deliver }
+        Self { decap: 0, tos: None, source: None, destination: None, hop: true, encap: None, deliver }
     }
 }
 
@@ -258,6 +251,7 @@ pub struct TooBig<A> {
 /// What becomes of a packet.
 #[must_use = "a verdict that nobody applies loses the packet's counter"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Verdict<A> {
     /// The kernel handles it.
     Next,
@@ -282,6 +276,10 @@ pub struct Decision<A> {
 }
 
 /// The judgement half of a [`Decision`], to be written once.
+///
+/// Every step of a decision ends in one of the methods and returns the reason: a BPF function that
+/// returns nothing leaves whatever it likes in the return register, which the verifier refuses when
+/// that is a stack pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome<A> {
     /// What becomes of the packet.
@@ -292,27 +290,31 @@ pub struct Outcome<A> {
 
 impl<A: Addr> Outcome<A> {
     #[inline(always)]
-    pub(crate) fn next(&mut self, reason: Reason) {
+    pub(crate) fn next(&mut self, reason: Reason) -> Reason {
         self.verdict = Verdict::Next;
         self.reason = reason;
+        reason
     }
 
     #[inline(always)]
-    pub(crate) fn drop(&mut self, reason: Reason) {
+    pub(crate) fn drop(&mut self, reason: Reason) -> Reason {
         self.verdict = Verdict::Drop;
         self.reason = reason;
+        reason
     }
 
     #[inline(always)]
-    pub(crate) fn send(&mut self, reason: Reason, plan: Plan<A>) {
+    pub(crate) fn send(&mut self, reason: Reason, plan: Plan<A>) -> Reason {
         self.verdict = Verdict::Send(plan);
         self.reason = reason;
+        reason
     }
 
     #[inline(always)]
-    pub(crate) fn answer(&mut self, reason: Reason, answer: TooBig<A>) {
+    pub(crate) fn answer(&mut self, reason: Reason, answer: TooBig<A>) -> Reason {
         self.verdict = Verdict::Answer(answer);
         self.reason = reason;
+        reason
     }
 }
 

@@ -1,3 +1,5 @@
-//! A Coil cluster in network namespaces.
+//! `coil-lab`: a Coil cluster in network namespaces.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    coil_lab::main()
+}

@@ -15,8 +15,12 @@ pub use node::{
     config_flag, egress_flag, pod_flag,
 };
 
-/// Slots of a Maglev table: a prime well above the gateways of one Egress.
-pub const MAGLEV_SLOTS: usize = 251;
+/// The number of slots of a Maglev table, as a power of two.
+pub const MAGLEV_BITS: u32 = 8;
+
+/// Slots of a Maglev table: well above the gateways of one Egress. A power of two, for the verifier; an odd
+/// step visits all slots then, as any step does where their number is prime.
+pub const MAGLEV_SLOTS: usize = 1 << MAGLEV_BITS;
 
 /// States `what` as plain old data in both families, after checking that no byte of it is padding.
 macro_rules! plain {

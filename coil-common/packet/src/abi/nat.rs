@@ -16,9 +16,7 @@ pub struct FlowKey<A> {
     /// Port of `high`.
     pub high_port: u16,
     /// IP protocol.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    pub protocol: u32,
 }
 
 /// Value of `coil_flows4` and `coil_flows6`.
@@ -28,11 +26,9 @@ pub struct FlowValue {
     /// Last packet, in seconds of the monotonic clock.
     pub seen: u32,
     /// See [`crate::flow`].
-    pub state: u8,
+    pub state: u16,
     /// 1 when a FIN or RST was seen.
-    pub closing: u8,
-    /// Zero.
-    pub pad: [u8; 2],
+    pub closing: u16,
 }
 
 /// Key of `coil_nat4` and `coil_nat6`: a flow as the client sees it, per gateway.
@@ -50,9 +46,7 @@ pub struct NatKey<A> {
     /// The destination's port, 0 for ICMP echo.
     pub remote_port: u16,
     /// IP protocol.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    pub protocol: u32,
 }
 
 /// Value of `coil_nat4` and `coil_nat6`. Valid only while the reverse entry points back.
@@ -78,9 +72,7 @@ pub struct NatRevKey<A> {
     /// The remote's port, 0 for ICMP echo.
     pub remote_port: u16,
     /// IP protocol.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    pub protocol: u32,
 }
 
 /// Value of `coil_nat_rev4` and `coil_nat_rev6`: to whom the port is lent, and since when it is idle.
@@ -100,8 +92,8 @@ pub struct NatRevValue<A> {
 }
 
 plain! {
-    FlowKey { A, A, u16, u16, u8, [u8; 3] }
-    NatKey { A, A, A, u16, u16, u8, [u8; 3] }
-    NatRevKey { A, A, u16, u16, u8, [u8; 3] }
+    FlowKey { A, A, u16, u16, u32 }
+    NatKey { A, A, A, u16, u16, u32 }
+    NatRevKey { A, A, u16, u16, u32 }
     NatRevValue { A, u32, u16, u8, u8 }
 }

@@ -128,7 +128,7 @@ pub struct Maglev<A> {
     pub flags: u32,
     /// Gateways in the table; 0 means that the Egress has none and its packets are dropped.
     pub gateways: u32,
-    /// Gateway address by hash modulo [`MAGLEV_SLOTS`].
+    /// Gateway address by [`crate::hash::slot`].
     pub slots: [A; MAGLEV_SLOTS],
 }
 

@@ -2,7 +2,7 @@
 
 use super::query;
 use crate::{
-    Addr, Deliver, Fib, FibQuery, Nat, Outcome, Outer, Plan, Reason, Side, Tables, TooBig,
+    Addr, Deliver, End, Fib, FibQuery, Outcome, Outer, Plan, Reason, Tables, TooBig,
     abi::egress_flag,
     hash, nat,
     wire::{Kind, Packet, UDP, udp},
@@ -16,38 +16,62 @@ const AUTO_COUNT: u32 = 28232;
 const MIN_MTU: u32 = 1280;
 const MIN_MTU_V4: u32 = 552;
 
+/// The way of a client's packet to and through its gateway.
+#[derive(Clone, Copy)]
+pub(super) struct Way<A> {
+    /// The gateway pod's address.
+    pub(super) gateway: A,
+    /// The host side of its veth when it is on this node, else 0.
+    pub(super) link: u32,
+    /// Bytes of outer headers to remove.
+    pub(super) decap: u32,
+    /// The TOS to write, when it changes.
+    pub(super) tos: Option<u8>,
+    /// True when the client is on this node and can be told an MTU.
+    pub(super) tell: bool,
+    /// UDP source port of the encapsulation.
+    pub(super) sport: u16,
+}
+
 /// A client's packet that the Egress `egress` takes.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn out<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
     egress: u32,
     tables: &mut T,
     outcome: &mut Outcome<A>,
-) {
+) -> Reason {
     if let Err(reason) = translatable(packet) {
         return outcome.drop(reason);
     }
-    let Some(flags) = tables.egress_flags(egress) else { return outcome.drop(Reason::NoGateway) };
+    let mut way = Way { gateway: packet.dst, link: 0, decap: 0, tos: None, tell: true, sport: 0 };
+    if !choose(packet, egress, tables, &mut way) {
+        return outcome.drop(Reason::NoGateway);
+    }
+    if way.link == 0 {
+        encapsulate(packet, &way, tables, outcome)
+    } else {
+        translate(packet, &way, tables, outcome)
+    }
+}
+
+/// Picks the gateway; false when there is none.
+#[inline(never)]
+fn choose<A: Addr, T: Tables<A>>(packet: &Packet<A>, egress: u32, tables: &T, way: &mut Way<A>) -> bool {
+    let Some(flags) = tables.egress_flags(egress) else { return false };
     let of_flow = hash::flow(packet);
     let of_choice =
         if flags & egress_flag::CLIENT_AFFINITY != 0 { hash::address(packet.src) } else { of_flow };
-    let Some(gateway) = tables.gateway(egress, hash::high(of_choice)) else {
-        return outcome.drop(Reason::NoGateway);
-    };
-    if let Some(pod) = tables.pod(&gateway)
+    let Some(gateway) = tables.gateway(egress, hash::high(of_choice)) else { return false };
+    way.gateway = gateway;
+    way.sport =
+        if flags & egress_flag::SPORT_AUTO != 0 { auto_port(of_flow) } else { tables.config().fou_port };
+    if let Some(pod) = tables.pod(&way.gateway)
         && pod.is_gateway()
     {
-        let way = Way { gateway, link: pod.ifindex, decap: 0, tos: None, tell: true };
-        return translate(packet, &way, tables, outcome);
+        way.link = pod.ifindex;
     }
-    let dport = tables.config().fou_port;
-    let sport = if flags & egress_flag::SPORT_AUTO != 0 { auto_port(of_flow) } else { dport };
-    encapsulate(
-        packet,
-        &Outer { src: packet.src, dst: gateway, sport, dport, inner_len: 0, tos: 0 },
-        tables,
-        outcome,
-    );
+    true
 }
 
 /// What SNAT can translate.
@@ -64,23 +88,24 @@ pub(super) fn translatable<A: Addr>(packet: &Packet<A>) -> Result<(), Reason> {
 }
 
 /// Puts a client's packet into FOU, towards its gateway.
-#[inline(always)]
+#[inline(never)]
 fn encapsulate<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
-    outer: &Outer<A>,
+    way: &Way<A>,
     tables: &T,
     outcome: &mut Outcome<A>,
-) {
-    let (ifindex, via) = match tables.fib(&outer_query(packet, outer)) {
+) -> Reason {
+    let dport = tables.config().fou_port;
+    let outer = Outer { src: packet.src, dst: way.gateway, sport: way.sport, dport, inner_len: 0, tos: 0 };
+    let (ifindex, via) = match tables.fib(&outer_query(packet, &outer)) {
         Fib::Forward { ifindex, via } if tables.is_uplink(ifindex) => (ifindex, via),
-        Fib::TooBig { mtu } => return too_big(outer.dst, mtu.saturating_sub(A::HEADER + UDP), outcome),
+        Fib::TooBig { mtu } => return too_big(way.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome),
         _ => return outcome.drop(Reason::EgressNotRouted),
     };
-    let Some(encap) = fill(packet, outer) else { return outcome.drop(Reason::EgressTooBig) };
-    let deliver = Deliver::Neighbour { ifindex, via };
+    let Some(encap) = fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
     // A link of the pod itself would do this: no hop yet.
-    let plan = Plan { decap: 0, tos: None, nat: None, hop: false, encap: Some(encap), deliver };
-    outcome.send(Reason::ToGateway, plan);
+    let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(Deliver::Neighbour { ifindex, via }) };
+    outcome.send(Reason::ToGateway, plan)
 }
 
 /// The routing question for a packet in FOU.
@@ -108,20 +133,6 @@ pub(super) fn fill<A: Addr>(packet: &Packet<A>, outer: &Outer<A>) -> Option<Oute
     Some(Outer { inner_len, tos: packet.tos & 3, ..*outer })
 }
 
-/// The way of a packet through a gateway of this node.
-pub(super) struct Way<A> {
-    /// The gateway pod's address.
-    pub(super) gateway: A,
-    /// The host side of its veth.
-    pub(super) link: u32,
-    /// Bytes of outer headers to remove.
-    pub(super) decap: u32,
-    /// The TOS to write, when it changes.
-    pub(super) tos: Option<u8>,
-    /// True when the client is on this node and can be told an MTU.
-    pub(super) tell: bool,
-}
-
 /// Translates a client's packet in the name of a gateway pod of this node, and sends it out.
 #[inline(never)]
 pub(super) fn translate<A: Addr, T: Tables<A>>(
@@ -129,7 +140,7 @@ pub(super) fn translate<A: Addr, T: Tables<A>>(
     way: &Way<A>,
     tables: &mut T,
     outcome: &mut Outcome<A>,
-) {
+) -> Reason {
     if packet.ttl <= 1 {
         return outcome.drop(Reason::EgressLastHop);
     }
@@ -141,10 +152,10 @@ pub(super) fn translate<A: Addr, T: Tables<A>>(
     let question = FibQuery { ifindex: way.link, src: way.gateway, sport, ..query(packet) };
     match tables.fib(&question) {
         Fib::Forward { ifindex, via } if tables.is_uplink(ifindex) => {
-            let nat = Some(Nat { side: Side::Source, addr: way.gateway, port });
-            let deliver = Deliver::Neighbour { ifindex, via };
-            let plan = Plan { decap: way.decap, tos: way.tos, nat, hop: true, encap: None, deliver };
-            outcome.send(Reason::Out, plan);
+            let source = Some(End { addr: way.gateway, port });
+            let forward = Plan::forward(Deliver::Neighbour { ifindex, via });
+            let plan = Plan { decap: way.decap, tos: way.tos, source, ..forward };
+            outcome.send(Reason::Out, plan)
         }
         Fib::TooBig { mtu } if way.tell => too_big(way.gateway, mtu, outcome),
         Fib::TooBig { .. } => outcome.drop(Reason::EgressTooBig),
@@ -153,7 +164,7 @@ pub(super) fn translate<A: Addr, T: Tables<A>>(
 }
 
 #[inline(always)]
-fn too_big<A: Addr>(from: A, mtu: u32, outcome: &mut Outcome<A>) {
+fn too_big<A: Addr>(from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
     let least = if A::L3_SUM { MIN_MTU_V4 } else { MIN_MTU };
     // A kernel before 5.12 does not say the route's MTU.
     if mtu < least || mtu > 0xffff {
@@ -161,7 +172,7 @@ fn too_big<A: Addr>(from: A, mtu: u32, outcome: &mut Outcome<A>) {
     }
     #[expect(clippy::cast_possible_truncation, reason = "checked above")]
     let mtu = mtu as u16;
-    outcome.answer(Reason::TooBig, TooBig { from, mtu });
+    outcome.answer(Reason::TooBig, TooBig { from, mtu })
 }
 
 #[inline(always)]

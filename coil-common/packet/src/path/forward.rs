@@ -14,7 +14,7 @@ pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
     tables: &mut T,
     outcome: &mut Outcome<A>,
-) {
+) -> Reason {
     let local = tables.pod(&packet.dst);
     if local.is_none() && !tables.in_pools(&packet.dst) {
         return outcome.next(Reason::NotAPod);
@@ -42,7 +42,7 @@ pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(
     if !fast && tables.put_flow(&key, &flow::fresh(tables)).is_err() {
         return outcome.next(Reason::FlowTableFull);
     }
-    outcome.send(reason, Plan::forward(deliver));
+    outcome.send(reason, Plan::forward(deliver))
 }
 
 /// A packet from the network for a pod of this node.
@@ -52,7 +52,7 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
     pod: &PodValue,
     tables: &mut T,
     outcome: &mut Outcome<A>,
-) {
+) -> Reason {
     if let Err(reason) = eligible(packet, tables) {
         return outcome.next(reason);
     }
@@ -66,7 +66,7 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
             return outcome.next(Reason::FlowTableFull);
         }
     }
-    outcome.send(Reason::ToPod, Plan::forward(peer(pod)));
+    outcome.send(Reason::ToPod, Plan::forward(peer(pod)))
 }
 
 /// True for the first packet of a flow between two pool addresses.

@@ -2,7 +2,7 @@
 
 use super::{egress, forward, peer};
 use crate::{
-    Addr, Decision, Deliver, Fib, Nat, Outcome, Outer, Plan, Reason, Side, Skb, Tables,
+    Addr, Decision, Deliver, End, Fib, Outcome, Outer, Plan, Reason, Skb, Tables,
     abi::PodValue,
     nat,
     wire::{ETHERNET, Header, Kind, Packet, UDP, parse},
@@ -15,7 +15,7 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
     ingress: u32,
     tables: &mut T,
     decision: &mut Decision<A>,
-) {
+) -> Reason {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = ingress;
     if !parse(skb, ETHERNET, packet) {
@@ -30,14 +30,14 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
     }
     if pod.is_gateway() {
         if let Some((client, port)) = nat::inbound(tables, packet) {
-            return reply(packet, &Nat { side: Side::Destination, addr: client, port }, tables, outcome);
+            return reply(packet, &End { addr: client, port }, tables, outcome);
         }
         // The pod's kernel would answer with a reset, to a connection that it never had.
         if matches!(packet.kind, Kind::Tcp | Kind::Udp) && nat::lendable(packet.dport) {
             return outcome.drop(Reason::NatUnknown);
         }
     }
-    forward::to_local(packet, &pod, tables, outcome);
+    forward::to_local(packet, &pod, tables, outcome)
 }
 
 /// FOU for a client or a gateway of this node.
@@ -47,7 +47,7 @@ fn from_tunnel<A: Header, S: Skb, T: Tables<A>>(
     pod: &PodValue,
     tables: &mut T,
     decision: &mut Decision<A>,
-) {
+) -> Reason {
     let Decision { packet: inner, outer, outcome } = decision;
     *outer = *inner;
     if !parse(skb, outer.l4 + UDP, inner) {
@@ -65,7 +65,7 @@ fn from_tunnel<A: Header, S: Skb, T: Tables<A>>(
             return outcome.drop(Reason::FouInner);
         }
         // The tunnel ends in the pod: no hop.
-        let plan = Plan { decap, tos, nat: None, hop: false, encap: None, deliver: peer(pod) };
+        let plan = Plan { decap, tos, hop: false, ..Plan::forward(peer(pod)) };
         return outcome.send(Reason::Decapsulated, plan);
     }
     if !pod.is_gateway() {
@@ -80,29 +80,34 @@ fn from_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if let Err(reason) = egress::translatable(inner) {
         return outcome.drop(reason);
     }
-    let way = egress::Way { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false };
-    egress::translate(inner, &way, tables, outcome);
+    let way = egress::Way { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0 };
+    egress::translate(inner, &way, tables, outcome)
 }
 
 /// A reply to a gateway, for one of its clients.
 #[inline(never)]
-fn reply<A: Addr, T: Tables<A>>(packet: &Packet<A>, nat: &Nat<A>, tables: &mut T, outcome: &mut Outcome<A>) {
+fn reply<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    to: &End<A>,
+    tables: &mut T,
+    outcome: &mut Outcome<A>,
+) -> Reason {
     if packet.ttl <= 1 {
         return outcome.drop(Reason::EgressLastHop);
     }
-    if let Some(pod) = tables.pod(&nat.addr) {
-        let plan = Plan { nat: Some(*nat), ..Plan::forward(peer(&pod)) };
+    if let Some(pod) = tables.pod(&to.addr) {
+        let plan = Plan { destination: Some(*to), ..Plan::forward(peer(&pod)) };
         return outcome.send(Reason::ReplyToPod, plan);
     }
     let fou_port = tables.config().fou_port;
     let outer =
-        Outer { src: packet.dst, dst: nat.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 };
+        Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 };
     let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
     match tables.fib(&egress::outer_query(packet, &outer)) {
         Fib::Forward { ifindex, via } if tables.is_uplink(ifindex) => {
             let deliver = Deliver::Neighbour { ifindex, via };
-            let plan = Plan { nat: Some(*nat), encap: Some(encap), ..Plan::forward(deliver) };
-            outcome.send(Reason::ReplyToNode, plan);
+            let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
+            outcome.send(Reason::ReplyToNode, plan)
         }
         Fib::TooBig { .. } => outcome.drop(Reason::EgressTooBig),
         _ => outcome.drop(Reason::EgressNotRouted),

@@ -13,7 +13,7 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     ingress: u32,
     tables: &mut T,
     decision: &mut Decision<A>,
-) {
+) -> Reason {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = ingress;
     if !parse(skb, ETHERNET, packet) {
@@ -29,5 +29,5 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     {
         return egress::out(packet, egress, tables, outcome);
     }
-    forward::to_pod_or_node(packet, tables, outcome);
+    forward::to_pod_or_node(packet, tables, outcome)
 }

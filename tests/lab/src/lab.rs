@@ -1,0 +1,219 @@
+//! A lab for tests: started, used through the real commands, and gone when dropped.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    config::Options,
+    down::wait_until_gone,
+    keeper::{self, Owned},
+    remains::Holdings,
+    state::StateDir,
+};
+
+const POLL: Duration = Duration::from_millis(50);
+
+/// A running lab that this process owns. Dropped, or its process killed, it ends.
+#[derive(Debug)]
+pub struct Lab {
+    options: Options,
+    program: PathBuf,
+    state: StateDir,
+    owned: Option<Owned>,
+}
+
+/// A command that has ended.
+#[derive(Debug, Clone)]
+pub struct Done {
+    /// The command, for messages.
+    pub command: String,
+    /// Whether it exited with 0.
+    pub ok: bool,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained.
+    pub stderr: String,
+}
+
+impl Done {
+    /// Standard output of a command that has to succeed.
+    ///
+    /// # Errors
+    /// When it failed; the message has the command and all its output.
+    pub fn success(self) -> Result<String> {
+        if !self.ok {
+            bail!("`{}` failed:\n{}{}", self.command, self.stdout, self.stderr);
+        }
+        Ok(self.stdout)
+    }
+}
+
+impl Lab {
+    /// Starts a lab with the `coil-lab` program given, beside which Coil's programs are.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start(program: &Path, options: Options) -> Result<Self> {
+        Self::start_saying(program, options, |_| ())
+    }
+
+    /// As [`Lab::start`], telling how far it is.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_saying(program: &Path, options: Options, say: impl FnMut(&str)) -> Result<Self> {
+        let owned = keeper::start(program, &options, say)?;
+        let state = StateDir::of(&options.name);
+        Ok(Self { options, program: program.to_owned(), state, owned: Some(owned) })
+    }
+
+    /// The options it was started with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The kubeconfig for the host.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.state.kubeconfig()
+    }
+
+    /// Process id of the lab's keeper on the host.
+    #[must_use]
+    pub fn keeper_pid(&self) -> u32 {
+        self.owned.as_ref().map_or(0, Owned::keeper_pid)
+    }
+
+    /// Runs kubectl; words are separated by spaces.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn kubectl(&self, words: &str) -> Result<Done> {
+        self.kubectl_with(&words.split_whitespace().collect::<Vec<_>>(), "")
+    }
+
+    /// Runs kubectl with words that may hold spaces, and text on its standard input.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn kubectl_with(&self, words: &[&str], input: &str) -> Result<Done> {
+        let mut command = Command::new("kubectl");
+        command.args(words).env("KUBECONFIG", self.kubeconfig());
+        run(command, format!("kubectl {}", words.join(" ")), input)
+    }
+
+    /// Applies manifests.
+    ///
+    /// # Errors
+    /// When kubectl refuses them.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        self.kubectl_with(&["apply", "-f", "-"], yaml)?.success()
+    }
+
+    /// Runs a command in a pod (`NAMESPACE/POD`).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn exec(&self, pod: &str, words: &str) -> Result<Done> {
+        self.inside(&["exec", "--name", &self.options.name, pod], words)
+    }
+
+    /// Runs a command on a node or in control.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn node(&self, node: &str, words: &str) -> Result<Done> {
+        self.inside(&["node", "--name", &self.options.name, node], words)
+    }
+
+    /// Runs a command in the world.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn world(&self, words: &str) -> Result<Done> {
+        self.inside(&["world", "--name", &self.options.name], words)
+    }
+
+    /// As [`Lab::exec`], [`Lab::node`] and [`Lab::world`], without waiting: the caller has the child.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_in_pod(&self, pod: &str, words: &str) -> Result<std::process::Child> {
+        let mut command = Command::new(&self.program);
+        command.args(["exec", "--name", &self.options.name, pod, "--"]).args(words.split_whitespace());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().with_context(|| format!("cannot run {words:?} in {pod}"))
+    }
+
+    fn inside(&self, verb: &[&str], words: &str) -> Result<Done> {
+        let mut command = Command::new(&self.program);
+        command.args(verb).arg("--").args(words.split_whitespace());
+        run(command, format!("lab {} -- {words}", verb.join(" ")), "")
+    }
+
+    /// Process id of a program inside the lab: `("node1", "coild")`.
+    ///
+    /// # Errors
+    /// When it was never started.
+    pub fn program_pid(&self, place: &str, program: &str) -> Result<i32> {
+        let path = self.state.program_file(place, program);
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        text.trim().parse().with_context(|| format!("{} holds no number", path.display()))
+    }
+
+    /// Waits for a condition. `check` says `Ok(Ok(x))` when it holds, `Ok(Err(why))` when not yet.
+    ///
+    /// # Errors
+    /// When it does not come true in time, with the last reason; or when `check` fails.
+    pub fn wait_for<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut check: impl FnMut(&Self) -> Result<Result<T, String>>,
+    ) -> Result<T> {
+        let until = Instant::now() + limit;
+        loop {
+            match check(self)? {
+                Ok(found) => return Ok(found),
+                Err(why) if Instant::now() > until => bail!("waited {limit:?} for {what}: {why}"),
+                Err(_) => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// Ends the lab and waits until nothing of it is left.
+    ///
+    /// # Errors
+    /// When something is left; the message lists it.
+    pub fn down(mut self) -> Result<()> {
+        let holdings = Holdings::of(&self.state.lab(&self.options.name)?, &self.state)?;
+        if let Some(owned) = self.owned.take() {
+            owned.end()?;
+        }
+        wait_until_gone(&holdings, &self.options.name)
+    }
+}
+
+fn run(mut command: Command, words: String, input: &str) -> Result<Done> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot run `{words}`"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that does not read its input has ended the pipe: what it says matters more.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().with_context(|| format!("cannot wait for `{words}`"))?;
+    Ok(Done {
+        command: words,
+        ok: output.status.success(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}

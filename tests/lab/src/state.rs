@@ -1,0 +1,171 @@
+//! A lab's directory on the host: what the other verbs know about a running lab.
+//!
+//! ```text
+//! /run/coil-lab/NAME/lock           held (flock) by the lab's keeper as long as the lab lives
+//!                    lab.json       options, logs, the process id of the lab's init
+//!                    places.json    namespaces of nodes, control and world
+//!                    kubeconfig     for kubectl on the host
+//!                    inside/        the same for programs inside the lab
+//!                    pods/NS/POD    namespaces of a pod, as JSON
+//!                    programs/PLACE/PROGRAM   process id inside the lab
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{config::Options, place::Place};
+
+const ROOT: &str = "/run/coil-lab";
+
+/// What the keeper writes down when the lab's init runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LabFile {
+    pub(crate) options: Options,
+    /// Process id of the lab's init, as the host sees it.
+    pub(crate) init: i32,
+    /// Process id of the keeper.
+    pub(crate) keeper: i32,
+    pub(crate) logs: PathBuf,
+}
+
+/// The namespaces of everything that is no pod.
+pub(crate) type Places = BTreeMap<String, Place>;
+
+/// The directory of one lab.
+#[derive(Debug, Clone)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    pub(crate) fn of(name: &str) -> Self {
+        Self { path: Path::new(ROOT).join(name) }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.path.join("kubeconfig")
+    }
+
+    /// Kubeconfig of the programs that run inside the lab.
+    pub(crate) fn inner_kubeconfig(&self) -> PathBuf {
+        self.inside().join("kubeconfig")
+    }
+
+    pub(crate) fn inside(&self) -> PathBuf {
+        self.path.join("inside")
+    }
+
+    /// Mount points of the network namespaces; mounted only inside the lab.
+    pub(crate) fn netns(&self) -> PathBuf {
+        self.path.join("netns")
+    }
+
+    pub(crate) fn pod_file(&self, namespace: &str, pod: &str) -> PathBuf {
+        self.path.join("pods").join(namespace).join(pod)
+    }
+
+    pub(crate) fn program_file(&self, place: &str, program: &str) -> PathBuf {
+        self.path.join("programs").join(place).join(program)
+    }
+
+    /// Takes the directory for a new lab. `Ok(true)`: remains of a crashed one were taken over.
+    pub(crate) fn claim(&self, name: &str) -> Result<(Flock<File>, bool)> {
+        let stale = self.path.exists();
+        fs::create_dir_all(&self.path).with_context(|| format!("cannot make {}", self.path.display()))?;
+        let path = self.path.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+            bail!("lab {name:?} is running: end it with `lab down --name {name}`, or give another --name");
+        };
+        for entry in fs::read_dir(&self.path)?.flatten().filter(|e| e.file_name() != "lock") {
+            let path = entry.path();
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok((lock, stale))
+    }
+
+    /// Whether a keeper holds the lock.
+    pub(crate) fn is_held(&self) -> bool {
+        let Ok(file) = File::open(self.path.join("lock")) else { return false };
+        Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+    }
+
+    /// Removes the directory, and the parent with the last lab.
+    pub(crate) fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot remove {}", self.path.display()))
+            }
+            _ => {
+                let _ = fs::remove_dir(ROOT); // fails while another lab is there
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn lab(&self, name: &str) -> Result<LabFile> {
+        if !self.is_held() {
+            bail!("no lab {name:?} is running: start it with `lab up --name {name}`");
+        }
+        read(&self.path.join("lab.json"))
+    }
+
+    pub(crate) fn write_lab(&self, lab: &LabFile) -> Result<()> {
+        write(&self.path.join("lab.json"), lab)
+    }
+
+    pub(crate) fn places(&self) -> Result<Places> {
+        read(&self.path.join("places.json"))
+    }
+
+    pub(crate) fn write_places(&self, places: &Places) -> Result<()> {
+        write(&self.path.join("places.json"), places)
+    }
+}
+
+/// The labs that have a directory, with whether each is alive.
+pub(crate) fn all() -> Vec<(String, bool)> {
+    let mut names: Vec<String> = fs::read_dir(ROOT)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names.into_iter().map(|name| (name.clone(), StateDir::of(&name).is_held())).collect()
+}
+
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+}
+
+/// Writes a document in one step: a reader sees the old one or the new one.
+pub(crate) fn write<T: Serialize>(path: &Path, document: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(document)?;
+    replace(path, &text)
+}
+
+/// As [`write()`], for text.
+pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
+    let describe = || format!("cannot write {}", path.display());
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(describe)?;
+    }
+    let new = path.with_added_extension("new");
+    fs::write(&new, text).with_context(describe)?;
+    fs::rename(&new, path).with_context(describe)
+}

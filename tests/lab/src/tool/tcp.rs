@@ -1,0 +1,65 @@
+//! TCP clients that check what comes back.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time,
+};
+
+use super::{
+    data::{self, Checksum},
+    within,
+};
+
+pub(super) async fn send(to: SocketAddr, count: usize, limit: Duration) -> Result<()> {
+    let mut stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
+    let data = data::bytes(count, 1);
+    let mut sum = Checksum::default();
+    sum.add(&data);
+    let began = Instant::now();
+    within(limit, "send", to, stream.write_all(&data)).await?;
+    within(limit, "end the stream", to, stream.shutdown()).await?;
+    let mut answer = String::new();
+    within(limit, "read the checksum", to, stream.read_to_string(&mut answer)).await?;
+    let expected = format!("{count} {sum}");
+    ensure!(answer == expected, "{to}: sent {expected:?} (bytes, checksum), received {answer:?}");
+    println!("{count} bytes in {:.3} s, checksum {sum} on both sides", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+pub(super) async fn echo(
+    to: SocketAddr,
+    count: usize,
+    times: usize,
+    pause: Duration,
+    limit: Duration,
+) -> Result<()> {
+    let stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
+    let local = stream.local_addr()?;
+    let (mut read, mut write) = stream.into_split();
+    let began = Instant::now();
+    let mut longest = Duration::ZERO;
+    for turn in 1..=times {
+        let turn_began = Instant::now();
+        let data = data::bytes(count, turn as u64);
+        let mut back = vec![0; count];
+        // Both at once: neither side's buffers hold it all.
+        let both = async { tokio::try_join!(write.write_all(&data), read.read_exact(&mut back)).map(drop) };
+        within(limit, &format!("have {count} bytes echoed, turn {turn} of {times}"), to, both).await?;
+        ensure!(back == data, "{to}: what came back is not what was sent, turn {turn} of {times}");
+        longest = longest.max(turn_began.elapsed());
+        time::sleep(pause).await;
+    }
+    println!(
+        "{count} bytes echoed {times} times, all equal, in {:.3} s; slowest turn {:.3} s; from {local}",
+        began.elapsed().as_secs_f64(),
+        longest.as_secs_f64()
+    );
+    Ok(())
+}
