@@ -1,6 +1,6 @@
 //! What the long-running programs share: logging, signals, listeners.
 
-use std::{ffi::OsString, sync::Arc};
+use std::{ffi::OsString, io::IsTerminal as _, sync::Arc};
 
 use anyhow::{Context, Result};
 use coil_api::flags::{ListenAddr, strip_zap};
@@ -21,7 +21,12 @@ pub fn arguments() -> (Vec<OsString>, Vec<String>) {
 /// Starts logging to standard error; `RUST_LOG` chooses what.
 pub fn start_logging(ignored: &[String]) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     if !ignored.is_empty() {
         warn!(
             flags = ignored.join(" "),
