@@ -1,0 +1,5 @@
+//! The kernel's part of pod networking, in real namespaces. Needs root.
+
+mod export;
+mod pods;
+mod topology;
