@@ -2,6 +2,7 @@
 
 pub mod datapath;
 pub mod egress;
+pub mod gateway;
 pub mod installer;
 pub mod ipam;
 pub mod net;
