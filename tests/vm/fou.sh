@@ -61,6 +61,7 @@ clean() {
     for name in client gateway world node; do
         ip netns delete "$name" 2>/dev/null || true
     done
+    rm -f /run/fou.input
 }
 
 journey() {
@@ -148,7 +149,9 @@ EOF
         [ $tries -gt 0 ] || fail "the world's server does not listen"
         sleep 0.1
     done
-    got=$(ip netns exec client timeout 60 busybox nc "$world" 9000 </dev/null | wc -c)
+    # An input that never ends: nc leaves when its own does.
+    mkfifo /run/fou.input
+    got=$(ip netns exec client timeout 60 busybox nc "$world" 9000 3<>/run/fou.input <&3 | head -c 1048576 | wc -c)
     [ "$got" = 1048576 ] || fail "$got of 1048576 bytes came through TCP"
     echo "ping and 1 MiB of TCP went through the gateway"
 }

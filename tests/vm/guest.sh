@@ -5,8 +5,8 @@
 #
 # DIR is the one folder that the guest and the host both write. DIR/plan.sh is a list of
 #   entry N SECONDS FOLDER COMMAND…
-# For entry N this leaves DIR/N.log, each line after the seconds since the guest's start, and
-# DIR/N.status, the command's exit status. DIR/booted appears before the first entry, DIR/done
+# For entry N this leaves DIR/N.log, each line after the seconds since the guest's start, between a
+# line "started" and a line "ended", and DIR/N.status, the command's exit status. DIR/booted appears before the first entry, DIR/done
 # after the last. The host's files are the guest's, read-only; /run is the guest's own and empty,
 # and what is written elsewhere is lost with the guest.
 
@@ -24,6 +24,8 @@ stamped() {
         uptime
         printf '%s %s\n' "$now" "$line"
     done
+    uptime
+    echo "$now ended"
 }
 
 entry() {
