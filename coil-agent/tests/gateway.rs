@@ -4,6 +4,8 @@
 //!   test ──HTTP──▶ gateway::run ──abstract socket──▶ stand-in
 //! ```
 
+#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
+
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},

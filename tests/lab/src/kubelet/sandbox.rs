@@ -119,9 +119,7 @@ fn furnished_place(context: &Context, namespace: &str, token: &str, net: Option<
         place::mount_fs("tmpfs", Path::new("/run"), Some("mode=0755"))?;
         let dir = Path::new(SERVICE_ACCOUNT);
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        for (file, text) in
-            [("token", token), ("ca.crt", &context.access.ca), ("namespace", namespace)]
-        {
+        for (file, text) in [("token", token), ("ca.crt", &context.access.ca), ("namespace", namespace)] {
             std::fs::write(dir.join(file), text).with_context(|| format!("cannot write {file}"))?;
         }
         if net.is_some() {

@@ -152,7 +152,9 @@ impl Lab {
             format!("--san={}", Ipv4Addr::LOCALHOST),
         ];
         args.extend(self.options.family.each().iter().map(|ip| format!("--service-cidr={}", ip.services())));
-        args.extend(self.options.node_names().iter().map(|node| format!("--user={}", state::node_user(node))));
+        args.extend(
+            self.options.node_names().iter().map(|node| format!("--user={}", state::node_user(node))),
+        );
         let path = programs::find("coil-apiserver")?;
         self.launch(CONTROL, "coil-apiserver", path, args, Vec::new(), OnExit::Fatal)?;
         let access = loop {
