@@ -4,6 +4,7 @@ pub mod cni;
 pub mod coild;
 pub mod datapath;
 pub mod egress;
+pub mod gateway;
 pub mod installer;
 pub mod ipam;
 pub mod metrics;

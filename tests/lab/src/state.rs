@@ -5,7 +5,7 @@
 //!                    lab.json       options, logs, the process id of the lab's init
 //!                    places.json    namespaces of nodes, control and world
 //!                    kubeconfig     for kubectl on the host
-//!                    inside/        the same for programs inside the lab
+//!                    inside/        those of the API server's users, for programs inside the lab
 //!                    pods/NS/POD    namespaces of a pod, as JSON
 //!                    programs/PLACE/PROGRAM   process id inside the lab
 //! ```
@@ -24,6 +24,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{config::Options, place::Place};
 
 const ROOT: &str = "/run/coil-lab";
+
+/// The API server's user that may do everything.
+pub(crate) const ADMIN: &str = "admin";
+
+/// The API server's user that a node's kubelet is.
+pub(crate) fn node_user(node: &str) -> String {
+    format!("system:node:{node}")
+}
 
 /// What the keeper writes down when the lab's init runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,9 +66,9 @@ impl StateDir {
         self.path.join("kubeconfig")
     }
 
-    /// Kubeconfig of the programs that run inside the lab.
-    pub(crate) fn inner_kubeconfig(&self) -> PathBuf {
-        self.inside().join("kubeconfig")
+    /// Kubeconfig of a user of the API server, for programs that run inside the lab.
+    pub(crate) fn inner_kubeconfig(&self, user: &str) -> PathBuf {
+        self.inside().join(format!("{user}.kubeconfig"))
     }
 
     pub(crate) fn inside(&self) -> PathBuf {

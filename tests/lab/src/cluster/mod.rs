@@ -8,7 +8,6 @@
 //! lists what it needs, so it can never act on an old picture. A lab has tens of
 //! pods, not thousands.
 
-mod accounts;
 mod deployment;
 mod endpoints;
 mod replicaset;
@@ -22,7 +21,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, ReplicaSet},
-        core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+        core::v1::{Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -56,7 +55,6 @@ async fn run(client: &Client) -> Result<()> {
     let kick = Arc::new(Notify::new());
     watch::<Pod>(client, &kick);
     watch::<Node>(client, &kick);
-    watch::<Namespace>(client, &kick);
     watch::<Service>(client, &kick);
     watch::<Deployment>(client, &kick);
     watch::<ReplicaSet>(client, &kick);
@@ -91,8 +89,6 @@ where
 }
 
 async fn pass(client: &Client) -> Result<()> {
-    accounts::reconcile(client, &list::<Namespace>(client).await?, &list::<ServiceAccount>(client).await?)
-        .await?;
     let pods = list::<Pod>(client).await?;
     deployment::reconcile(client, &list(client).await?, &list(client).await?).await?;
     replicaset::reconcile(client, &list(client).await?, &pods).await?;

@@ -33,7 +33,11 @@ use kube::{
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::{access::Access, config::Options, state::StateDir};
+use crate::{
+    access::Access,
+    config::Options,
+    state::{self, StateDir},
+};
 
 /// What the supervisor tells a node's kubelet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,7 +77,7 @@ pub(crate) fn main(role: &str) -> Result<()> {
 
 async fn run(role: Role) -> Result<()> {
     let state = StateDir::of(&role.options.name);
-    let access = Access::read(&state.inner_kubeconfig())?;
+    let access = Access::read(&state.inner_kubeconfig(&state::node_user(&role.node)))?;
     let client = access.client().await?;
     let context = Arc::new(Context { role, state, client, access });
     tokio::select! {

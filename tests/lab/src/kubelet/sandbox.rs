@@ -8,8 +8,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use coil_api::cni::CniResult;
 use coil_netns::NetNs;
-use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt as _;
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{Pod, ServiceAccount},
+};
+use kube::{Api, ResourceExt as _, api::PostParams};
 
 use super::{Context, cni};
 use crate::{
@@ -45,9 +48,12 @@ pub(super) async fn make(context: &Context, pod: &Pod) -> Result<Sandbox> {
         (Some(attachment.netns.clone()), ips, Some(attachment))
     };
     let published = context.state.pod_file(&namespace, &pod.name_any());
-    let made = furnished_place(context, &namespace, net.as_deref())
-        .and_then(|place| state::write(&published, &place.published()).map(|()| place));
-    match made {
+    let made = async {
+        let token = service_account_token(context, pod, &namespace).await?;
+        let place = furnished_place(context, &namespace, &token, net.as_deref())?;
+        state::write(&published, &place.published()).map(|()| place)
+    };
+    match made.await {
         Ok(place) => Ok(Sandbox { place, ips, attachment, published }),
         Err(error) => {
             detach(attachment.as_ref()).await?;
@@ -86,7 +92,22 @@ async fn attach(pod: &Pod, namespace: &str) -> Result<(cni::Attachment, CniResul
     }
 }
 
-fn furnished_place(context: &Context, namespace: &str, net: Option<&Path>) -> Result<OpenPlace> {
+/// A token of the pod's service account, as the pod finds it in a file.
+async fn service_account_token(context: &Context, pod: &Pod, namespace: &str) -> Result<String> {
+    let name = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
+    let api: Api<ServiceAccount> = Api::namespaced(context.client.clone(), namespace);
+    let request = TokenRequest {
+        spec: TokenRequestSpec { audiences: Vec::new(), ..Default::default() },
+        ..Default::default()
+    };
+    let made: TokenRequest = api
+        .create_subresource("token", name, &PostParams::default(), &request)
+        .await
+        .with_context(|| format!("cannot make a token of ServiceAccount {namespace}/{name}"))?;
+    made.status.map(|status| status.token).context("the API server made no token")
+}
+
+fn furnished_place(context: &Context, namespace: &str, token: &str, net: Option<&Path>) -> Result<OpenPlace> {
     let node = OpenPlace::own()?;
     let place = match net {
         Some(path) => node.with_net(place::open(path)?),
@@ -98,9 +119,7 @@ fn furnished_place(context: &Context, namespace: &str, net: Option<&Path>) -> Re
         place::mount_fs("tmpfs", Path::new("/run"), Some("mode=0755"))?;
         let dir = Path::new(SERVICE_ACCOUNT);
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        for (file, text) in
-            [("token", &*context.access.token), ("ca.crt", &context.access.ca), ("namespace", namespace)]
-        {
+        for (file, text) in [("token", token), ("ca.crt", &context.access.ca), ("namespace", namespace)] {
             std::fs::write(dir.join(file), text).with_context(|| format!("cannot write {file}"))?;
         }
         if net.is_some() {

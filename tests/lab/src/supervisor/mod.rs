@@ -9,7 +9,11 @@ mod bootstrap;
 mod proxy;
 mod routes;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use coil_api::names::{ENV_NODE_NAME, ENV_POD_NAME, ENV_POD_NAMESPACE};
@@ -22,7 +26,7 @@ use crate::{
     kubelet::Role,
     place::OpenPlace,
     programs::{self, OnExit, Program},
-    state::StateDir,
+    state::{self, ADMIN, StateDir},
     topology::{self, OpenPlaces},
 };
 
@@ -104,7 +108,7 @@ impl Lab {
     fn run(&self, place: &str, program: &str, args: Vec<String>, env: &[(&str, &str)]) -> Result<()> {
         let path = programs::find(program)?;
         let mut env: Vec<(String, String)> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-        env.push(("KUBECONFIG".into(), self.state.inner_kubeconfig().display().to_string()));
+        env.push(("KUBECONFIG".into(), self.state.inner_kubeconfig(ADMIN).display().to_string()));
         self.launch(place, program, path, args, env, OnExit::Restart)
     }
 
@@ -136,31 +140,30 @@ impl Lab {
         Ok(())
     }
 
-    /// Starts the API server and writes both kubeconfigs.
+    /// Starts the API server, which writes the kubeconfigs of its users inside the lab, and writes
+    /// the one for the host.
     async fn start_api_server(&self) -> Result<Access> {
         let inside = self.state.inside();
         std::fs::create_dir_all(&inside).with_context(|| format!("cannot make {}", inside.display()))?;
         let address = SocketAddr::new(self.options.api_address(), API_PORT);
-        let written = inside.join("apiserver.kubeconfig");
-        let ranges: Vec<&str> = self.options.family.each().iter().map(|ip| ip.services()).collect();
-        let args = vec![
-            "--listen".to_owned(),
-            address.to_string(),
-            "--service-cluster-ip-range".to_owned(),
-            ranges.join(","),
-            "--kubeconfig".to_owned(),
-            written.display().to_string(),
+        let mut args = vec![
+            format!("--listen={address}"),
+            format!("--kubeconfig-dir={}", inside.display()),
+            format!("--san={}", Ipv4Addr::LOCALHOST),
         ];
+        args.extend(self.options.family.each().iter().map(|ip| format!("--service-cidr={}", ip.services())));
+        args.extend(
+            self.options.node_names().iter().map(|node| format!("--user={}", state::node_user(node))),
+        );
         let path = programs::find("coil-apiserver")?;
         self.launch(CONTROL, "coil-apiserver", path, args, Vec::new(), OnExit::Fatal)?;
         let access = loop {
             // The file appears when the server listens.
-            match Access::read(&written) {
-                Ok(access) => break access.at(address),
+            match Access::read(&self.state.inner_kubeconfig(ADMIN)) {
+                Ok(access) => break access,
                 Err(_) => time::sleep(bootstrap::POLL).await,
             }
         };
-        access.write(&self.state.inner_kubeconfig(), &self.options.name)?;
         let host = proxy::start(self.place(CONTROL)?, address).await?;
         let outside = access.at(host);
         outside.write(&self.state.kubeconfig(), &self.options.name)?;
@@ -182,7 +185,7 @@ impl Lab {
     }
 
     fn start_controllers(&self) -> Result<()> {
-        let kubeconfig = self.state.inner_kubeconfig().display().to_string();
+        let kubeconfig = self.state.inner_kubeconfig(ADMIN).display().to_string();
         self.run_own(CONTROL, "cluster", vec![kubeconfig])?;
         let pod = [(ENV_POD_NAMESPACE, "kube-system"), (ENV_POD_NAME, bootstrap::CONTROLLER_POD)];
         self.run(CONTROL, "coil-ipam-controller", Vec::new(), &pod)?;
