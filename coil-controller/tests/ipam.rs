@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
 
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod support;
 
 use std::{collections::BTreeSet, time::Duration};

@@ -22,16 +22,16 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 /// Longest wait for anything.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// A running API server with Coil's definitions.
-pub struct Cluster {
-    pub client: Client,
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
     _server: ApiServer,
 }
 
 impl Cluster {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let service_ranges = vec!["10.96.0.0/16".parse().unwrap(), "fd96::/112".parse().unwrap()];
         let server = ApiServer::start(listener, Config { service_ranges, ..Config::default() }).unwrap();
@@ -53,38 +53,38 @@ impl Cluster {
         cluster
     }
 
-    pub fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
+    pub(crate) fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
         Api::all(self.client.clone())
     }
 
-    pub fn of<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+    pub(crate) fn of<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
         &self,
         namespace: &str,
     ) -> Api<K> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    pub async fn node(&self, name: &str) {
+    pub(crate) async fn node(&self, name: &str) {
         self.create::<Node>(json!({"metadata": {"name": name}})).await;
     }
 
-    pub async fn namespace(&self, name: &str) {
+    pub(crate) async fn namespace(&self, name: &str) {
         self.create::<Namespace>(json!({"metadata": {"name": name}})).await;
     }
 
-    pub async fn pool(&self, name: &str, bits: u32, subnets: Value) {
+    pub(crate) async fn pool(&self, name: &str, bits: u32, subnets: Value) {
         let spec = json!({"blockSizeBits": bits, "subnets": subnets});
         self.create::<AddressPool>(json!({"metadata": {"name": name}, "spec": spec})).await;
     }
 
-    pub async fn request(&self, node: &str, pool: &str) -> BlockRequest {
+    pub(crate) async fn request(&self, node: &str, pool: &str) -> BlockRequest {
         let spec = BlockRequestSpec { node_name: node.into(), pool_name: pool.into() };
         let request = BlockRequest::new(&format!("req-{pool}-{node}"), spec);
         self.all().create(&PostParams::default(), &request).await.unwrap()
     }
 
     /// Creates a cluster-wide object from its JSON.
-    pub async fn create<K>(&self, mut object: Value) -> K
+    pub(crate) async fn create<K>(&self, mut object: Value) -> K
     where
         K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
     {
@@ -96,7 +96,7 @@ impl Cluster {
 }
 
 /// Waits until a condition holds.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !holds().await {
         assert!(start.elapsed() < LIMIT, "not within {} s: {what}", LIMIT.as_secs());
