@@ -43,18 +43,18 @@ fn local_client(net: Net) -> Vec<Case> {
         .sends(&wire::udp(as_gateway.tos(0xb9), 40000, 53, b"query")),
         case("an echo request through a gateway of this node", wire::echo(out, false, 4000), Reason::Out)
             .sends(&wire::echo(as_gateway, false, 4000)),
-        case("the last hop", wire::udp(out.ttl(1), 40000, 53, b"query"), Reason::EgressLastHop),
+        case(
+            "the last hop at a gateway of this node",
+            wire::udp(out.ttl(1), 40000, 53, b"query"),
+            Reason::EgressLastHop,
+        ),
         case(
             "no way out",
             wire::udp(Ip::new(net.client, net.world_lost), 1, 2, b""),
             Reason::EgressNotRouted,
         ),
-        case("larger than the uplink's MTU", too_big.clone(), Reason::TooBig).answers(&wire::too_big(
-            net.gateway,
-            net.client,
-            1500,
-            &too_big,
-        )),
+        case("larger than the MTU behind a gateway of this node", too_big.clone(), Reason::TooBig)
+            .answers(&wire::too_big(net.gateway, net.client, 1500, &too_big)),
     ];
     if net.is_v4() {
         cases.push(

@@ -23,10 +23,7 @@ impl Pins {
     /// Without root or without a bpf file system.
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        ensure!(
-            nix::unistd::geteuid().is_root(),
-            "tests of the kernel's side load eBPF programs: run them as root"
-        );
+        ensure!(nix::unistd::geteuid().is_root(), "tests of the kernel's side load eBPF programs: run them as root");
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let root = PathBuf::from(format!("/sys/fs/bpf/coil-test-{}-{number}", std::process::id()));
         std::fs::create_dir(&root)
