@@ -2,6 +2,10 @@
 //!
 //! Needs root and a mounted bpf file system: what is missing fails a test in one line.
 
+mod node;
+
+pub use node::{Node, desired};
+
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
@@ -23,7 +27,10 @@ impl Pins {
     /// Without root or without a bpf file system.
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        ensure!(nix::unistd::geteuid().is_root(), "tests of the kernel's side load eBPF programs: run them as root");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "tests of the kernel's side load eBPF programs: run them as root"
+        );
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let root = PathBuf::from(format!("/sys/fs/bpf/coil-test-{}-{number}", std::process::id()));
         std::fs::create_dir(&root)
