@@ -1,3 +1,34 @@
 //! Coil's TC programs.
+//!
+//! ```text
+//! from_pod ─┐                                    ┌─ skb.rs     (BPF helpers on the packet)
+//! from_net ─┴─► run.rs ──► coil_packet::path ────┤
+//!               (count, apply, send)             └─ tables.rs  (maps.rs, kernel FIB)
+//! ```
+//!
+//! What is decided stands in `coil-packet`, tested on the host; this crate only connects it with
+//! the kernel. Return codes: -1 leaves the packet to the next program or the stack (`TCX_NEXT`,
+//! `TC_ACT_UNSPEC`), 2 drops, 7 redirects.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+mod from_net;
+mod from_pod;
+mod maps;
+mod run;
+mod skb;
+mod tables;
+
+/// Makes the helpers that the kernel keeps for GPL-compatible programs available.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The host target exists for lints only.
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

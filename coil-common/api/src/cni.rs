@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// The versions that the plugin speaks, oldest first.
-pub const SUPPORTED_VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// The versions that the plugin speaks, oldest first. 1.1.0 needs the verbs GC and STATUS too.
+pub const SUPPORTED_VERSIONS: [&str; 3] = ["0.3.1", "0.4.0", "1.0.0"];
 
 /// Error codes of the specification that Coil uses.
 pub mod code {

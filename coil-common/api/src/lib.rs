@@ -5,12 +5,15 @@
 //! - [`annotation`]: the one place where annotations are parsed.
 //! - [`cni`]: network configuration, results and errors of the CNI specification.
 //! - `rpc` (feature `cni`): the protocol between the `coil` plugin and coild.
+//! - `flags` (feature `flags`): command-line values in Go's notation.
 //! - [`gateway`]: what coild tells coil-egress.
 
 pub mod annotation;
 pub mod cni;
 #[cfg(feature = "crd")]
 pub mod crd;
+#[cfg(feature = "flags")]
+pub mod flags;
 pub mod gateway;
 pub mod names;
 #[cfg(feature = "cni")]

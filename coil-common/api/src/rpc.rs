@@ -8,3 +8,5 @@ tonic::include_proto!("pkg.cnirpc");
 
 /// The protocol's file descriptors, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cni_descriptor.bin"));
+
+pub mod status;

@@ -1,2 +1,35 @@
-//! Packet decisions of Coil's dataplane: plain Rust, no_std, no pointers.
+//! Packet decisions of Coil's dataplane: plain Rust, `no_std`, no pointers.
+//!
+//! ```text
+//! wire::parse ──► path::{from_pod, from_net} ──► Verdict ──► apply
+//!   (facts)        (Tables: lookups, FIB)        (Reason)    (Skb: bytes, checksums)
+//! ```
+//!
+//! The eBPF programs and the host tests run this same code. They differ in two traits only:
+//! [`Tables`] (BPF maps and the kernel's FIB, or plain hash maps) and [`Skb`] (the BPF helpers
+//! on a socket buffer, or a byte vector). Everything is generic over [`Addr`], so IPv4 and
+//! IPv6 are one text.
 #![no_std]
+
+pub mod abi;
+mod addr;
+mod apply;
+pub mod flow;
+pub mod hash;
+mod icmp;
+pub mod nat;
+pub mod path;
+mod skb;
+mod tables;
+mod verdict;
+pub mod wire;
+
+pub use addr::{Addr, Family};
+pub use apply::{Rewrite, apply};
+pub use icmp::{Error as IcmpError, answer};
+pub use skb::{Fault, Room, Skb};
+pub use tables::{Fib, FibQuery, Full, Insert, NextHop, Tables};
+pub use verdict::{
+    COUNTERS, Class, Decision, Deliver, End, Outcome, Outer, Path, Plan, Reason, TooBig, Verdict,
+    counter_index,
+};

@@ -45,7 +45,11 @@ impl Access {
             }
             data => String::from_utf8(serde_json::from_value::<ByteString>(data.clone())?.0)?,
         };
-        Ok(Self { server: string(&cluster["server"], "server")?, ca, token: string(&user["token"], "token")? })
+        Ok(Self {
+            server: string(&cluster["server"], "server")?,
+            ca,
+            token: string(&user["token"], "token")?,
+        })
     }
 
     /// The same server under another address.
@@ -92,12 +96,10 @@ mod tests {
     fn what_is_written_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");
-        let access = Access { server: "https://172.18.0.10:6443".into(), ca: "PEM\n".into(), token: "t".into() };
+        let access =
+            Access { server: "https://172.18.0.10:6443".into(), ca: "PEM\n".into(), token: "t".into() };
         access.at(([127, 0, 0, 1], 7).into()).write(&path, "coil").unwrap();
         let read = Access::read(&path).unwrap();
-        assert_eq!(
-            (&*read.server, &*read.ca, &*read.token),
-            ("https://127.0.0.1:7", "PEM\n", "t")
-        );
+        assert_eq!((&*read.server, &*read.ca, &*read.token), ("https://127.0.0.1:7", "PEM\n", "t"));
     }
 }

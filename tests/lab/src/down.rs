@@ -28,7 +28,8 @@ pub(crate) fn down(name: &str) -> Result<()> {
             return Ok(());
         }
         let others: Vec<String> = all().into_iter().filter(|(_, held)| *held).map(|(name, _)| name).collect();
-        let others = if others.is_empty() { String::new() } else { format!(" (running: {})", others.join(", ")) };
+        let others =
+            if others.is_empty() { String::new() } else { format!(" (running: {})", others.join(", ")) };
         println!("no lab {name:?} is running{others}");
         return Ok(());
     }
@@ -36,7 +37,9 @@ pub(crate) fn down(name: &str) -> Result<()> {
     let holdings = Holdings::of(&lab, &state)?;
     match kill(Pid::from_raw(lab.keeper), Signal::SIGTERM) {
         Ok(()) | Err(Errno::ESRCH) => {}
-        Err(e) => return Err(e).with_context(|| format!("cannot end the lab's keeper, process {}", lab.keeper)),
+        Err(e) => {
+            return Err(e).with_context(|| format!("cannot end the lab's keeper, process {}", lab.keeper));
+        }
     }
     wait_until_gone(&holdings, name)?;
     println!("lab {name:?} is gone: nothing is left of its {}", holdings.summary());

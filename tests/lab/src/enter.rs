@@ -48,7 +48,9 @@ impl Where {
             Self::Pod { namespace, name } => {
                 let path = state.pod_file(namespace, name);
                 if !path.exists() {
-                    bail!("pod {namespace}/{name} has no sandbox in lab {lab:?}; see `kubectl describe pod -n {namespace} {name}`");
+                    bail!(
+                        "pod {namespace}/{name} has no sandbox in lab {lab:?}; see `kubectl describe pod -n {namespace} {name}`"
+                    );
                 }
                 state::read(&path)
             }
@@ -91,7 +93,9 @@ mod tests {
 
     #[test]
     fn pods_are_written_with_their_namespace() {
-        assert!(matches!(Where::pod("a/b").unwrap(), Where::Pod { namespace, name } if namespace == "a" && name == "b"));
+        assert!(
+            matches!(Where::pod("a/b").unwrap(), Where::Pod { namespace, name } if namespace == "a" && name == "b")
+        );
         for bad in ["a", "/b", "a/", "a/b/c", ""] {
             assert!(Where::pod(bad).unwrap_err().to_string().contains("NAMESPACE/POD"), "{bad}");
         }

@@ -34,8 +34,12 @@ pub(crate) fn main(options: &str) -> Result<()> {
     let supervisor = Pid::from_raw(supervisor.id().cast_signed());
     loop {
         match wait() {
-            Ok(WaitStatus::Exited(pid, status)) if pid == supervisor => bail!("the supervisor exited with {status}"),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == supervisor => bail!("the supervisor got {signal}"),
+            Ok(WaitStatus::Exited(pid, status)) if pid == supervisor => {
+                bail!("the supervisor exited with {status}")
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == supervisor => {
+                bail!("the supervisor got {signal}")
+            }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => bail!("cannot wait for children: {e}"),
         }

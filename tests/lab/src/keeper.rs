@@ -138,8 +138,9 @@ pub(crate) fn say(line: &str) {
 async fn keep(options: &Options, state: &StateDir, logs: &Path) -> Result<()> {
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
     let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
-    let mut owner = pipe::Receiver::from_owned_fd(std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?)
-        .context("standard input is not the owner's pipe")?;
+    let mut owner =
+        pipe::Receiver::from_owned_fd(std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?)
+            .context("standard input is not the owner's pipe")?;
     let mut init = spawn_init(options, logs)?;
     let pid = init.id().and_then(|id| i32::try_from(id).ok()).context("init ended at once")?;
     state.write_lab(&LabFile {

@@ -164,7 +164,8 @@ impl Lab {
     /// When it was never started.
     pub fn program_pid(&self, place: &str, program: &str) -> Result<i32> {
         let path = self.state.program_file(place, program);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         text.trim().parse().with_context(|| format!("{} holds no number", path.display()))
     }
 

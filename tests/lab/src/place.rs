@@ -55,7 +55,8 @@ impl OpenPlace {
     /// How another process of the lab finds this place, as long as this process holds it.
     pub(crate) fn published(&self) -> Place {
         use std::os::fd::AsRawFd as _;
-        let path = |file: &File| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        let path =
+            |file: &File| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
         Place { net: path(&self.net), mnt: path(&self.mnt) }
     }
 

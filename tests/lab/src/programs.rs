@@ -82,7 +82,8 @@ pub(crate) fn run(program: Program, state: StateDir, logs: PathBuf, fatal: mpsc:
             };
             let Program { name, place_name, .. } = &program;
             if program.on_exit == OnExit::Fatal {
-                let _ = fatal.send(format!("{name} in {place_name} ended: {ended}; see {}", log.display())).await;
+                let _ =
+                    fatal.send(format!("{name} in {place_name} ended: {ended}; see {}", log.display())).await;
                 return;
             }
             tracing::warn!(program = name, place = place_name, ended, "starting it again");

@@ -49,7 +49,18 @@ impl Holdings {
         for node in lab.options.node_names() {
             for kind in BPF_KINDS {
                 let output = Command::new(own_program()?)
-                    .args(["node", "--name", &lab.options.name, &node, "--", "bpftool", "-j", "-f", kind, "show"])
+                    .args([
+                        "node",
+                        "--name",
+                        &lab.options.name,
+                        &node,
+                        "--",
+                        "bpftool",
+                        "-j",
+                        "-f",
+                        kind,
+                        "show",
+                    ])
                     .output()
                     .context("cannot look at BPF objects")?;
                 let pinned = objects(&output.stdout)?.into_iter().filter(|object| !object.pinned.is_empty());
@@ -76,7 +87,10 @@ impl Holdings {
             let output = output.context("cannot run bpftool: what is left of BPF objects is not known")?;
             let objects = objects(&output.stdout)?;
             left.extend(
-                objects.iter().filter(|o| self.bpf.contains(&(kind, o.id))).map(|o| format!("BPF {kind} {}", o.id)),
+                objects
+                    .iter()
+                    .filter(|o| self.bpf.contains(&(kind, o.id)))
+                    .map(|o| format!("BPF {kind} {}", o.id)),
             );
         }
         if self.state.exists() {

@@ -134,7 +134,8 @@ fn inside<T: Send>(ns: &NetNs, work: impl FnOnce() -> Result<T> + Send) -> Resul
 /// Runs `ip -batch` inside a namespace; the first line that fails ends it.
 fn batch(ns: &NetNs, flags: &[&str], lines: &str) -> Result<()> {
     let place = OpenPlace::own()?.with_net(File::open(ns.path())?);
-    run_batch(place.command("ip").args(flags), lines).with_context(|| format!("namespace {}", ns.path().display()))
+    run_batch(place.command("ip").args(flags), lines)
+        .with_context(|| format!("namespace {}", ns.path().display()))
 }
 
 pub(crate) fn run_batch(ip: &mut Command, lines: &str) -> Result<()> {

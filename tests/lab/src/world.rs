@@ -55,7 +55,8 @@ async fn run(family: Family) -> Result<()> {
         let listener = TcpListener::bind(http).await.with_context(|| format!("cannot listen on {http}"))?;
         let (seen, peers) = (seen.clone(), peers.clone());
         servers.spawn(async move {
-            serve::serve(listener, "http/80", seen, move |stream, peer| answer(stream, peer, peers.clone())).await
+            serve::serve(listener, "http/80", seen, move |stream, peer| answer(stream, peer, peers.clone()))
+                .await
         });
     }
     match servers.join_next().await {
@@ -79,7 +80,10 @@ async fn answer(mut stream: TcpStream, peer: SocketAddr, peers: Peers) -> io::Re
         b"/" => ("200 OK", json!({"peer": peer.ip()})),
         b"/peers" => {
             let peers = peers.lock().unwrap_or_else(PoisonError::into_inner);
-            ("200 OK", peers.iter().map(|(service, peer)| json!({"service": service, "peer": peer})).collect())
+            (
+                "200 OK",
+                peers.iter().map(|(service, peer)| json!({"service": service, "peer": peer})).collect(),
+            )
         }
         _ => ("404 Not Found", json!({"error": "there is / and /peers"})),
     };

@@ -15,7 +15,11 @@ use super::{
 
 const HASH_LABEL: &str = "pod-template-hash";
 
-pub(super) async fn reconcile(client: &Client, deployments: &[Deployment], sets: &[ReplicaSet]) -> Result<()> {
+pub(super) async fn reconcile(
+    client: &Client,
+    deployments: &[Deployment],
+    sets: &[ReplicaSet],
+) -> Result<()> {
     for deployment in deployments.iter().filter(|d| d.metadata.deletion_timestamp.is_none()) {
         one(client, deployment, sets).await.with_context(|| {
             format!("Deployment {}/{}", deployment.namespace().unwrap_or_default(), deployment.name_any())
@@ -69,7 +73,9 @@ async fn resize(api: &Api<ReplicaSet>, set: &ReplicaSet, wanted: i32) -> Result<
     }
     let patch = json!({"spec": {"replicas": wanted}});
     match api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
-        Err(e) if !is_race(&e) => Err(e).with_context(|| format!("cannot resize ReplicaSet {}", set.name_any())),
+        Err(e) if !is_race(&e) => {
+            Err(e).with_context(|| format!("cannot resize ReplicaSet {}", set.name_any()))
+        }
         _ => Ok(()),
     }
 }
@@ -95,10 +101,14 @@ fn replica_set(deployment: &Deployment, hash: &str, replicas: i32) -> Result<Rep
 fn template_hash(deployment: &Deployment) -> Result<String> {
     let text = serde_json::to_string(&deployment.spec.as_ref().map(|s| &s.template))?;
     // FNV-1a: nobody attacks a lab's names.
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     // Letters and digits that spell no words, as Kubernetes uses.
     let alphabet = b"bcdfghjklmnpqrstvwxz2456789";
-    Ok((0..10).map(|n| char::from(alphabet[usize::from((hash >> (n * 6)) as u8 & 0x3f) % alphabet.len()])).collect())
+    Ok((0..10)
+        .map(|n| char::from(alphabet[usize::from((hash >> (n * 6)) as u8 & 0x3f) % alphabet.len()]))
+        .collect())
 }
 
 async fn report<'a>(

@@ -20,7 +20,8 @@ use super::{controller_ref, is_controlled_by, is_finished, is_race, matches_labe
 use crate::config::Ip;
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-const MANAGED_BY: (&str, &str) = ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io");
+const MANAGED_BY: (&str, &str) =
+    ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io");
 
 pub(super) async fn reconcile(
     client: &Client,
@@ -76,7 +77,9 @@ fn wanted(service: &Service, pods: &[Pod]) -> Result<Vec<EndpointSlice>> {
     let Some(selector) = spec.selector.as_ref().filter(|s| !s.is_empty()) else { return Ok(Vec::new()) };
     let mut members: Vec<&Pod> = pods
         .iter()
-        .filter(|p| p.namespace() == service.namespace() && matches_labels(selector, p.labels()) && !is_finished(p))
+        .filter(|p| {
+            p.namespace() == service.namespace() && matches_labels(selector, p.labels()) && !is_finished(p)
+        })
         .collect();
     members.sort_by_key(|p| p.name_any());
     let publish = spec.publish_not_ready_addresses.unwrap_or_default();

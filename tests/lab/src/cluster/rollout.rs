@@ -82,7 +82,8 @@ mod tests {
     #[test]
     fn shares() {
         let of = |surge: &str, unavailable: &str| {
-            let strategy = serde_json::json!({"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}});
+            let strategy =
+                serde_json::json!({"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}});
             Strategy::of(Some(&serde_json::from_value(strategy).unwrap()), 3)
         };
         assert_eq!(Strategy::of(None, 2), Strategy::Rolling { surge: 1, unavailable: 0 });
@@ -110,6 +111,9 @@ mod tests {
         let leaving = Count { wanted: 0, available: 0, existing: 1 };
         assert_eq!(next(Strategy::Recreate, 2, count(0, 0), &[count(2, 2)]), (0, vec![0]));
         assert_eq!(next(Strategy::Recreate, 2, count(0, 0), &[leaving]), (0, vec![0]));
-        assert_eq!(next(Strategy::Recreate, 2, count(0, 0), &[Count { existing: 0, ..leaving }]), (2, vec![0]));
+        assert_eq!(
+            next(Strategy::Recreate, 2, count(0, 0), &[Count { existing: 0, ..leaving }]),
+            (2, vec![0])
+        );
     }
 }

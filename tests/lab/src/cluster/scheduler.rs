@@ -30,7 +30,9 @@ pub(super) async fn reconcile(client: &Client, nodes: &[Node], pods: &[Pod]) -> 
         let bound: Result<serde_json::Value, _> =
             api.create_subresource("binding", &name, &PostParams::default(), &binding).await;
         match bound {
-            Err(e) if !is_race(&e) => return Err(e).with_context(|| format!("cannot bind pod {namespace}/{name}")),
+            Err(e) if !is_race(&e) => {
+                return Err(e).with_context(|| format!("cannot bind pod {namespace}/{name}"));
+            }
             _ => placed.push((node, pod.clone())),
         }
     }
@@ -47,7 +49,9 @@ fn pick(pod: &Pod, nodes: &[Node], placed: &[(String, Pod)]) -> Option<String> {
     let empty = Default::default();
     let selector = spec.node_selector.as_ref().unwrap_or(&empty);
     let suits = |node: &&Node| {
-        is_ready(node) && matches_labels(selector, node.labels()) && !is_avoided(pod, &node.name_any(), placed)
+        is_ready(node)
+            && matches_labels(selector, node.labels())
+            && !is_avoided(pod, &node.name_any(), placed)
     };
     let load = |node: &&Node| {
         let name = node.name_any();
@@ -66,8 +70,7 @@ fn is_avoided(pod: &Pod, node: &str, placed: &[(String, Pod)]) -> bool {
         .unwrap_or_default();
     terms.iter().filter(|term| term.topology_key == HOSTNAME_KEY).any(|term| {
         let empty = Default::default();
-        let labels =
-            term.label_selector.as_ref().and_then(|s| s.match_labels.as_ref()).unwrap_or(&empty);
+        let labels = term.label_selector.as_ref().and_then(|s| s.match_labels.as_ref()).unwrap_or(&empty);
         placed.iter().any(|(on, other)| {
             on == node && other.namespace() == pod.namespace() && matches_labels(labels, other.labels())
         })
@@ -92,7 +95,8 @@ mod tests {
     }
 
     fn pod(spec: serde_json::Value) -> Pod {
-        let mut pod = json!({"metadata": {"namespace": "n", "labels": {"app": "a"}}, "spec": {"containers": []}});
+        let mut pod =
+            json!({"metadata": {"namespace": "n", "labels": {"app": "a"}}, "spec": {"containers": []}});
         pod["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         serde_json::from_value(pod).unwrap()
     }

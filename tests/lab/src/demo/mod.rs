@@ -1,4 +1,6 @@
 //! placeholder
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
-pub(crate) fn run(_: &Args) -> anyhow::Result<std::process::ExitCode> { anyhow::bail!("x") }
+pub(crate) fn run(_: &Args) -> anyhow::Result<std::process::ExitCode> {
+    anyhow::bail!("x")
+}

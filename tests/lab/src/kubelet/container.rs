@@ -95,7 +95,8 @@ pub(super) async fn run(index: usize, plan: Plan, mut stop: Stop, updates: mpsc:
         if began.elapsed() > BACKOFF_RESET {
             backoff = BACKOFF;
         }
-        let ended = State::Waiting("CrashLoopBackOff", format!("back-off {backoff:?} restarting the container"));
+        let ended =
+            State::Waiting("CrashLoopBackOff", format!("back-off {backoff:?} restarting the container"));
         report.last = Some(std::mem::replace(&mut report.state, ended));
         tell(&report);
         let _ = time::timeout(backoff, stop.wait_for(Option::is_some)).await;

@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn references() {
-        let env = env(json!([{"name": "A", "value": "1"}, {"name": "B", "value": "$(A)-$(C)-$$(A)-$"}])).unwrap();
+        let env =
+            env(json!([{"name": "A", "value": "1"}, {"name": "B", "value": "$(A)-$(C)-$$(A)-$"}])).unwrap();
         assert_eq!(env.last().unwrap().1, "1-$(C)-$(A)-$");
     }
 }

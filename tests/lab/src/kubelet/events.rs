@@ -23,9 +23,22 @@ pub(super) struct Recorder {
 
 impl Recorder {
     /// Says something; that it could not be said is logged and is no failure of the pod.
-    pub(super) async fn say(&mut self, context: &Context, pod: &Pod, warning: bool, reason: &str, message: &str) {
+    pub(super) async fn say(
+        &mut self,
+        context: &Context,
+        pod: &Pod,
+        warning: bool,
+        reason: &str,
+        message: &str,
+    ) {
         if let Err(error) = self.try_say(context, pod, warning, reason, message).await {
-            tracing::warn!(pod = pod.name_any(), reason, message, error = format!("{error:#}"), "cannot write an Event");
+            tracing::warn!(
+                pod = pod.name_any(),
+                reason,
+                message,
+                error = format!("{error:#}"),
+                "cannot write an Event"
+            );
         }
     }
 

@@ -33,7 +33,11 @@ use kube::{
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::{access::Access, config::Options, state::{self, StateDir}};
+use crate::{
+    access::Access,
+    config::Options,
+    state::{self, StateDir},
+};
 
 /// What the supervisor tells a node's kubelet.
 #[derive(Debug, Clone, Serialize, Deserialize)]

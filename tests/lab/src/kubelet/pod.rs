@@ -117,9 +117,7 @@ impl Worker {
     }
 
     async fn changed_annotations(&mut self, before: &Pod) {
-        let differs = |w: &Wanted| {
-            is_leaving(w) || w.pod.metadata.annotations != before.metadata.annotations
-        };
+        let differs = |w: &Wanted| is_leaving(w) || w.pod.metadata.annotations != before.metadata.annotations;
         let _ = self.wanted.wait_for(differs).await;
     }
 
@@ -198,11 +196,11 @@ impl Worker {
         if wanted.gone {
             return Duration::ZERO;
         }
-        let grace = wanted
+        let grace = wanted.pod.metadata.deletion_grace_period_seconds.or(wanted
             .pod
-            .metadata
-            .deletion_grace_period_seconds
-            .or(wanted.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds));
+            .spec
+            .as_ref()
+            .and_then(|s| s.termination_grace_period_seconds));
         Duration::from_secs(u64::try_from(grace.unwrap_or(DEFAULT_GRACE)).unwrap_or_default())
     }
 

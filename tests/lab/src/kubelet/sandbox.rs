@@ -119,9 +119,7 @@ fn furnished_place(context: &Context, namespace: &str, token: &str, net: Option<
         place::mount_fs("tmpfs", Path::new("/run"), Some("mode=0755"))?;
         let dir = Path::new(SERVICE_ACCOUNT);
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        for (file, text) in
-            [("token", token), ("ca.crt", &context.access.ca), ("namespace", namespace)]
-        {
+        for (file, text) in [("token", token), ("ca.crt", &context.access.ca), ("namespace", namespace)] {
             std::fs::write(dir.join(file), text).with_context(|| format!("cannot write {file}"))?;
         }
         if net.is_some() {
@@ -155,7 +153,8 @@ async fn detach(attachment: Option<&cni::Attachment>) -> Result<()> {
 fn random_id() -> Result<String> {
     let mut id = String::new();
     while id.len() < 64 {
-        let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot read a random id")?;
+        let uuid =
+            std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot read a random id")?;
         id.extend(uuid.chars().filter(char::is_ascii_hexdigit));
     }
     Ok(id)

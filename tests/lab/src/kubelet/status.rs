@@ -63,9 +63,7 @@ pub(super) fn is_ready(containers: &[(Container, ContainerReport)]) -> bool {
 pub(super) fn of(input: &Input<'_>) -> Value {
     let ready = is_ready(input.containers) && !input.ips.is_empty();
     let phase = phase(input);
-    let condition = |kind: &str, status: bool, since: Timestamp| {
-        json!({"type": kind, "status": if status { "True" } else { "False" }, "lastTransitionTime": since})
-    };
+    let condition = |kind: &str, status: bool, since: Timestamp| json!({"type": kind, "status": if status { "True" } else { "False" }, "lastTransitionTime": since});
     let list = |ips: &[IpAddr]| ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>();
     let mut status = json!({
         "phase": phase,

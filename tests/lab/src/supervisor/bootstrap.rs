@@ -40,7 +40,8 @@ pub(super) async fn install_crds(client: &Client) -> Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let files = std::fs::read_dir(CRDS).with_context(|| format!("cannot read {CRDS}"))?;
     let mut names = Vec::new();
-    for path in files.flatten().map(|file| file.path()).filter(|p| p.extension().is_some_and(|e| e == "yaml")) {
+    for path in files.flatten().map(|file| file.path()).filter(|p| p.extension().is_some_and(|e| e == "yaml"))
+    {
         let crd = read_crd(&path)?;
         api.create(&PostParams::default(), &crd)
             .await
@@ -75,7 +76,9 @@ pub(super) async fn create_pools(client: &Client, family: Family) -> Result<()> 
         let of = |ip| family.each().contains(&ip).then(|| subnet(ip).to_owned());
         let subnets = vec![SubnetSet { ipv4: of(Ip::V4), ipv6: of(Ip::V6) }];
         let pool = AddressPool::new(name, AddressPoolSpec { block_size_bits: bits, subnets });
-        api.create(&PostParams::default(), &pool).await.with_context(|| format!("cannot create pool {name}"))?;
+        api.create(&PostParams::default(), &pool)
+            .await
+            .with_context(|| format!("cannot create pool {name}"))?;
     }
     Ok(())
 }

@@ -49,7 +49,8 @@ fn run(options: &Options) -> Result<()> {
     let places = topology::build(options, &state)?;
     state.write_places(&places.iter().map(|(name, place)| (name.clone(), place.published())).collect())?;
     let (fatal, fatal_end) = mpsc::channel(1);
-    let lab = Lab { options: options.clone(), logs: programs::logs_dir(&options.name)?, state, places, fatal };
+    let lab =
+        Lab { options: options.clone(), logs: programs::logs_dir(&options.name)?, state, places, fatal };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(lab.live(fatal_end))
 }
@@ -151,7 +152,9 @@ impl Lab {
             format!("--san={}", Ipv4Addr::LOCALHOST),
         ];
         args.extend(self.options.family.each().iter().map(|ip| format!("--service-cidr={}", ip.services())));
-        args.extend(self.options.node_names().iter().map(|node| format!("--user={}", state::node_user(node))));
+        args.extend(
+            self.options.node_names().iter().map(|node| format!("--user={}", state::node_user(node))),
+        );
         let path = programs::find("coil-apiserver")?;
         self.launch(CONTROL, "coil-apiserver", path, args, Vec::new(), OnExit::Fatal)?;
         let access = loop {

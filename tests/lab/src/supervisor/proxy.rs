@@ -29,7 +29,9 @@ pub(super) async fn start(from: OpenPlace, target: SocketAddr) -> Result<SocketA
 
 async fn pass_on(mut client: TcpStream, from: OpenPlace, target: SocketAddr) -> Result<()> {
     // A socket stays in the namespace that it was made in.
-    let dial = move || from.run(|| StdStream::connect(target).with_context(|| format!("cannot connect to {target}")));
+    let dial = move || {
+        from.run(|| StdStream::connect(target).with_context(|| format!("cannot connect to {target}")))
+    };
     let server = tokio::task::spawn_blocking(dial).await??;
     server.set_nonblocking(true)?;
     let mut server = TcpStream::from_std(server)?;

@@ -62,7 +62,8 @@ async fn watch(
     let mut monitor = node.command("ip");
     monitor.args(["monitor", "route"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut monitor = Command::from(monitor).kill_on_drop(true).spawn().context("cannot run ip monitor")?;
-    let mut changes = tokio::io::BufReader::new(monitor.stdout.take().context("ip monitor has no output")?).lines();
+    let mut changes =
+        tokio::io::BufReader::new(monitor.stdout.take().context("ip monitor has no output")?).lines();
     loop {
         let exported = exported(family, node).await?;
         for (importer, installed) in importers.iter().zip(installed.iter_mut()) {
@@ -117,12 +118,7 @@ async fn exported(family: Family, node: &OpenPlace) -> Result<BTreeSet<IpNet>> {
 }
 
 /// The `ip -batch` lines that turn `installed` into `wanted`.
-fn diff(
-    family: Family,
-    node: &str,
-    installed: &BTreeSet<IpNet>,
-    wanted: &BTreeSet<IpNet>,
-) -> Result<String> {
+fn diff(family: Family, node: &str, installed: &BTreeSet<IpNet>, wanted: &BTreeSet<IpNet>) -> Result<String> {
     use std::fmt::Write as _;
     let next_hops = config::node_addresses(family, node)?;
     let mut lines = String::new();
@@ -161,11 +157,10 @@ mod tests {
 
     #[test]
     fn the_world_takes_public_blocks_only() {
-        let public: Vec<_> =
-            nets(&["10.64.0.0/27", "203.0.113.8/29", "fd64::/123", "2001:db8:113::8/125"])
-                .into_iter()
-                .filter(is_routable)
-                .collect();
+        let public: Vec<_> = nets(&["10.64.0.0/27", "203.0.113.8/29", "fd64::/123", "2001:db8:113::8/125"])
+            .into_iter()
+            .filter(is_routable)
+            .collect();
         assert_eq!(public, nets(&["203.0.113.8/29", "2001:db8:113::8/125"]).into_iter().collect::<Vec<_>>());
     }
 }

@@ -18,7 +18,8 @@ pub(super) async fn get(url: &str, limit: Duration) -> Result<()> {
     let mut answer = Vec::new();
     within(limit, "read the answer", to, stream.read_to_end(&mut answer)).await?;
     let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{to}: the answer is not HTTP"))?;
+    let (head, body) =
+        answer.split_once("\r\n\r\n").with_context(|| format!("{to}: the answer is not HTTP"))?;
     let status = head.lines().next().unwrap_or_default();
     print!("{body}");
     ensure!(status.split(' ').nth(1) == Some("200"), "{url}: {status}");
@@ -30,7 +31,8 @@ fn parse(url: &str) -> Result<(SocketAddr, String)> {
     let rest = url.strip_prefix("http://").with_context(describe)?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let to = host.parse().or_else(|_| bare.parse().map(|ip| SocketAddr::new(ip, 80))).with_context(describe)?;
+    let to =
+        host.parse().or_else(|_| bare.parse().map(|ip| SocketAddr::new(ip, 80))).with_context(describe)?;
     Ok((to, format!("/{path}")))
 }
 

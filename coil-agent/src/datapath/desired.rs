@@ -1,0 +1,80 @@
+//! What the rest of the agent wants the datapath to be: plain data, no kernel in it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+
+/// Stands for a set of Egresses; all pods with the same annotations share one. 0 means none.
+pub type PolicyId = u32;
+
+/// Stands for one Egress on this node. Never 0.
+pub type EgressId = u32;
+
+/// The whole wanted state of a node's datapath.
+///
+/// Made anew from the agent's index on each change; [`super::Datapath::apply`] finds the difference.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Subnets of all AddressPools.
+    pub pools: BTreeSet<IpNet>,
+    /// Pods of this node with a veth.
+    pub pods: Vec<LocalPod>,
+    /// (policy, destination) → the Egress that takes it; `None` for what never leaves through a gateway.
+    /// The longest prefix decides; no match is the same as `None`.
+    pub policies: BTreeMap<(PolicyId, IpNet), Option<EgressId>>,
+    /// The Egresses that policies name.
+    pub egresses: BTreeMap<EgressId, Egress>,
+    /// Interface indices of the links to other nodes and the world; `from_net` is attached to each.
+    pub uplinks: BTreeSet<u32>,
+    /// True when pod to pod packets may bypass the host stack.
+    pub forward: bool,
+    /// UDP port of FOU (`--egress-port`).
+    pub fou_port: u16,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// `namespace/name`, for messages.
+    pub name: String,
+    /// All addresses of the pod, at most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// Interface index of the veth's host side; `from_pod` is attached to it.
+    pub ifindex: u32,
+    /// MAC address of the pod's side.
+    pub mac: [u8; 6],
+    /// MAC address of the host's side.
+    pub host_mac: [u8; 6],
+    /// What of its traffic is egress, 0 for nothing.
+    pub policy: PolicyId,
+    /// True when eBPF does its egress. False for pods with `fou*` links of their own.
+    pub client: bool,
+    /// True for a gateway pod.
+    pub gateway: bool,
+}
+
+/// An Egress as clients see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// `namespace/name`, for messages.
+    pub name: String,
+    /// Its gateway pods, of all families, from the EndpointSlices.
+    pub gateways: Vec<Gateway>,
+    /// `fouSourcePortAuto`.
+    pub sport_auto: bool,
+    /// True for `sessionAffinity: ClientIP`.
+    pub client_affinity: bool,
+}
+
+/// A gateway pod, on any node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gateway {
+    /// Its address.
+    pub address: IpAddr,
+    /// False while it is not ready or terminating: it may still answer its old clients,
+    /// and gets no new flows.
+    pub ready: bool,
+}

@@ -1,0 +1,3 @@
+//! Egress, as the node sees it.
+
+pub mod policy;

@@ -1,0 +1,142 @@
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use super::*;
+
+const NETCONF: &str = r#"{"cniVersion":"1.0.0","name":"k8s-pod-network","plugins":[{"type":"coil","socket":"/run/coild.sock"}]}"#;
+const CHAINED: &str =
+    r#"{"cniVersion":"1.0.0","name":"k8s-pod-network","plugins":[{"type":"ptp"},{"type":"coil"}]}"#;
+
+fn node() -> (tempfile::TempDir, Settings) {
+    let root = tempfile::tempdir().unwrap();
+    let dir = |name: &str| {
+        let path = root.path().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let (etc_dir, bin_dir, image) = (dir("net.d"), dir("bin"), dir("image"));
+    fs::write(image.join("coil"), b"\x7fELF one").unwrap();
+    let settings = Settings {
+        conf_name: "10-coil.conflist".into(),
+        etc_dir,
+        bin_dir,
+        coil_path: image.join("coil"),
+        netconf: Netconf::Text(NETCONF.into()),
+    };
+    (root, settings)
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn installs_once_and_then_changes_nothing() {
+    let (_root, settings) = node();
+    let plugin = settings.bin_dir.join("coil");
+    let conf = settings.etc_dir.join("10-coil.conflist");
+    let first = install(&settings).unwrap();
+    assert_eq!(first.written, [plugin.clone(), conf.clone()]);
+    assert_eq!(fs::read(&plugin).unwrap(), b"\x7fELF one");
+    assert_eq!(fs::read_to_string(&conf).unwrap(), NETCONF);
+    assert_eq!((mode(&plugin), mode(&conf)), (0o755, 0o644));
+    assert_eq!(install(&settings).unwrap(), Installed::default());
+    // A damaged mode is mended, and only that file is written.
+    fs::set_permissions(&conf, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(install(&settings).unwrap().written, [conf]);
+}
+
+#[test]
+fn a_running_plugin_is_replaced_by_rename() {
+    let (_root, settings) = node();
+    install(&settings).unwrap();
+    let plugin = settings.bin_dir.join("coil");
+    let open = fs::File::open(&plugin).unwrap();
+    fs::write(&settings.coil_path, b"\x7fELF two, longer").unwrap();
+    assert_eq!(install(&settings).unwrap().written, std::slice::from_ref(&plugin));
+    assert_eq!(fs::read(&plugin).unwrap(), b"\x7fELF two, longer");
+    assert_eq!(open.metadata().unwrap().len(), 8, "who has the old one open keeps it");
+}
+
+#[test]
+fn only_coils_own_older_configuration_goes() {
+    let (_root, settings) = node();
+    let put = |name: &str, text: &str| fs::write(settings.etc_dir.join(name), text).unwrap();
+    put("05-coil.conflist", NETCONF);
+    put("20-chained.conflist", CHAINED);
+    put("30-other.conflist", &NETCONF.replace("k8s-pod-network", "storage-network"));
+    put("87-podman.conflist", r#"{"name":"podman","plugins":[{"type":"bridge"}]}"#);
+    put("broken.conflist", "{");
+    put("notes.txt", NETCONF);
+    let installed = install(&settings).unwrap();
+    assert_eq!(installed.removed, [settings.etc_dir.join("05-coil.conflist")]);
+    assert_eq!(
+        names(&settings.etc_dir),
+        [
+            "10-coil.conflist",
+            "20-chained.conflist",
+            "30-other.conflist",
+            "87-podman.conflist",
+            "broken.conflist",
+            "notes.txt"
+        ]
+    );
+}
+
+#[test]
+fn a_bad_configuration_changes_nothing() {
+    for (netconf, expected) in [
+        ("{", "is not JSON"),
+        (r#"{"plugins":[{"type":"coil"}]}"#, r#"has no "name""#),
+        (r#"{"name":"n","plugins":[{"type":"ptp"}]}"#, r#"has no plugin with "type": "coil""#),
+    ] {
+        let (_root, mut settings) = node();
+        settings.netconf = Netconf::Text(netconf.into());
+        let error = install(&settings).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("CNI_NETCONF"), "{error}");
+        assert!(names(&settings.bin_dir).is_empty() && names(&settings.etc_dir).is_empty());
+    }
+}
+
+#[test]
+fn a_failed_step_leaves_the_old_state() {
+    let (_root, mut settings) = node();
+    install(&settings).unwrap();
+    fs::write(&settings.coil_path, b"\x7fELF two").unwrap();
+    // A folder cannot be replaced by a file: the rename fails after the temporary file was written.
+    settings.conf_name = "20-coil.conflist".into();
+    fs::create_dir(settings.etc_dir.join("20-coil.conflist")).unwrap();
+    let error = install(&settings).unwrap_err().to_string();
+    assert!(error.contains("cannot install") && error.contains("20-coil.conflist"), "{error}");
+    assert_eq!(
+        names(&settings.etc_dir),
+        ["10-coil.conflist", "20-coil.conflist"],
+        "the older one still works"
+    );
+    settings.bin_dir = settings.bin_dir.join("missing");
+    let error = install(&settings).unwrap_err().to_string();
+    assert!(error.contains("is the host folder mounted there?"), "{error}");
+}
+
+#[test]
+fn settings_come_from_the_environment() {
+    let env = |pairs: &[(&str, &str)]| {
+        let map: BTreeMap<String, String> = pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        Settings::from_env(move |name| map.get(name).map(Into::into))
+    };
+    let settings = env(&[("CNI_NETCONF", NETCONF)]).unwrap();
+    assert_eq!(settings.etc_dir, Path::new("/host/etc/cni/net.d"));
+    assert_eq!(settings.bin_dir, Path::new("/host/opt/cni/bin"));
+    assert_eq!(settings.conf_name, "10-coil.conflist");
+    let settings = env(&[("CNI_NETCONF", NETCONF), ("CNI_NETCONF_FILE", "/etc/coil/netconf.json")]).unwrap();
+    assert_eq!(settings.netconf, Netconf::File("/etc/coil/netconf.json".into()));
+    assert!(env(&[]).unwrap_err().to_string().starts_with("CNI_NETCONF: not set"));
+    let error = env(&[("CNI_NETCONF", NETCONF), ("CNI_CONF_NAME", "../x.conflist")]).unwrap_err().to_string();
+    assert!(error.starts_with("CNI_CONF_NAME"), "{error}");
+}

@@ -1,0 +1,149 @@
+//! The node's own network: forwarding, the rule to the pods' routes, what the node's links tell.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteAttribute, RouteMessage, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+
+use super::{
+    route::FAMILIES,
+    rtnl::{Mode, Rtnl, RtnlError},
+    sysctl,
+};
+
+/// MTU when no link tells one.
+const DEFAULT_MTU: u32 = 1500;
+
+/// The node's addresses that pods see as their gateway, one per family: its InternalIPs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HostAddresses {
+    /// The IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl HostAddresses {
+    /// The first address of each family.
+    #[must_use]
+    pub fn of(addresses: &[IpAddr]) -> Self {
+        let mut host = Self::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(a) => host.ipv4 = host.ipv4.or(Some(*a)),
+                IpAddr::V6(a) => host.ipv6 = host.ipv6.or(Some(*a)),
+            }
+        }
+        host
+    }
+}
+
+/// Lets the node forward, and looks up `table` for every packet, with `priority`.
+///
+/// # Errors
+/// When a setting or a rule cannot be written.
+pub async fn prepare(rtnl: &Rtnl, table: u32, priority: u32) -> Result<(), RtnlError> {
+    sysctl::set("ipv4/ip_forward", "1")?;
+    if sysctl::has_ipv6() {
+        sysctl::set("ipv6/conf/all/forwarding", "1")?;
+    }
+    for family in FAMILIES {
+        if family == AddressFamily::Inet6 && !sysctl::has_ipv6() {
+            continue;
+        }
+        add_rule(rtnl, family, table, priority).await?;
+    }
+    Ok(())
+}
+
+async fn add_rule(rtnl: &Rtnl, family: AddressFamily, table: u32, priority: u32) -> Result<(), RtnlError> {
+    let mut filter = RuleMessage::default();
+    filter.header.family = family;
+    let found = rtnl.dump(RouteNetlinkMessage::GetRule(filter.clone()), "the routing rules").await?;
+    let there = found.iter().any(|message| match message {
+        RouteNetlinkMessage::NewRule(rule) => {
+            let mut its = (u32::from(rule.header.table), 0);
+            for attribute in &rule.attributes {
+                match attribute {
+                    RuleAttribute::Table(t) => its.0 = *t,
+                    RuleAttribute::Priority(p) => its.1 = *p,
+                    _ => {}
+                }
+            }
+            its == (table, priority) && rule.header.src_len == 0 && rule.header.dst_len == 0
+        }
+        _ => false,
+    });
+    if there {
+        return Ok(());
+    }
+    let mut rule = filter;
+    rule.header.action = RuleAction::ToTable;
+    rule.header.table = u8::try_from(table).unwrap_or_default();
+    rule.attributes = vec![RuleAttribute::Table(table), RuleAttribute::Priority(priority)];
+    let doing = || format!("add the routing rule {priority} to table {table}");
+    rtnl.change(RouteNetlinkMessage::NewRule(rule), Mode::Create, doing).await
+}
+
+/// Links with a default route in the main table, of either family.
+async fn default_links(rtnl: &Rtnl) -> Result<BTreeSet<u32>, RtnlError> {
+    let mut links = BTreeSet::new();
+    for family in FAMILIES {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family;
+        filter.attributes.push(RouteAttribute::Table(super::route::MAIN_TABLE));
+        for message in rtnl.dump(RouteNetlinkMessage::GetRoute(filter), "the routes").await? {
+            let RouteNetlinkMessage::NewRoute(route) = message else { continue };
+            if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
+                continue;
+            }
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(index) => drop(links.insert(*index)),
+                    RouteAttribute::MultiPath(hops) => links.extend(hops.iter().map(|h| h.interface_index)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(links)
+}
+
+/// The MTU for pods: that of the links towards the default route, else the smallest of the
+/// physical links.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn mtu(rtnl: &Rtnl) -> Result<u32, RtnlError> {
+    let towards_default = default_links(rtnl).await?;
+    let links = rtnl.links().await?;
+    let lowest = |wanted: &dyn Fn(&super::link::Link) -> bool| {
+        links.iter().filter(|link| link.name != "lo" && wanted(link)).map(|link| link.mtu).min()
+    };
+    Ok(lowest(&|link| towards_default.contains(&link.index))
+        .or_else(|| lowest(&|link| link.physical))
+        .unwrap_or(DEFAULT_MTU))
+}
+
+/// The links to other nodes and the world: those with one of the node's addresses, and those with
+/// a default route. Never a pod's link.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn uplinks(rtnl: &Rtnl, node: &[IpAddr]) -> Result<BTreeSet<u32>, RtnlError> {
+    let mut uplinks = default_links(rtnl).await?;
+    uplinks.extend(rtnl.addresses().await?.iter().filter(|(_, a)| node.contains(&a.addr())).map(|(i, _)| *i));
+    for link in rtnl.links().await? {
+        // The node's addresses stand on the pods' links too, as their gateway.
+        if link.alias.is_some() || link.name == "lo" {
+            uplinks.remove(&link.index);
+        }
+    }
+    Ok(uplinks)
+}

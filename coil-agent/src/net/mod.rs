@@ -1,0 +1,33 @@
+//! The kernel's part of pod networking: links, addresses, routes and rules.
+//!
+//! ```text
+//!   pod namespace                       node namespace
+//!  ┌──────────────────────────┐        ┌───────────────────────────────────────────────┐
+//!  │ eth0  10.64.0.5/32       │  veth  │ veth1a2b3c4d  alias COIL:<pool>:<id>:eth0      │
+//!  │ default via <node>       ├────────┤   <node>/32, so that ARP for it is answered    │
+//!  │ default via fe80::<host> │        │ table 116: 10.64.0.5 dev veth1a2b3c4d          │
+//!  └──────────────────────────┘        │ rule 2000: lookup 116                         │
+//!                                      │ table 119: the node's blocks, for BIRD         │
+//!                                      └───────────────────────────────────────────────┘
+//! ```
+//!
+//! - [`host`]: what the node needs once.
+//! - [`pod`]: makes, checks and removes one pod's network; [`plan`] says which routes it has.
+//! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
+//! - [`export`]: table 119.
+//! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
+//! - `rtnl`, `link`, `addr`, `sysctl`: the kernel's words.
+
+mod addr;
+pub mod export;
+pub mod host;
+mod link;
+pub mod plan;
+pub mod pod;
+pub mod recover;
+pub mod route;
+mod rtnl;
+mod sysctl;
+
+pub use link::{Alias, Link, Mac};
+pub use rtnl::{Rtnl, RtnlError};

@@ -1,0 +1,104 @@
+//! What earlier runs of the agent made, found in the kernel.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+use coil_netns::NetNs;
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    nsid::{NsidAttribute, NsidMessage},
+};
+
+use super::{
+    link::{Alias, Mac},
+    pod::PodLink,
+    route::Owned,
+    rtnl::{Rtnl, RtnlError},
+};
+use crate::ipam::Allocation;
+
+/// Where container runtimes keep the namespaces of pods.
+const NETNS_DIRS: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
+
+/// A pod that is connected.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its pool and attachment.
+    pub alias: Alias,
+    /// Its link and addresses.
+    pub link: PodLink,
+    /// Its namespace, when it is where runtimes keep them.
+    pub netns: Option<PathBuf>,
+}
+
+impl Found {
+    /// What it has of its pool.
+    #[must_use]
+    pub fn allocation(&self) -> Allocation {
+        Allocation {
+            pool: self.alias.pool.clone(),
+            owner: self.alias.owner.clone(),
+            ipv4: self.link.ipv4,
+            ipv6: self.link.ipv6,
+        }
+    }
+}
+
+/// All pods that are connected: links with Coil's alias, with the addresses that `routes` lead to them.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn pods(rtnl: &Rtnl, routes: Owned) -> Result<Vec<Found>, RtnlError> {
+    let routes = routes.list(rtnl).await?;
+    let namespaces = namespaces(rtnl).await;
+    let mut found = Vec::new();
+    for host in rtnl.links().await? {
+        let Some(alias) = host.alias.clone() else { continue };
+        let (mut ipv4, mut ipv6) = (None, None);
+        for (dst, _) in routes.iter().filter(|(_, path)| path.ifindex == Some(host.index)) {
+            match dst.addr() {
+                IpAddr::V4(a) if dst.prefix_len() == 32 => ipv4 = Some(a),
+                IpAddr::V6(a) if dst.prefix_len() == 128 => ipv6 = Some(a),
+                _ => {}
+            }
+        }
+        let netns = host.peer_nsid.and_then(|id| namespaces.get(&id).cloned());
+        let mac = match &netns {
+            Some(path) => inner_mac(path, &alias.owner.ifname).await.unwrap_or_default(),
+            None => Mac::default(),
+        };
+        found.push(Found { alias, link: PodLink { host, mac, ipv4, ipv6 }, netns });
+    }
+    Ok(found)
+}
+
+async fn inner_mac(netns: &Path, ifname: &str) -> Option<Mac> {
+    let inside = Rtnl::open_in(&NetNs::open(netns).ok()?).ok()?.ok()?;
+    Some(inside.link_by_name(ifname).await.ok()??.mac)
+}
+
+/// The namespaces that runtimes keep, by this namespace's id for them.
+async fn namespaces(rtnl: &Rtnl) -> BTreeMap<i32, PathBuf> {
+    let mut all = BTreeMap::new();
+    let files = NETNS_DIRS.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+    for path in files.map(|file| file.path()) {
+        let Ok(ns) = NetNs::open(&path) else { continue };
+        let mut question = NsidMessage::default();
+        let Ok(fd) = u32::try_from(ns.as_raw_fd()) else { continue };
+        question.attributes.push(NsidAttribute::Fd(fd));
+        if let Ok(RouteNetlinkMessage::NewNsId(answer)) =
+            rtnl.get(RouteNetlinkMessage::GetNsId(question)).await
+        {
+            all.extend(answer.attributes.iter().find_map(|attribute| match attribute {
+                NsidAttribute::Id(id) if *id >= 0 => Some((*id, path.clone())),
+                _ => None,
+            }));
+        }
+    }
+    all
+}

@@ -1,0 +1,37 @@
+//! Settings under `/proc/sys/net`, of the calling thread's network namespace.
+
+use std::fs;
+
+use super::rtnl::RtnlError;
+
+/// Writes a setting, unless it has the value: a read-only `/proc/sys` that is right needs no change.
+///
+/// # Errors
+/// When it cannot be written; the message names the setting.
+pub(super) fn set(key: &str, value: &str) -> Result<(), RtnlError> {
+    let path = format!("/proc/sys/net/{key}");
+    if fs::read_to_string(&path).is_ok_and(|now| same(&now, value)) {
+        return Ok(());
+    }
+    fs::write(&path, value).map_err(|e| RtnlError::new(format!("set {path} to {value}"), e))
+}
+
+/// Like [`set`], for a setting that this kernel may not have.
+///
+/// # Errors
+/// When it is there and cannot be written.
+pub(super) fn set_if_there(key: &str, value: &str) -> Result<(), RtnlError> {
+    match set(key, value) {
+        Err(e) if e.is_absent() => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether this namespace has IPv6 at all.
+pub(super) fn has_ipv6() -> bool {
+    fs::metadata("/proc/sys/net/ipv6").is_ok()
+}
+
+fn same(now: &str, value: &str) -> bool {
+    now.split_whitespace().eq(value.split_whitespace())
+}

@@ -1,0 +1,99 @@
+//! Tables that the programs write: flows and translations.
+
+use super::plain;
+
+/// Key of `coil_flows4` and `coil_flows6`: a connection between two pool addresses, the same key for
+/// both directions. Made by [`crate::flow::key`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey<A> {
+    /// The end that sorts lower by (address, port).
+    pub low: A,
+    /// The other end.
+    pub high: A,
+    /// Port of `low`; for ICMP echo the identifier at the requester's end, 0 at the other.
+    pub low_port: u16,
+    /// Port of `high`.
+    pub high_port: u16,
+    /// IP protocol.
+    pub protocol: u32,
+}
+
+/// Value of `coil_flows4` and `coil_flows6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct FlowValue {
+    /// Last packet, in seconds of the monotonic clock.
+    pub seen: u32,
+    /// See [`crate::flow`].
+    pub state: u16,
+    /// 1 when a FIN or RST was seen.
+    pub closing: u16,
+}
+
+/// Key of `coil_nat4` and `coil_nat6`: a flow as the client sees it, per gateway.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatKey<A> {
+    /// The gateway pod that lends its address.
+    pub gateway: A,
+    /// The client pod.
+    pub client: A,
+    /// The destination outside.
+    pub remote: A,
+    /// The client's port, or the identifier of an ICMP echo.
+    pub client_port: u16,
+    /// The destination's port, 0 for ICMP echo.
+    pub remote_port: u16,
+    /// IP protocol.
+    pub protocol: u32,
+}
+
+/// Value of `coil_nat4` and `coil_nat6`. Valid only while the reverse entry points back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct NatValue {
+    /// The gateway's port (or echo identifier) that stands for the client's.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Key of `coil_nat_rev4` and `coil_nat_rev6`: a flow as the remote sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatRevKey<A> {
+    /// The gateway pod.
+    pub gateway: A,
+    /// The address outside.
+    pub remote: A,
+    /// The gateway's port (or echo identifier).
+    pub port: u16,
+    /// The remote's port, 0 for ICMP echo.
+    pub remote_port: u16,
+    /// IP protocol.
+    pub protocol: u32,
+}
+
+/// Value of `coil_nat_rev4` and `coil_nat_rev6`: to whom the port is lent, and since when it is idle.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatRevValue<A> {
+    /// The client pod.
+    pub client: A,
+    /// Last packet in either direction, in seconds of the monotonic clock.
+    pub seen: u32,
+    /// The client's port.
+    pub client_port: u16,
+    /// See [`crate::nat::State`].
+    pub state: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+plain! {
+    FlowKey { A, A, u16, u16, u32 }
+    NatKey { A, A, A, u16, u16, u32 }
+    NatRevKey { A, A, u16, u16, u32 }
+    NatRevValue { A, u32, u16, u8, u8 }
+}

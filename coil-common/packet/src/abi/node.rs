@@ -1,0 +1,149 @@
+//! Tables that the agent writes and the programs read.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{MAGLEV_SLOTS, plain};
+
+/// "Nothing": the policy id of a pod that is no client, and the egress id of a destination
+/// that never leaves through a gateway.
+pub const NONE: u32 = 0;
+
+/// Bits of [`PodValue::flags`].
+pub mod pod_flag {
+    /// The pod's egress is done by the programs (an eBPF client).
+    pub const CLIENT: u32 = 1;
+    /// The pod is a gateway: the programs translate in its name.
+    pub const GATEWAY: u32 = 2;
+}
+
+/// Bits of [`Maglev::flags`].
+pub mod egress_flag {
+    /// The FOU source port is a hash of the flow, not the FOU port.
+    pub const SPORT_AUTO: u32 = 1;
+    /// The gateway is chosen by the client's address alone, not by the flow.
+    pub const CLIENT_AFFINITY: u32 = 2;
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flag {
+    /// Pod to pod packets may take the fast path.
+    pub const FORWARD: u32 = 1;
+}
+
+/// Value of `coil_config`, one for the node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Config {
+    /// Bits of [`config_flag`].
+    pub flags: u32,
+    /// UDP port of FOU (`--egress-port`).
+    pub fou_port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Value of `coil_pods4` and `coil_pods6`, keyed by address: a pod of this node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PodValue {
+    /// The host side of the pod's veth.
+    pub ifindex: u32,
+    /// What of the pod's traffic is egress; [`NONE`] for a pod that is no client.
+    pub policy: u32,
+    /// Bits of [`pod_flag`].
+    pub flags: u32,
+    /// MAC address of the pod's side.
+    pub mac: [u8; 6],
+    /// MAC address of the host's side.
+    pub host_mac: [u8; 6],
+}
+const _: () = assert!(size_of::<PodValue>() == 24);
+
+impl PodValue {
+    /// True for a client whose egress the programs do.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_client(&self) -> bool {
+        self.flags & pod_flag::CLIENT != 0
+    }
+
+    /// True for a gateway pod.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_gateway(&self) -> bool {
+        self.flags & pod_flag::GATEWAY != 0
+    }
+}
+
+/// Value of `coil_pools4` and `coil_pools6`, a longest prefix match on the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PoolValue {
+    /// Zero; presence is the information.
+    pub reserved: u32,
+}
+
+/// Value of `coil_uplinks`, keyed by ifindex: a link with `from_net` attached.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct UplinkValue {
+    /// Zero; presence is the information.
+    pub reserved: u32,
+}
+
+/// Key data of `coil_policy4` and `coil_policy6`: a longest prefix match behind an exact policy id.
+/// The prefix length counts the 32 bits of the id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyKey<A> {
+    /// The policy of the pod that sends.
+    pub policy: u32,
+    /// The destination.
+    pub destination: A,
+}
+
+/// Key of `coil_gateways4` and `coil_gateways6`: who may send FOU to the clients of a policy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatewayKey<A> {
+    /// The policy of the client.
+    pub policy: u32,
+    /// The gateway's address.
+    pub gateway: A,
+}
+
+/// Value of `coil_gateways4` and `coil_gateways6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct GatewayValue {
+    /// The Egress of the gateway.
+    pub egress: u32,
+}
+
+/// Value of `coil_maglev4` and `coil_maglev6`, keyed by egress id: which gateway takes which hash.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Maglev<A> {
+    /// Bits of [`egress_flag`].
+    pub flags: u32,
+    /// Gateways in the table; 0 means that the Egress has none and its packets are dropped.
+    pub gateways: u32,
+    /// Gateway address by [`crate::hash::slot`].
+    pub slots: [A; MAGLEV_SLOTS],
+}
+
+plain! {
+    PolicyKey { u32, A }
+    GatewayKey { u32, A }
+    Maglev { u32, u32, [A; MAGLEV_SLOTS] }
+}
+
+/// Value of `coil_counters`, per CPU, indexed by [`crate::counter_index`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counter {
+    /// Packets, a GSO packet counted once.
+    pub packets: u64,
+    /// Bytes with the Ethernet header, as received.
+    pub bytes: u64,
+}

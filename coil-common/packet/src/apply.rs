@@ -1,0 +1,160 @@
+//! Carries out a plan on a packet.
+
+use crate::{
+    Deliver, End, Fault, Outer, Plan, Room, Skb,
+    wire::{ETHERNET, Header, Kind, Packet, difference, fou_header_v4, fou_header_v6, udp},
+};
+
+/// The part of rewriting that depends on the family.
+pub trait Rewrite: Header {
+    /// Lowers TTL or hop limit by one.
+    fn hop<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>) -> Result<(), Fault>;
+    /// Writes TOS or traffic class.
+    fn tos<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>, tos: u8) -> Result<(), Fault>;
+    /// Puts the outer header in front.
+    fn encap<S: Skb>(skb: &mut S, outer: &Outer<Self>) -> Result<(), Fault>;
+    /// Writes an address, after the transport checksum was fixed for it.
+    fn store_addr<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault>;
+}
+
+/// Changes the packet as planned. How it leaves is up to the caller; after a fault it must be dropped.
+#[inline(always)]
+pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>) -> Result<(), Fault> {
+    if plan.decap != 0 {
+        skb.shrink(plan.decap)?;
+    }
+    let l3 = packet.l3 - plan.decap;
+    if let Some(tos) = plan.tos {
+        A::tos(skb, l3, packet, tos)?;
+    }
+    if plan.hop {
+        A::hop(skb, l3, packet)?;
+    }
+    if let Some(end) = &plan.source {
+        translate::<A, S, true>(skb, l3, packet, end)?;
+    }
+    if let Some(end) = &plan.destination {
+        translate::<A, S, false>(skb, l3, packet, end)?;
+    }
+    if let Some(outer) = &plan.encap {
+        A::encap(skb, outer)?;
+    }
+    if let Deliver::Peer { mac, host_mac, .. } = plan.deliver {
+        skb.store(0, &mac)?;
+        skb.store(6, &host_mac)?;
+    }
+    Ok(())
+}
+
+/// Replaces one end's address and port.
+#[inline(always)]
+fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
+    skb: &mut S,
+    l3: u32,
+    packet: &Packet<A>,
+    new: &End<A>,
+) -> Result<(), Fault> {
+    let l4 = l3 + (packet.l4 - packet.l3);
+    let echo = matches!(packet.kind, Kind::EchoRequest | Kind::EchoReply);
+    let (old_addr, old_port) = if SOURCE { (packet.src, packet.sport) } else { (packet.dst, packet.dport) };
+    let sum_at = l4
+        + match packet.kind {
+            Kind::Tcp => 16,
+            Kind::Udp | Kind::UdpBehindOptions => 6,
+            _ => 2,
+        };
+    let port_at = l4
+        + match (echo, SOURCE) {
+            (true, _) => 4,
+            (false, true) => 0,
+            (false, false) => 2,
+        };
+    let addr_at = l3 + addr_offset::<A>(SOURCE);
+    let optional = A::L3_SUM && packet.protocol == udp::PROTOCOL;
+
+    let diff = difference(old_addr.sum(), new.addr.sum());
+    // ICMP has a pseudo header in IPv6 only.
+    if !(echo && A::L3_SUM) {
+        skb.fix_l4_sum(sum_at, diff, true, optional)?;
+    }
+    if A::L3_SUM {
+        skb.fix_l3_sum(l3 + 10, diff)?;
+    }
+    A::store_addr(skb, addr_at, new.addr)?;
+    if new.port != old_port {
+        let (old, new) = (old_port.to_be_bytes(), new.port.to_be_bytes());
+        let diff = difference(u32::from(u16::from_ne_bytes(old)), u32::from(u16::from_ne_bytes(new)));
+        skb.fix_l4_sum(sum_at, diff, false, optional)?;
+        skb.store(port_at, &new)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+const fn addr_offset<A: Header>(source: bool) -> u32 {
+    match (A::L3_SUM, source) {
+        (true, true) => 12,
+        (true, false) => 16,
+        (false, true) => 8,
+        (false, false) => 24,
+    }
+}
+
+impl Rewrite for [u8; 4] {
+    #[inline(always)]
+    fn hop<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>) -> Result<(), Fault> {
+        let word = |ttl| u32::from(u16::from_ne_bytes([ttl, packet.protocol]));
+        let ttl = packet.ttl.wrapping_sub(1);
+        skb.fix_l3_sum(l3 + 10, difference(word(packet.ttl), word(ttl)))?;
+        skb.store(l3 + 8, &[ttl])
+    }
+
+    #[inline(always)]
+    fn tos<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>, tos: u8) -> Result<(), Fault> {
+        let word = |tos| u32::from(u16::from_ne_bytes([0x45, tos]));
+        skb.fix_l3_sum(l3 + 10, difference(word(packet.tos), word(tos)))?;
+        skb.store(l3 + 1, &[tos])
+    }
+
+    #[inline(always)]
+    fn encap<S: Skb>(skb: &mut S, outer: &Outer<Self>) -> Result<(), Fault> {
+        skb.grow(Room::FouV4)?;
+        skb.store_summed(ETHERNET, &fou_header_v4(outer))
+    }
+
+    #[inline(always)]
+    fn store_addr<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault> {
+        skb.store(at, &addr)
+    }
+}
+
+impl Rewrite for [u8; 16] {
+    #[inline(always)]
+    fn hop<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>) -> Result<(), Fault> {
+        skb.store_summed(l3 + 7, &[packet.ttl.wrapping_sub(1)])
+    }
+
+    #[inline(always)]
+    fn tos<S: Skb>(skb: &mut S, l3: u32, _packet: &Packet<Self>, tos: u8) -> Result<(), Fault> {
+        let [_, flow]: [u8; 2] = skb.load(l3).ok_or(Fault)?;
+        skb.store_summed(l3, &[0x60 | tos >> 4, tos << 4 | flow & 0x0f])
+    }
+
+    #[inline(always)]
+    fn encap<S: Skb>(skb: &mut S, outer: &Outer<Self>) -> Result<(), Fault> {
+        let (ip, udp) = fou_header_v6(outer);
+        skb.grow(Room::FouV6)?;
+        skb.store_summed(ETHERNET, &ip)?;
+        skb.store_summed(ETHERNET + 8, &outer.src)?;
+        skb.store_summed(ETHERNET + 24, &outer.dst)?;
+        skb.store_summed(ETHERNET + 40, &udp)
+    }
+
+    #[inline(always)]
+    fn store_addr<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault> {
+        // Fixing the transport checksum told the kernel that the sum of the whole packet changed by the
+        // pseudo header. That is right only where an L3 checksum makes up for the address itself; the summed
+        // store takes it back. (Linux 6.16 has BPF_F_IPV6 for this; older kernels have no other way.)
+        skb.store_summed(at, &addr)
+    }
+}

@@ -1,0 +1,33 @@
+//! TC ingress of the host side of a pod's veth.
+
+use super::{egress, forward};
+use crate::{
+    Decision, Reason, Skb, Tables,
+    wire::{ETHERNET, Header, parse},
+};
+
+/// Decides about a packet that the pod behind the veth `ingress` sends.
+#[inline(always)]
+pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    ingress: u32,
+    tables: &mut T,
+    decision: &mut Decision<A>,
+) -> Reason {
+    let Decision { packet, outcome, .. } = decision;
+    packet.ingress = ingress;
+    if !parse(skb, ETHERNET, packet) {
+        return outcome.next(Reason::Malformed);
+    }
+    // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
+    let Some(pod) = tables.pod(&packet.src) else { return outcome.next(Reason::NotOwnSource) };
+    if pod.ifindex != ingress {
+        return outcome.next(Reason::NotOwnSource);
+    }
+    if pod.is_client()
+        && let Some(egress) = tables.policy(pod.policy, &packet.dst)
+    {
+        return egress::out(packet, egress, tables, outcome);
+    }
+    forward::to_pod_or_node(packet, tables, outcome)
+}

@@ -1,0 +1,109 @@
+//! What a decision looks up. BPF maps and the kernel's FIB in a program, hash maps in a test.
+
+use crate::{
+    Addr, Family,
+    abi::{Config, FlowKey, FlowValue, NatKey, NatRevKey, NatRevValue, NatValue, PodValue},
+};
+
+/// Why an entry was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insert {
+    /// There is one already.
+    Exists,
+    /// The table is full.
+    Full,
+}
+
+/// The table is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// A question to the kernel's routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FibQuery<A> {
+    /// The link on which the packet counts as received (policy rules look at it).
+    pub ifindex: u32,
+    /// Source.
+    pub src: A,
+    /// Destination.
+    pub dst: A,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Source port, 0 when there is none.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// Length of the largest L3 packet to be sent, in bytes.
+    pub len: u32,
+}
+
+/// A next hop: an IPv4 route may go through an IPv6 neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Family of `addr`.
+    pub family: Family,
+    /// The neighbour, network byte order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+}
+
+/// The kernel's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fib {
+    /// Forward to this neighbour.
+    Forward {
+        /// The link to send on.
+        ifindex: u32,
+        /// The neighbour.
+        via: NextHop,
+    },
+    /// The route's MTU is smaller than the packet.
+    TooBig {
+        /// The MTU, 0 when the kernel does not say.
+        mtu: u32,
+    },
+    /// Not for forwarding: local, blackhole, no route, forwarding off.
+    Refused,
+}
+
+/// Lookups and insertions of one family.
+pub trait Tables<A: Addr> {
+    /// The node's configuration.
+    fn config(&self) -> Config;
+    /// Seconds of the monotonic clock.
+    fn now(&self) -> u32;
+    /// The pod of this node with the address.
+    fn pod(&self, addr: &A) -> Option<PodValue>;
+    /// True when the address belongs to an AddressPool.
+    fn in_pools(&self, addr: &A) -> bool;
+    /// True when the link is an uplink.
+    fn is_uplink(&self, ifindex: u32) -> bool;
+    /// The Egress that takes packets of the policy to `dst`.
+    fn policy(&self, policy: u32, dst: &A) -> Option<u32>;
+    /// Settings of an Egress: bits of [`crate::abi::egress_flag`].
+    fn egress_flags(&self, egress: u32) -> Option<u32>;
+    /// The gateway of an Egress for a hash.
+    fn gateway(&self, egress: u32, hash: u32) -> Option<A>;
+    /// True when the address is a gateway of an Egress that the policy uses.
+    fn is_gateway_of(&self, policy: u32, addr: &A) -> bool;
+    /// A flow's entry.
+    fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue>;
+    /// Creates or replaces a flow's entry.
+    fn put_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Full>;
+    /// Stores the time and state of a live flow in place.
+    fn touch_flow(&mut self, key: &FlowKey<A>, value: &FlowValue);
+    /// The translation of a client's flow.
+    fn nat(&self, key: &NatKey<A>) -> Option<NatValue>;
+    /// Creates or replaces the translation of a client's flow.
+    fn put_nat(&mut self, key: &NatKey<A>, value: &NatValue) -> Result<(), Full>;
+    /// To whom a port is lent.
+    fn nat_rev(&self, key: &NatRevKey<A>) -> Option<NatRevValue<A>>;
+    /// Lends a port unless it is lent.
+    fn add_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) -> Result<(), Insert>;
+    /// Takes a port back.
+    fn remove_nat_rev(&mut self, key: &NatRevKey<A>);
+    /// Stores the time and state of a live translation in place.
+    fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>);
+    /// Asks the kernel's routing.
+    fn fib(&self, query: &FibQuery<A>) -> Fib;
+}

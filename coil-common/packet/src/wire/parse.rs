@@ -1,0 +1,221 @@
+//! Facts of a packet.
+
+use super::{FOU_OPTIONS, Kind, fold, sum, tcp, udp};
+use crate::{Addr, Skb};
+
+/// Facts of a packet. Made by [`parse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<A> {
+    /// Source.
+    pub src: A,
+    /// Destination.
+    pub dst: A,
+    /// The link on which it came in.
+    pub ingress: u32,
+    /// Payload bytes of each segment when it is a GSO packet, else 0.
+    pub gso: u32,
+    /// Offset of the IP header.
+    pub l3: u32,
+    /// Offset of the transport header.
+    pub l4: u32,
+    /// Length by the IP header, which is a GSO packet's whole length.
+    pub len: u32,
+    /// Length of the largest L3 packet that it becomes on the wire.
+    pub segment: u32,
+    /// Source port, or the identifier of an echo request.
+    pub sport: u16,
+    /// Destination port, or the identifier of an echo reply.
+    pub dport: u16,
+    /// What it is.
+    pub kind: Kind,
+    /// IP protocol of the transport header.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TOS or traffic class.
+    pub tos: u8,
+    /// Flags of TCP.
+    pub tcp_flags: u8,
+}
+
+/// What the two families' headers have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct L3<A> {
+    src: A,
+    dst: A,
+    len: u32,
+    /// Length of the header with options.
+    header: u32,
+    protocol: u8,
+    ttl: u8,
+    tos: u8,
+    plain: bool,
+    fragment: bool,
+    fou_options: bool,
+}
+
+/// The part of parsing that depends on the family.
+pub trait Header: Addr {
+    /// Reads the IP header at `at`; `None` when the kernel would refuse it.
+    fn header<S: Skb>(skb: &S, at: u32) -> Option<L3<Self>>;
+}
+
+impl Header for [u8; 4] {
+    #[inline(always)]
+    fn header<S: Skb>(skb: &S, at: u32) -> Option<L3<Self>> {
+        let b: [u8; 20] = skb.load(at)?;
+        if b[0] >> 4 != 4 || b[0] & 15 < 5 {
+            return None;
+        }
+        let len = u32::from(u16::from_be_bytes([b[2], b[3]]));
+        let plain = b[0] == 0x45;
+        if plain && fold(sum(&b)) != 0xffff {
+            return None;
+        }
+        Some(L3 {
+            src: [b[12], b[13], b[14], b[15]],
+            dst: [b[16], b[17], b[18], b[19]],
+            len,
+            header: 20,
+            protocol: b[9],
+            ttl: b[8],
+            tos: b[1],
+            plain,
+            // More fragments, or an offset.
+            fragment: u16::from_be_bytes([b[6], b[7]]) & 0x3fff != 0,
+            fou_options: false,
+        })
+    }
+}
+
+/// Next header numbers of IPv6.
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+impl Header for [u8; 16] {
+    #[inline(always)]
+    fn header<S: Skb>(skb: &S, at: u32) -> Option<L3<Self>> {
+        let first: [u8; 8] = skb.load(at)?;
+        if first[0] >> 4 != 6 {
+            return None;
+        }
+        let src: Self = skb.load(at + 8)?;
+        let dst: Self = skb.load(at + 24)?;
+        let next = first[6];
+        let fou_options =
+            next == DESTINATION_OPTIONS && matches!(skb.load::<2>(at + 40), Some([udp::PROTOCOL, 0]));
+        Some(L3 {
+            src,
+            dst,
+            len: 40 + u32::from(u16::from_be_bytes([first[4], first[5]])),
+            header: if fou_options { 40 + FOU_OPTIONS } else { 40 },
+            protocol: if fou_options { udp::PROTOCOL } else { next },
+            ttl: first[7],
+            tos: first[0] << 4 | first[1] >> 4,
+            plain: true,
+            fragment: next == FRAGMENT,
+            fou_options,
+        })
+    }
+}
+
+impl<A: Addr> Packet<A> {
+    /// Facts of nothing, to be filled in by [`parse`].
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self {
+            src: A::zeroed(),
+            dst: A::zeroed(),
+            ingress: 0,
+            gso: 0,
+            l3: 0,
+            l4: 0,
+            len: 0,
+            segment: 0,
+            sport: 0,
+            dport: 0,
+            kind: Kind::Short,
+            protocol: 0,
+            ttl: 0,
+            tos: 0,
+            tcp_flags: 0,
+        }
+    }
+}
+
+/// Reads the facts of the IP packet at `l3`; false when its header is such that the kernel drops it.
+#[inline(never)]
+pub fn parse<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
+    let Some(ip) = A::header(skb, l3) else { return false };
+    let frame = skb.frame_len();
+    if ip.len < ip.header || l3 > frame || ip.len > frame - l3 {
+        return false;
+    }
+    packet.src = ip.src;
+    packet.dst = ip.dst;
+    packet.gso = skb.gso_size();
+    packet.l3 = l3;
+    packet.l4 = l3 + ip.header;
+    packet.len = ip.len;
+    packet.segment = ip.len;
+    (packet.sport, packet.dport) = (0, 0);
+    packet.kind = if ip.fragment { Kind::Fragment } else { Kind::Other };
+    packet.protocol = ip.protocol;
+    packet.ttl = ip.ttl;
+    packet.tos = ip.tos;
+    packet.tcp_flags = 0;
+    if ip.plain && !ip.fragment {
+        transport(skb, &ip, packet);
+    }
+    true
+}
+
+/// Adds the facts of the transport header.
+#[inline(always)]
+fn transport<A: Addr, S: Skb>(skb: &S, ip: &L3<A>, packet: &mut Packet<A>) {
+    let known = matches!(ip.protocol, tcp::PROTOCOL | udp::PROTOCOL) || ip.protocol == A::ICMP;
+    if !known {
+        return;
+    }
+    packet.kind = Kind::Short;
+    let room = ip.len - ip.header;
+    let Some(b) = skb.load::<8>(packet.l4) else { return };
+    if room < 8 {
+        return;
+    }
+    let (first, second) = (u16::from_be_bytes([b[0], b[1]]), u16::from_be_bytes([b[2], b[3]]));
+    let mut header = 8;
+    match ip.protocol {
+        tcp::PROTOCOL => {
+            let Some([offset, flags]) = skb.load::<2>(packet.l4 + 12) else { return };
+            header = u32::from(offset >> 4) * 4;
+            if header < 20 || header > room {
+                return;
+            }
+            packet.kind = Kind::Tcp;
+            packet.tcp_flags = flags;
+            (packet.sport, packet.dport) = (first, second);
+        }
+        udp::PROTOCOL => {
+            packet.kind = if ip.fou_options { Kind::UdpBehindOptions } else { Kind::Udp };
+            (packet.sport, packet.dport) = (first, second);
+        }
+        _ => {
+            let id = u16::from_be_bytes([b[4], b[5]]);
+            // Type and code of echo request and reply: 8 and 0 in ICMP, 128 and 129 in ICMPv6.
+            let (request, reply) = if A::L3_SUM { (0x0800, 0x0000) } else { (0x8000, 0x8100) };
+            if first == request {
+                packet.kind = Kind::EchoRequest;
+                packet.sport = id;
+            } else if first == reply {
+                packet.kind = Kind::EchoReply;
+                packet.dport = id;
+            } else {
+                packet.kind = Kind::Other;
+            }
+        }
+    }
+    if packet.gso != 0 {
+        packet.segment = (ip.header + header + packet.gso).min(ip.len);
+    }
+}

@@ -1,0 +1,52 @@
+//! Makes Egresses into gateway pods.
+
+use anyhow::Result;
+use clap::Parser;
+use coil_api::{flags::ListenAddr, names::DEFAULT_EGRESS_PORT};
+use coil_controller::{
+    egress::{self, Backend, Settings},
+    program,
+};
+use prometheus::Registry;
+
+/// coil-egress-controller: makes Egresses into gateway pods.
+#[derive(Debug, Parser)]
+#[command(version, name = "coil-egress-controller")]
+struct Args {
+    /// Address of /metrics.
+    #[arg(long, default_value = ":9396")]
+    metrics_addr: ListenAddr,
+    /// Address of /healthz and /readyz.
+    #[arg(long, default_value = ":9397")]
+    health_addr: ListenAddr,
+    /// UDP port of the encapsulation, passed on to gateway pods.
+    #[arg(long, default_value_t = DEFAULT_EGRESS_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    egress_port: u16,
+    /// Tool for the kernel's NAT rules in gateway pods, passed on to them.
+    #[arg(long, value_enum, default_value_t = Backend::Iptables)]
+    backend: Backend,
+    /// Image of gateway pods, unless their template names one [default: the image of this
+    /// controller's own pod, which COIL_POD_NAMESPACE and COIL_POD_NAME name].
+    #[arg(long, env = "COIL_EGRESS_IMAGE")]
+    image: Option<String>,
+    #[command(flatten)]
+    webhook: program::WebhookFlags,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args: Args = program::start();
+    args.webhook.refuse(":9444")?;
+    let (image, port, backend) = (args.image, args.egress_port, args.backend);
+    program::run(
+        "coil-egress-leader",
+        args.metrics_addr,
+        args.health_addr,
+        Registry::new(),
+        |client, ready| async move {
+            let image = egress::image::find(&client, image).await?;
+            egress::run(client, Settings { image, port, backend }, ready).await
+        },
+    )
+    .await
+}

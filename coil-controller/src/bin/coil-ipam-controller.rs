@@ -1,0 +1,41 @@
+//! Carves AddressBlocks out of AddressPools.
+
+use anyhow::Result;
+use clap::Parser;
+use coil_api::flags::{GoDuration, ListenAddr};
+use coil_controller::{ipam, program};
+use prometheus::Registry;
+
+/// coil-ipam-controller: answers BlockRequests with AddressBlocks.
+#[derive(Debug, Parser)]
+#[command(version, name = "coil-ipam-controller")]
+struct Args {
+    /// Address of /metrics.
+    #[arg(long, default_value = ":9386")]
+    metrics_addr: ListenAddr,
+    /// Address of /healthz and /readyz.
+    #[arg(long, default_value = ":9387")]
+    health_addr: ListenAddr,
+    /// Time between two collections of blocks whose node is gone.
+    #[arg(long, default_value = "1h")]
+    gc_interval: GoDuration,
+    #[command(flatten)]
+    webhook: program::WebhookFlags,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args: Args = program::start();
+    args.webhook.refuse(":9443")?;
+    let registry = Registry::new();
+    let options = ipam::Options { gc_interval: args.gc_interval.0 };
+    let work_registry = registry.clone();
+    program::run(
+        "coil-ipam-leader",
+        args.metrics_addr,
+        args.health_addr,
+        registry,
+        |client, ready| async move { ipam::run(client, options, &work_registry, ready).await },
+    )
+    .await
+}

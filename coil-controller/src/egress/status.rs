@@ -1,0 +1,120 @@
+//! The status of an Egress.
+
+use coil_api::crd::{Egress, EgressStatus};
+use k8s_openapi::{
+    api::apps::v1::Deployment,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::ResourceExt;
+
+use super::template::labels;
+
+/// Condition: whether clients can get out.
+pub const CONDITION_AVAILABLE: &str = "Available";
+/// Condition: whether some object of the Egress is not as it should be.
+pub const CONDITION_DEGRADED: &str = "Degraded";
+
+/// The status that says what the Deployment has and what went wrong. Conditions of others stay.
+#[must_use]
+pub fn status(
+    egress: &Egress,
+    deployment: Option<&Deployment>,
+    errors: &[String],
+    now: Timestamp,
+) -> EgressStatus {
+    let available =
+        deployment.and_then(|d| d.status.as_ref()).and_then(|s| s.available_replicas).unwrap_or_default();
+    let old = egress.status.clone().unwrap_or_default();
+    let wanted = egress.spec.replicas;
+    let gateways = format!("{available} of {wanted} gateways are available");
+    let (is_available, reason) =
+        if available > 0 { ("True", "GatewaysAvailable") } else { ("False", "NoGateway") };
+    let (is_degraded, why, message) = if errors.is_empty() {
+        ("False", "AsWanted", "all objects are as wanted".to_owned())
+    } else {
+        ("True", "ReconcileFailed", errors.join("; "))
+    };
+    let mut conditions = old.conditions.unwrap_or_default();
+    for (type_, status, reason, message) in [
+        (CONDITION_AVAILABLE, is_available, reason, gateways),
+        (CONDITION_DEGRADED, is_degraded, why, message),
+    ] {
+        let known = conditions.iter().position(|c| c.type_ == type_);
+        let since = known
+            .and_then(|i| conditions.get(i))
+            .filter(|c| c.status == status)
+            .map_or(Time(now), |c| c.last_transition_time.clone());
+        let condition = Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: since,
+            observed_generation: egress.metadata.generation,
+        };
+        match known.and_then(|i| conditions.get_mut(i)) {
+            Some(slot) => *slot = condition,
+            None => conditions.push(condition),
+        }
+    }
+    EgressStatus {
+        replicas: Some(available),
+        selector: Some(selector(&egress.name_any())),
+        conditions: Some(conditions),
+    }
+}
+
+/// The selector of the gateway pods as one string, sorted by key.
+fn selector(egress: &str) -> String {
+    labels(egress).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use coil_api::crd::EgressSpec;
+    use serde_json::json;
+
+    use super::*;
+
+    fn egress() -> Egress {
+        let spec: EgressSpec =
+            serde_json::from_value(json!({"destinations": ["0.0.0.0/0"], "replicas": 2})).unwrap();
+        Egress::new("nat", spec)
+    }
+
+    fn available(n: i32) -> Deployment {
+        serde_json::from_value(json!({"status": {"availableReplicas": n}})).unwrap()
+    }
+
+    fn condition<'a>(status: &'a EgressStatus, type_: &str) -> &'a Condition {
+        status.conditions.as_ref().unwrap().iter().find(|c| c.type_ == type_).unwrap()
+    }
+
+    #[test]
+    fn replicas_selector_and_conditions() {
+        let mut egress = egress();
+        let early = Timestamp::from_second(1).unwrap();
+        let first = status(&egress, None, &["cannot create Deployment nat: no".into()], early);
+        assert_eq!(first.replicas, Some(0));
+        assert_eq!(
+            first.selector.as_deref(),
+            Some(
+                "app.kubernetes.io/component=egress,app.kubernetes.io/instance=nat,app.kubernetes.io/name=coil"
+            )
+        );
+        assert_eq!(condition(&first, "Available").status, "False");
+        assert!(condition(&first, "Degraded").message.contains("Deployment nat"));
+
+        egress.status = Some(first);
+        let late = Timestamp::from_second(2).unwrap();
+        let second = status(&egress, Some(&available(1)), &[], late);
+        assert_eq!(condition(&second, "Available").status, "True");
+        assert_eq!(condition(&second, "Available").message, "1 of 2 gateways are available");
+        assert_eq!(condition(&second, "Degraded").status, "False");
+
+        egress.status = Some(second.clone());
+        let third = status(&egress, Some(&available(1)), &[], Timestamp::from_second(3).unwrap());
+        assert_eq!(third, second, "nothing changes when nothing changed");
+    }
+}

@@ -1,0 +1,130 @@
+//! Which object is looked at next. Pure; time is passed in.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// A queue in which each key stands once, is worked on once at a time, and comes back later and
+/// later while it fails. A key in trouble delays no other.
+#[derive(Debug)]
+pub struct Queue<K> {
+    ready: VecDeque<K>,
+    queued: HashSet<K>,
+    busy: HashSet<K>,
+    /// Touched while busy: looked at again as soon as that ends.
+    again: HashSet<K>,
+    delayed: BTreeMap<(Instant, u64), K>,
+    failures: HashMap<K, u32>,
+    serial: u64,
+}
+
+impl<K> Default for Queue<K> {
+    fn default() -> Self {
+        Self {
+            ready: VecDeque::new(),
+            queued: HashSet::new(),
+            busy: HashSet::new(),
+            again: HashSet::new(),
+            delayed: BTreeMap::new(),
+            failures: HashMap::new(),
+            serial: 0,
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Queue<K> {
+    /// Something about the key changed.
+    pub fn touch(&mut self, key: K) {
+        if self.busy.contains(&key) {
+            self.again.insert(key);
+        } else if self.queued.insert(key.clone()) {
+            self.ready.push_back(key);
+        }
+    }
+
+    /// The next key to work on. It is busy until [`Queue::done`].
+    pub fn next(&mut self, now: Instant) -> Option<K> {
+        while let Some(entry) = self.delayed.first_entry().filter(|e| e.key().0 <= now) {
+            let key = entry.remove();
+            self.touch(key);
+        }
+        let key = self.ready.pop_front()?;
+        self.queued.remove(&key);
+        self.busy.insert(key.clone());
+        Some(key)
+    }
+
+    /// When the next delayed key is due.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.delayed.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Work on a key ended. After a failure it comes back by itself; returns when.
+    pub fn done(&mut self, key: K, ok: bool, now: Instant) -> Option<Duration> {
+        self.busy.remove(&key);
+        if ok {
+            self.failures.remove(&key);
+            if self.again.remove(&key) {
+                self.touch(key);
+            }
+            return None;
+        }
+        self.again.remove(&key);
+        let failures = self.failures.entry(key.clone()).or_default();
+        let delay = FIRST_RETRY.saturating_mul(1 << (*failures).min(16)).min(LAST_RETRY);
+        *failures += 1;
+        self.serial += 1;
+        self.delayed.insert((now + delay, self.serial), key);
+        Some(delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_stands_once_and_is_busy_once() {
+        let (mut q, now) = (Queue::default(), Instant::now());
+        q.touch("a");
+        q.touch("a");
+        assert_eq!(q.next(now), Some("a"));
+        q.touch("a");
+        assert_eq!(q.next(now), None, "still busy");
+        q.done("a", true, now);
+        assert_eq!(q.next(now), Some("a"), "touched meanwhile");
+        q.done("a", true, now);
+        assert_eq!(q.next(now), None);
+    }
+
+    #[test]
+    fn a_failing_key_waits_longer_each_time_and_delays_nobody() {
+        let (mut q, mut now) = (Queue::default(), Instant::now());
+        q.touch("bad");
+        q.touch("good");
+        let mut last = Duration::ZERO;
+        for _ in 0..20 {
+            assert_eq!(q.next(now), Some("bad"));
+            if last.is_zero() {
+                assert_eq!(q.next(now), Some("good"));
+            }
+            let delay = q.done("bad", false, now).unwrap();
+            assert!(delay >= last && delay <= LAST_RETRY);
+            assert_eq!(q.next(now), None);
+            assert_eq!(q.due(), Some(now + delay));
+            (now, last) = (now + delay, delay);
+        }
+        assert_eq!(last, LAST_RETRY);
+        assert_eq!(q.next(now), Some("bad"));
+        q.done("bad", true, now);
+        q.touch("bad");
+        q.next(now);
+        assert_eq!(q.done("bad", false, now), Some(FIRST_RETRY), "success forgets the failures");
+    }
+}

@@ -1,0 +1,27 @@
+//! TC ingress of an uplink.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use coil_packet::{Decision, Path, Reason, path};
+
+use crate::{
+    run::{self, Hook},
+    skb::Buffer,
+    tables::{Kernel, Side},
+};
+
+/// The program's entry.
+#[classifier]
+pub(crate) fn from_net(ctx: TcContext) -> i32 {
+    run::by_family::<FromNet>(&Buffer::new(&ctx))
+}
+
+struct FromNet;
+
+impl Hook for FromNet {
+    const PATH: Path = Path::FromNet;
+
+    #[inline(always)]
+    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
+        path::from_net(skb, skb.ifindex(), tables, decision)
+    }
+}

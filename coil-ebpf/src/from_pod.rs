@@ -1,0 +1,27 @@
+//! TC ingress of the host side of a pod's veth.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use coil_packet::{Decision, Path, Reason, path};
+
+use crate::{
+    run::{self, Hook},
+    skb::Buffer,
+    tables::{Kernel, Side},
+};
+
+/// The program's entry.
+#[classifier]
+pub(crate) fn from_pod(ctx: TcContext) -> i32 {
+    run::by_family::<FromPod>(&Buffer::new(&ctx))
+}
+
+struct FromPod;
+
+impl Hook for FromPod {
+    const PATH: Path = Path::FromPod;
+
+    #[inline(always)]
+    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
+        path::from_pod(skb, skb.ifindex(), tables, decision)
+    }
+}

@@ -1,0 +1,140 @@
+//! The maps. Their names are the names of their pins.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    macros::btf_map,
+};
+use coil_packet::{
+    Addr, COUNTERS, Decision, Family, Path, Reason,
+    abi::{
+        Config, Counter, FlowKey, FlowValue, GatewayKey, GatewayValue, Maglev, NatKey, NatRevKey,
+        NatRevValue, NatValue, PodValue, PolicyKey, PoolValue, UplinkValue,
+    },
+    counter_index,
+};
+
+// Most entries. The agent may ask for more when it creates a map.
+const PODS: usize = 4096;
+const POOLS: usize = 1024;
+const POLICIES: usize = 65536;
+const GATEWAYS: usize = 16384;
+const EGRESSES: usize = 512;
+const UPLINKS: usize = 64;
+const FLOWS: usize = 65536;
+const NATS: usize = 65536;
+
+/// The maps of one family.
+pub(crate) trait Maps: Sized + 'static {
+    fn pods() -> &'static HashMap<Self, PodValue, PODS>;
+    fn pools() -> &'static LpmTrie<Self, PoolValue, POOLS>;
+    fn policy() -> &'static LpmTrie<PolicyKey<Self>, u32, POLICIES>;
+    fn gateways() -> &'static HashMap<GatewayKey<Self>, GatewayValue, GATEWAYS>;
+    fn maglev() -> &'static HashMap<u32, Maglev<Self>, EGRESSES>;
+    fn flows() -> &'static HashMap<FlowKey<Self>, FlowValue, FLOWS>;
+    fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS>;
+    fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS>;
+}
+
+macro_rules! family_maps {
+    ($addr:ty, $module:ident: $pods:literal $pools:literal $policy:literal $gateways:literal
+     $maglev:literal $flows:literal $nat:literal $nat_rev:literal) => {
+        mod $module {
+            use super::*;
+
+            #[btf_map(name = $pods)]
+            static PODS: HashMap<$addr, PodValue, { super::PODS }> = HashMap::new();
+            #[btf_map(name = $pools)]
+            static POOLS: LpmTrie<$addr, PoolValue, { super::POOLS }> = LpmTrie::new();
+            #[btf_map(name = $policy)]
+            static POLICY: LpmTrie<PolicyKey<$addr>, u32, POLICIES> = LpmTrie::new();
+            #[btf_map(name = $gateways)]
+            static GATEWAYS: HashMap<GatewayKey<$addr>, GatewayValue, { super::GATEWAYS }> = HashMap::new();
+            #[btf_map(name = $maglev)]
+            static MAGLEV: HashMap<u32, Maglev<$addr>, EGRESSES> = HashMap::new();
+            #[btf_map(name = $flows)]
+            static FLOWS: HashMap<FlowKey<$addr>, FlowValue, { super::FLOWS }> = HashMap::new();
+            #[btf_map(name = $nat)]
+            static NAT: HashMap<NatKey<$addr>, NatValue, NATS> = HashMap::new();
+            #[btf_map(name = $nat_rev)]
+            static NAT_REV: HashMap<NatRevKey<$addr>, NatRevValue<$addr>, NATS> = HashMap::new();
+
+            #[rustfmt::skip]
+            impl Maps for $addr {
+                #[inline(always)]
+                fn pods() -> &'static HashMap<Self, PodValue, { super::PODS }> { &PODS }
+                #[inline(always)]
+                fn pools() -> &'static LpmTrie<Self, PoolValue, { super::POOLS }> { &POOLS }
+                #[inline(always)]
+                fn policy() -> &'static LpmTrie<PolicyKey<Self>, u32, POLICIES> { &POLICY }
+                #[inline(always)]
+                fn gateways() -> &'static HashMap<GatewayKey<Self>, GatewayValue, { super::GATEWAYS }> { &GATEWAYS }
+                #[inline(always)]
+                fn maglev() -> &'static HashMap<u32, Maglev<Self>, EGRESSES> { &MAGLEV }
+                #[inline(always)]
+                fn flows() -> &'static HashMap<FlowKey<Self>, FlowValue, { super::FLOWS }> { &FLOWS }
+                #[inline(always)]
+                fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS> { &NAT }
+                #[inline(always)]
+                fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS> { &NAT_REV }
+            }
+        }
+    };
+}
+
+family_maps!([u8; 4], v4: "coil_pods4" "coil_pools4" "coil_policy4" "coil_gateways4"
+    "coil_maglev4" "coil_flows4" "coil_nat4" "coil_nat_rev4");
+family_maps!([u8; 16], v6: "coil_pods6" "coil_pools6" "coil_policy6" "coil_gateways6"
+    "coil_maglev6" "coil_flows6" "coil_nat6" "coil_nat_rev6");
+
+#[btf_map(name = "coil_config")]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map(name = "coil_uplinks")]
+static UPLINK_LINKS: HashMap<u32, UplinkValue, UPLINKS> = HashMap::new();
+#[btf_map(name = "coil_counters")]
+static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
+
+#[btf_map(name = "coil_scratch")]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Memory for one decision of either family.
+#[repr(C)]
+struct Scratch {
+    words: [u64; 40],
+}
+
+/// This CPU's room for a decision.
+#[inline(always)]
+pub(crate) fn scratch<A: Addr>() -> Option<&'static mut Decision<A>> {
+    const {
+        assert!(size_of::<Decision<A>>() <= size_of::<Scratch>());
+        assert!(align_of::<Decision<A>>() <= align_of::<Scratch>());
+    }
+    let slot = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: large enough, aligned, of this CPU alone while the program runs. What an earlier packet of
+    // the other family left there is overwritten before it is read: `run` decides first.
+    Some(unsafe { &mut *slot.cast() })
+}
+
+/// The node's configuration; all zero until the agent has written it.
+#[inline(always)]
+pub(crate) fn config() -> Config {
+    CONFIG.get(0).copied().unwrap_or_default()
+}
+
+/// True when `from_net` is attached to the link.
+#[inline(always)]
+pub(crate) fn is_uplink(ifindex: u32) -> bool {
+    UPLINK_LINKS.get_ptr(ifindex).is_some()
+}
+
+/// Adds a packet to its counter.
+#[inline(always)]
+pub(crate) fn count(path: Path, family: Family, reason: Reason, bytes: u32) {
+    if let Some(counter) = COUNTS.get_ptr_mut(counter_index(path, family, reason)) {
+        // SAFETY: this CPU's own slot; TC programs do not preempt each other on one CPU.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What both programs do: look at the frame, decide, count, apply, send.
+
+use coil_packet::{Addr, Decision, Deliver, Family, Path, Reason, Verdict, answer, apply};
+
+use crate::{
+    maps::{self, scratch},
+    skb::Buffer,
+    tables::{Kernel, Side},
+};
+
+/// `TC_ACT_UNSPEC` and `TCX_NEXT`.
+const NEXT: i32 = -1;
+/// `TC_ACT_SHOT` and `TCX_DROP`.
+const DROP: i32 = 2;
+/// No action of the kernel: the packet could not be changed as planned.
+const FAULT: i32 = i32::MIN;
+
+/// A program.
+pub(crate) trait Hook {
+    /// Its counters.
+    const PATH: Path;
+    /// Its decision.
+    fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason;
+}
+
+/// Runs a program on a packet of either family; what is neither is the kernel's.
+#[inline(always)]
+pub(crate) fn by_family<H: Hook>(skb: &Buffer) -> i32 {
+    if !skb.is_for_us() {
+        return NEXT;
+    }
+    match skb.family() {
+        Some(Family::V4) => run::<H, [u8; 4]>(skb),
+        Some(Family::V6) => run::<H, [u8; 16]>(skb),
+        None => NEXT,
+    }
+}
+
+/// Decision and rewriting are functions of their own, one after the other, so that each has most of the
+/// 512 bytes of BPF stack; the decision waits in per-CPU memory.
+#[inline(always)]
+fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
+    let Some(decision) = scratch::<A>() else { return NEXT };
+    let len = skb.len();
+    let mut reason = decide::<H, A>(skb, decision);
+    let action = match decision.outcome.verdict {
+        Verdict::Next => NEXT,
+        Verdict::Drop => DROP,
+        Verdict::Send(_) => carry_out(skb, decision),
+        Verdict::Answer(_) => tell(skb, decision),
+    };
+    if action == FAULT {
+        reason = Reason::Rewrite;
+    }
+    maps::count(H::PATH, <A as Addr>::FAMILY, reason, len);
+    if action == FAULT { DROP } else { action }
+}
+
+#[inline(never)]
+fn decide<H: Hook, A: Side>(skb: &Buffer, decision: &mut Decision<A>) -> Reason {
+    H::decide::<A>(skb, &mut Kernel::new(skb), decision)
+}
+
+#[inline(never)]
+fn carry_out<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+    let Verdict::Send(plan) = &decision.outcome.verdict else { return FAULT };
+    match apply(&mut skb.writer(), &decision.packet, plan) {
+        Ok(()) => send(skb, &plan.deliver),
+        Err(_) => FAULT,
+    }
+}
+
+#[inline(never)]
+fn tell<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+    let Verdict::Answer(too_big) = &decision.outcome.verdict else { return FAULT };
+    match answer(&mut skb.writer(), &decision.packet, too_big) {
+        Ok(()) => skb.send_back(),
+        Err(_) => FAULT,
+    }
+}
+
+#[inline(always)]
+fn send(skb: &Buffer, deliver: &Deliver) -> i32 {
+    match deliver {
+        Deliver::Peer { ifindex, .. } => skb.send_to_peer(*ifindex),
+        Deliver::Neighbour { ifindex, via } => skb.send_to_neighbour(*ifindex, via),
+    }
+}

@@ -1,0 +1,252 @@
+//! Maps and the kernel's FIB, as the decisions see them.
+
+use core::mem::{size_of, zeroed};
+
+use aya_ebpf::{
+    bindings::{BPF_NOEXIST, bpf_fib_lookup},
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_ns},
+};
+use coil_packet::{
+    Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
+    abi::{
+        Config, FlowKey, FlowValue, GatewayKey, NONE, NatKey, NatRevKey, NatRevValue, NatValue, PodValue,
+        PolicyKey,
+    },
+    hash,
+};
+
+use crate::{
+    maps::{self, Maps},
+    skb::Buffer,
+};
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const EEXIST: i32 = -17;
+/// `BPF_FIB_LKUP_RET_*`.
+const FIB_SUCCESS: i64 = 0;
+const FIB_NO_NEIGH: i64 = 7;
+const FIB_FRAG_NEEDED: i64 = 8;
+
+/// A family with its maps and its part of `struct bpf_fib_lookup`.
+pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps {
+    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self);
+}
+
+impl Side for [u8; 4] {
+    #[inline(always)]
+    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        params.family = AF_INET as u8;
+        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
+        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
+    }
+}
+
+impl Side for [u8; 16] {
+    #[inline(always)]
+    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        params.family = AF_INET6 as u8;
+        params.__bindgen_anon_3.ipv6_src = words(src);
+        params.__bindgen_anon_4.ipv6_dst = words(dst);
+    }
+}
+
+#[inline(always)]
+fn words(addr: [u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = addr;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
+
+/// The address of `struct bpf_redir_neigh` and `struct bpf_fib_lookup` as bytes.
+#[inline(always)]
+fn bytes(words: [u32; 4]) -> [u8; 16] {
+    let [a, b, c, d] = words.map(u32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+}
+
+/// The kernel's tables, for one packet.
+pub(crate) struct Kernel {
+    skb: Buffer,
+}
+
+impl Kernel {
+    #[inline(always)]
+    pub(crate) fn new(skb: &Buffer) -> Self {
+        Self { skb: skb.writer() }
+    }
+}
+
+impl<A: Side> Tables<A> for Kernel {
+    #[inline(always)]
+    fn config(&self) -> Config {
+        maps::config()
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "136 years of uptime")]
+    fn now(&self) -> u32 {
+        // SAFETY: the helper takes nothing and reads a clock.
+        (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn pod(&self, addr: &A) -> Option<PodValue> {
+        // SAFETY: the agent alone writes this map; a value replaced while we copy it gives a mix of
+        // two states of one pod for one packet.
+        unsafe { A::pods().get(addr).copied() }
+    }
+
+    #[inline(always)]
+    fn in_pools(&self, addr: &A) -> bool {
+        A::pools().get(&Key::new(A::BITS, *addr)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_uplink(&self, ifindex: u32) -> bool {
+        maps::is_uplink(ifindex)
+    }
+
+    #[inline(always)]
+    fn policy(&self, policy: u32, dst: &A) -> Option<u32> {
+        let key = Key::new(32 + A::BITS, PolicyKey { policy, destination: *dst });
+        A::policy().get(&key).copied().filter(|egress| *egress != NONE)
+    }
+
+    #[inline(always)]
+    fn egress_flags(&self, egress: u32) -> Option<u32> {
+        let table = A::maglev().get_ptr(egress)?;
+        // SAFETY: a pointer into the map's value, valid until the program ends.
+        let (flags, gateways) = unsafe { ((*table).flags, (*table).gateways) };
+        (gateways != 0).then_some(flags)
+    }
+
+    #[inline(always)]
+    fn gateway(&self, egress: u32, hash: u32) -> Option<A> {
+        let table = A::maglev().get_ptr(egress)?;
+        // SAFETY: as above; the slot is inside the array.
+        Some(unsafe { *(&raw const (*table).slots).cast::<A>().add(hash::slot(hash)) })
+    }
+
+    #[inline(always)]
+    fn is_gateway_of(&self, policy: u32, addr: &A) -> bool {
+        A::gateways().get_ptr(GatewayKey { policy, gateway: *addr }).is_some()
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue> {
+        // SAFETY: eight bytes, copied at once; another CPU's store is seen before or after.
+        unsafe { A::flows().get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn put_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Full> {
+        A::flows().insert(key, value, 0).map_err(|_| Full)
+    }
+
+    #[inline(always)]
+    fn touch_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) {
+        if let Some(entry) = A::flows().get_ptr_mut(key) {
+            // SAFETY: a pointer into the map's value; CPUs that store at once store about the same time.
+            unsafe { *entry = *value };
+        }
+    }
+
+    #[inline(always)]
+    fn nat(&self, key: &NatKey<A>) -> Option<NatValue> {
+        // SAFETY: four bytes, copied at once.
+        unsafe { A::nat().get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn put_nat(&mut self, key: &NatKey<A>, value: &NatValue) -> Result<(), Full> {
+        A::nat().insert(key, value, 0).map_err(|_| Full)
+    }
+
+    #[inline(always)]
+    fn nat_rev(&self, key: &NatRevKey<A>) -> Option<NatRevValue<A>> {
+        // SAFETY: who the port is lent to never changes while the entry is there.
+        unsafe { A::nat_rev().get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn add_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) -> Result<(), Insert> {
+        let inserted = A::nat_rev().insert(key, value, u64::from(BPF_NOEXIST));
+        inserted.map_err(|error| if error == EEXIST { Insert::Exists } else { Insert::Full })
+    }
+
+    #[inline(always)]
+    fn remove_nat_rev(&mut self, key: &NatRevKey<A>) {
+        // It may be gone already, which is what is wanted.
+        let _ = A::nat_rev().remove(key);
+    }
+
+    #[inline(always)]
+    fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) {
+        if let Some(entry) = A::nat_rev().get_ptr_mut(key) {
+            // SAFETY: a pointer into the map's value; the two fields are single stores.
+            unsafe {
+                (*entry).seen = value.seen;
+                (*entry).state = value.state;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn fib(&self, query: &FibQuery<A>) -> Fib {
+        let mut answer = FibAnswer::default();
+        match fib(&self.skb, query, &mut answer) {
+            FIB_SUCCESS | FIB_NO_NEIGH => {
+                let family = if answer.family == AF_INET { Family::V4 } else { Family::V6 };
+                Fib::Forward { ifindex: answer.ifindex, via: NextHop { family, addr: bytes(answer.via) } }
+            }
+            FIB_FRAG_NEEDED => Fib::TooBig { mtu: answer.mtu },
+            _ => Fib::Refused,
+        }
+    }
+}
+
+/// What the kernel said, in plain numbers: an enum that is written in one branch and copied in another
+/// confuses the verifier.
+#[derive(Default)]
+struct FibAnswer {
+    ifindex: u32,
+    mtu: u32,
+    family: u32,
+    via: [u32; 4],
+}
+
+/// Aligned to words, so that zeroing it is a few stores and not a call of memset.
+#[repr(C, align(8))]
+struct Aligned(bpf_fib_lookup);
+
+/// Asks the kernel's routing. Not inlined: a stack of its own.
+#[inline(never)]
+#[expect(clippy::cast_possible_truncation, reason = "a longer segment fits no route's MTU, however cut")]
+fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
+    // SAFETY: integers and unions of integers; zero is a value.
+    let mut aligned: Aligned = unsafe { zeroed() };
+    let params = &mut aligned.0;
+    A::write_fib(params, query.src, query.dst);
+    params.l4_protocol = query.protocol;
+    params.sport = query.sport.to_be();
+    params.dport = query.dport.to_be();
+    params.ifindex = query.ifindex;
+    params.__bindgen_anon_1.tot_len = query.len.min(0xffff) as u16;
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: params is valid for its size, the context is this packet's.
+    let code = unsafe { fib_lookup(skb.context().cast(), params, size, 0) };
+    out.ifindex = params.ifindex;
+    out.family = u32::from(params.family);
+    // SAFETY: every bit pattern of these unions is an integer. An IPv4 next hop is the first word.
+    unsafe {
+        out.mtu = u32::from(params.__bindgen_anon_1.mtu_result);
+        out.via = params.__bindgen_anon_4.ipv6_dst;
+    }
+    code
+}

@@ -1,0 +1,110 @@
+//! PATCH: read, change, write over; again when somebody wrote in between.
+
+use serde_json::{Value, json};
+
+use super::decode::decode;
+use super::write::{Outcome, Part, create, overwrite};
+use super::{Place, WriteOptions};
+use crate::meta;
+use crate::patch::apply::Applier;
+use crate::patch::{self, PatchKind};
+use crate::status::{ApiError, Result};
+use crate::strategy;
+
+/// How often a patch without a version meets a concurrent write before it gives up.
+const ATTEMPTS: usize = 20;
+
+/// Patches an object; an apply patch creates it when it does not exist.
+pub(crate) fn patch(
+    place: Place<'_>,
+    name: &str,
+    part: Part,
+    kind: PatchKind,
+    body: &Value,
+    options: &WriteOptions,
+) -> Result<Outcome> {
+    let resource = place.resource;
+    if kind == PatchKind::Strategic && resource.custom {
+        return Err(ApiError::unsupported_media(
+            "application/strategic-merge-patch+json",
+            "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+        ));
+    }
+    if kind == PatchKind::Apply && options.manager.is_empty() {
+        return Err(ApiError::bad_request("fieldManager is required for apply patch"));
+    }
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let done = once(place, name, part, kind, body, options);
+        match done {
+            Err(error) if error.is_race() && attempt < ATTEMPTS && !has_version(body) => {}
+            done => return done,
+        }
+    }
+}
+
+fn has_version(body: &Value) -> bool {
+    !meta::field(body, "resourceVersion").is_empty()
+}
+
+fn once(
+    place: Place<'_>,
+    name: &str,
+    part: Part,
+    kind: PatchKind,
+    body: &Value,
+    options: &WriteOptions,
+) -> Result<Outcome> {
+    let resource = place.resource;
+    let current = match place.backend.get(resource, place.namespace, name) {
+        Ok(current) => current,
+        Err(error) if error.is_not_found() && kind == PatchKind::Apply && part == Part::Main => {
+            let config = applied(place, part, &json!({}), body, options)?;
+            return create(place, Some(name), config, options);
+        }
+        Err(error) => return Err(error),
+    };
+    let shown = strategy::from_storage(resource, current.value());
+    let live = shown.as_ref().unwrap_or(current.value());
+    let patched = match kind {
+        PatchKind::Apply => applied(place, part, live, body, options)?,
+        _ => patch::patch(kind, live, body)?,
+    };
+    let given = meta::name(&patched);
+    if given != name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    let (mut object, warnings) = decode(place, patched, options)?;
+    if !has_version(body) && kind != PatchKind::Json {
+        meta::metadata_mut(&mut object).remove("resourceVersion");
+    }
+    let stored = overwrite(place, &current, object, part, options.dry_run)?;
+    Ok(Outcome { object: stored, warnings, created: false })
+}
+
+fn applied(
+    place: Place<'_>,
+    part: Part,
+    live: &Value,
+    body: &Value,
+    options: &WriteOptions,
+) -> Result<Value> {
+    let resource = place.resource;
+    let api_version = resource.api_version();
+    // Unknown fields are refused or go before they are remembered as owned.
+    decode(place, body.clone(), options)?;
+    let mut config = body.clone();
+    resource.schema().prune(&mut config);
+    let applier = Applier {
+        manager: &options.manager,
+        force: options.force,
+        subresource: (part == Part::Status).then_some("status"),
+        api_version: &api_version,
+        schema: resource.schema(),
+        builtin: !resource.custom,
+    };
+    applier.apply(live, &config)
+}
