@@ -2,9 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 use coil_api::flags::ListenAddr;
-use prometheus::{Registry, TextEncoder};
+use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::error;
 
@@ -61,7 +65,10 @@ pub fn metrics(registry: Registry) -> Router {
         "/metrics",
         get(move || {
             let text = TextEncoder::new().encode_to_string(&registry.gather());
-            async move { text.map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n"))) }
+            async move {
+                text.map(|text| ([(CONTENT_TYPE, TEXT_FORMAT)], text))
+                    .map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")))
+            }
         }),
     )
 }

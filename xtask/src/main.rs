@@ -12,6 +12,7 @@ mod lint;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 /// Everything a developer of Coil runs, from the root of the repository.
 #[derive(Parser)]
@@ -29,6 +30,7 @@ enum Verb {
     Lint(lint::Args),
     Test(test::Args),
     Lab(lab::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Lint(args) => lint::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
+        Verb::Vm(args) => vm::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -35,8 +35,23 @@ pub(crate) enum BpfCompiler {
 }
 
 /// A program that must be found, and the Debian package that has it.
-const TOOLS: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("ping", "iputils-ping"), ("bpftool", "bpftool"), ("kubectl", "kubernetes-client")];
+pub(crate) struct Tool {
+    program: &'static str,
+    package: &'static str,
+}
+
+impl Tool {
+    pub(crate) const fn new(program: &'static str, package: &'static str) -> Self {
+        Self { program, package }
+    }
+}
+
+const TOOLS: [Tool; 4] = [
+    Tool::new("ip", "iproute2"),
+    Tool::new("ping", "iputils-ping"),
+    Tool::new("bpftool", "bpftool"),
+    Tool::new("kubectl", "kubernetes-client"),
+];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.check {
@@ -57,18 +72,43 @@ pub(crate) fn ensure() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    if !missing.packages.is_empty() && (!run::is_root() || find("apt-get").is_none()) {
-        bail!(
-            "something is missing; as root, run:\n{}\n(or see `cargo xtask setup --help`)",
-            missing.commands().join("\n")
-        );
-    }
-    for command in missing.commands() {
-        run::run(Command::new("sh").args(["-c", &command]).env("DEBIAN_FRONTEND", "noninteractive"))?;
-    }
+    carry_out(&missing.commands(), !missing.packages.is_empty())?;
     let still = Missing::find();
     if !still.is_empty() {
         bail!("still missing after the installation:\n{}", still.commands().join("\n"));
+    }
+    Ok(())
+}
+
+/// The packages of the programs that cannot be found.
+pub(crate) fn packages_of(tools: &[Tool]) -> Vec<String> {
+    tools.iter().filter(|tool| find(tool.program).is_none()).map(|tool| tool.package.to_owned()).collect()
+}
+
+/// Installs Debian packages; without root, fails with the commands to run.
+pub(crate) fn install(packages: &[String]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    carry_out(&apt_commands(packages), true)
+}
+
+fn apt_commands(packages: &[String]) -> [String; 2] {
+    [
+        "apt-get update -q".to_owned(),
+        format!("apt-get install -q -y --no-install-recommends {}", packages.join(" ")),
+    ]
+}
+
+fn carry_out(commands: &[String], with_packages: bool) -> Result<()> {
+    if with_packages && (!run::is_root() || find("apt-get").is_none()) {
+        bail!(
+            "something is missing; as root, run:\n{}\n(or see `cargo xtask setup --help`)",
+            commands.join("\n")
+        );
+    }
+    for command in commands {
+        run::run(Command::new("sh").args(["-c", command]).env("DEBIAN_FRONTEND", "noninteractive"))?;
     }
     Ok(())
 }
@@ -98,11 +138,7 @@ struct Missing {
 
 impl Missing {
     fn find() -> Self {
-        let mut packages: Vec<String> = TOOLS
-            .iter()
-            .filter(|(tool, _)| find(tool).is_none())
-            .map(|(_, package)| (*package).to_owned())
-            .collect();
+        let mut packages = packages_of(&TOOLS);
         let compiler = bpf_compiler();
         if compiler.is_none() {
             packages.extend(["rustc-web", "libstd-rust-web-dev-bpf"].map(str::to_owned));
@@ -133,9 +169,7 @@ impl Missing {
     fn commands(&self) -> Vec<String> {
         let mut commands = Vec::new();
         if !self.packages.is_empty() {
-            commands.push("apt-get update -q".to_owned());
-            commands
-                .push(format!("apt-get install -q -y --no-install-recommends {}", self.packages.join(" ")));
+            commands.extend(apt_commands(&self.packages));
         }
         if self.linker {
             commands.push(match bpf_compiler() {
@@ -151,7 +185,7 @@ impl Missing {
 }
 
 /// A program on the path, or where the administrator's programs are.
-fn find(program: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])

@@ -1,3 +1,9 @@
 //! Egress, as the node sees it.
+//!
+//! - [`policy`]: which destinations leave through which Egress. Pure.
+//! - [`plan`]: from the index and the node's pods to the wanted datapath. Pure.
+//! - [`gateway`]: what coild does inside a gateway pod's namespace.
 
+pub mod gateway;
+pub mod plan;
 pub mod policy;

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
+pub use super::route::Changes;
+
 use super::{
-    route::{Changes, Owned, Path, Routes},
+    route::{Owned, Path, Routes},
     rtnl::{Rtnl, RtnlError},
 };
 

@@ -147,3 +147,18 @@ pub async fn uplinks(rtnl: &Rtnl, node: &[IpAddr]) -> Result<BTreeSet<u32>, Rtnl
     }
     Ok(uplinks)
 }
+
+/// All addresses of this node that others can know: not those of loopback and link-local ranges.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn own_addresses(rtnl: &Rtnl) -> Result<Vec<IpAddr>, RtnlError> {
+    let mut own: Vec<IpAddr> = rtnl.addresses().await?.into_iter().map(|(_, net)| net.addr()).collect();
+    own.retain(|address| match address {
+        IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+    });
+    own.sort_unstable();
+    own.dedup();
+    Ok(own)
+}

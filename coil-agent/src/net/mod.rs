@@ -27,7 +27,7 @@ pub mod pod;
 pub mod recover;
 pub mod route;
 mod rtnl;
-mod sysctl;
+pub(crate) mod sysctl;
 
 pub use link::{Alias, Link, Mac};
 pub use rtnl::{Rtnl, RtnlError};

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
-    link::{Alias, Mac},
+    link::{Alias, Link, Mac},
     pod::PodLink,
     route::Owned,
     rtnl::{Rtnl, RtnlError},
@@ -24,6 +24,9 @@ use crate::ipam::Allocation;
 
 /// Where container runtimes keep the namespaces of pods.
 const NETNS_DIRS: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
+
+/// How the names of the Go version's tunnel links in a client pod begin.
+const FOU_LINK: &str = "fou";
 
 /// A pod that is connected.
 #[derive(Debug, Clone)]
@@ -34,6 +37,8 @@ pub struct Found {
     pub link: PodLink,
     /// Its namespace, when it is where runtimes keep them.
     pub netns: Option<PathBuf>,
+    /// It has FOU links of its own, made by the Go version of Coil.
+    pub kernel_client: bool,
 }
 
 impl Found {
@@ -68,18 +73,19 @@ pub async fn pods(rtnl: &Rtnl, routes: Owned) -> Result<Vec<Found>, RtnlError> {
             }
         }
         let netns = host.peer_nsid.and_then(|id| namespaces.get(&id).cloned());
-        let mac = match &netns {
-            Some(path) => inner_mac(path, &alias.owner.ifname).await.unwrap_or_default(),
-            None => Mac::default(),
+        let inner = match &netns {
+            Some(path) => inner_links(path).await.unwrap_or_default(),
+            None => Vec::new(),
         };
-        found.push(Found { alias, link: PodLink { host, mac, ipv4, ipv6 }, netns });
+        let mac = inner.iter().find(|link| link.name == alias.owner.ifname).map_or(Mac::default(), |l| l.mac);
+        let kernel_client = inner.iter().any(|link| link.name.starts_with(FOU_LINK));
+        found.push(Found { alias, link: PodLink { host, mac, ipv4, ipv6 }, netns, kernel_client });
     }
     Ok(found)
 }
 
-async fn inner_mac(netns: &Path, ifname: &str) -> Option<Mac> {
-    let inside = Rtnl::open_in(&NetNs::open(netns).ok()?).ok()?.ok()?;
-    Some(inside.link_by_name(ifname).await.ok()??.mac)
+async fn inner_links(netns: &Path) -> Option<Vec<Link>> {
+    Rtnl::open_in(&NetNs::open(netns).ok()?).ok()?.ok()?.links().await.ok()
 }
 
 /// The namespaces that runtimes keep, by this namespace's id for them.

@@ -1,6 +1,6 @@
 //! Requests to the kernel's rtnetlink, one by one, with an error that says what was being done.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use coil_netns::{NetNs, NetNsError};
 use futures::StreamExt;
@@ -68,6 +68,8 @@ impl Mode {
 #[derive(Clone, Debug)]
 pub struct Rtnl {
     handle: Handle,
+    /// The kernel serves one dump at a time on a socket, and refuses a second one (EBUSY).
+    dumping: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Rtnl {
@@ -80,7 +82,7 @@ impl Rtnl {
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
             .map_err(|e| RtnlError::new("open a netlink socket", e))?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, dumping: Arc::default() })
     }
 
     /// Opens a socket in another namespace. Needs a Tokio runtime.
@@ -126,6 +128,7 @@ impl Rtnl {
     ) -> Result<Vec<RouteNetlinkMessage>, RtnlError> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let _one_at_a_time = self.dumping.lock().await;
         for attempt in 0..DUMP_ATTEMPTS {
             let (found, interrupted) =
                 self.answers(request.clone()).await.map_err(|e| RtnlError::new(format!("list {what}"), e))?;

@@ -8,7 +8,7 @@ use super::rtnl::RtnlError;
 ///
 /// # Errors
 /// When it cannot be written; the message names the setting.
-pub(super) fn set(key: &str, value: &str) -> Result<(), RtnlError> {
+pub(crate) fn set(key: &str, value: &str) -> Result<(), RtnlError> {
     let path = format!("/proc/sys/net/{key}");
     if fs::read_to_string(&path).is_ok_and(|now| same(&now, value)) {
         return Ok(());

@@ -7,6 +7,7 @@
 //! - `rpc` (feature `cni`): the protocol between the `coil` plugin and coild.
 //! - `flags` (feature `flags`): command-line values in Go's notation.
 //! - [`gateway`]: what coild tells coil-egress.
+//! - `validate` (feature `crd`): what makes a pool or an Egress wrong.
 
 pub mod annotation;
 pub mod cni;
@@ -18,3 +19,5 @@ pub mod gateway;
 pub mod names;
 #[cfg(feature = "cni")]
 pub mod rpc;
+#[cfg(feature = "crd")]
+pub mod validate;

@@ -1,1 +1,160 @@
 //! Packet cases and an independent packet serialiser.
+//!
+//! A [`Case`] is a frame, what the tables hold, and what must become of the frame, byte for byte. The
+//! list runs on the host ([`host::run`]) and, by the crate `coil-kernel-tests`, in the kernel.
+//! Frames are made by [`wire`], which shares no code with `coil-packet`.
+
+mod egress;
+mod forward;
+mod gateway;
+pub mod host;
+mod memory;
+pub mod pcap;
+mod tunnel;
+pub mod wire;
+pub mod world;
+
+pub use world::{Given, Net, Route, World};
+
+use coil_packet::{Path, Reason};
+
+/// A frame and what must become of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it shows.
+    pub name: &'static str,
+    /// The program.
+    pub path: Path,
+    /// The addresses, and so the family.
+    pub net: Net,
+    /// The link on which the frame comes in.
+    pub ingress: u32,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// Flows and translations that are there already.
+    pub given: Vec<Given>,
+    /// Why.
+    pub reason: Reason,
+    /// The frame afterwards; unchanged when `None`.
+    pub output: Option<Vec<u8>>,
+    /// Offsets of output bytes that a hash decides.
+    pub free: Vec<usize>,
+}
+
+impl Case {
+    /// A frame of a pod of this node.
+    fn from_pod(
+        name: &'static str,
+        net: Net,
+        ingress: u32,
+        packet: impl AsRef<[u8]>,
+        reason: Reason,
+    ) -> Self {
+        let frame = wire::ethernet(world::host_mac(ingress), world::pod_mac(ingress), packet.as_ref());
+        Self {
+            name,
+            path: Path::FromPod,
+            net,
+            ingress,
+            frame,
+            given: vec![],
+            reason,
+            output: None,
+            free: vec![],
+        }
+    }
+
+    /// A frame that comes in on the uplink.
+    fn from_net(name: &'static str, net: Net, packet: impl AsRef<[u8]>, reason: Reason) -> Self {
+        let frame = wire::ethernet(world::host_mac(world::UPLINK), world::ROUTER_MAC, packet.as_ref());
+        Self {
+            name,
+            path: Path::FromNet,
+            net,
+            ingress: world::UPLINK,
+            frame,
+            given: vec![],
+            reason,
+            output: None,
+            free: vec![],
+        }
+    }
+
+    /// With something in the tables.
+    fn given(mut self, given: Given) -> Self {
+        self.given.push(given);
+        self
+    }
+
+    /// Sent to a neighbour: the kernel writes the MAC addresses later.
+    fn sends(mut self, packet: &[u8]) -> Self {
+        self.output = Some([&self.frame[..14], packet].concat());
+        self
+    }
+
+    /// Handed to the pod behind the veth `ifindex`.
+    fn hands_over(mut self, ifindex: u32, packet: &[u8]) -> Self {
+        self.output = Some(wire::ethernet(world::pod_mac(ifindex), world::host_mac(ifindex), packet));
+        self
+    }
+
+    /// Sent back with the MAC addresses turned round.
+    fn answers(mut self, packet: &[u8]) -> Self {
+        self.output =
+            Some(wire::ethernet(world::pod_mac(self.ingress), world::host_mac(self.ingress), packet));
+        self
+    }
+
+    /// A hash decides these bytes of the packet (offsets from the IP header).
+    fn free(mut self, offsets: impl IntoIterator<Item = usize>) -> Self {
+        self.free.extend(offsets.into_iter().map(|offset| 14 + offset));
+        self
+    }
+
+    /// The frame that must come out.
+    #[must_use]
+    pub fn expected(&self) -> &[u8] {
+        self.output.as_deref().unwrap_or(&self.frame)
+    }
+
+    /// Says how `frame` differs from what must come out, if it does.
+    #[must_use]
+    pub fn difference(&self, frame: &[u8]) -> Option<String> {
+        let expected = self.expected();
+        let differs = |i: &usize| !self.free.contains(i) && frame.get(*i) != expected.get(*i);
+        let first = (0..frame.len().max(expected.len())).find(differs);
+        if let Some(at) = first {
+            return Some(format!(
+                "differs at byte {at}\n  is        {}\n  should be {}",
+                hex(frame),
+                hex(expected)
+            ));
+        }
+        if self.output.is_some() { wire::bad_checksum(frame) } else { None }
+    }
+}
+
+/// Bytes as text, in groups of four from the IP header on.
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (i, byte) in bytes.iter().take(200).enumerate() {
+        if i >= 14 && (i - 14) % 4 == 0 {
+            text.push(' ');
+        }
+        text += &format!("{byte:02x}");
+    }
+    text
+}
+
+/// All cases of both families.
+#[must_use]
+pub fn all() -> Vec<Case> {
+    let mut cases = vec![];
+    for net in [Net::v4(), Net::v6()] {
+        cases.extend(forward::cases(net));
+        cases.extend(egress::cases(net));
+        cases.extend(gateway::cases(net));
+        cases.extend(tunnel::cases(net));
+    }
+    cases
+}

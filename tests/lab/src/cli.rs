@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     cluster,
     config::{DEFAULT_NAME, Options},
-    demo, down,
+    down,
     enter::{self, Where},
     init, keeper, kubelet, programs,
     state::{self, StateDir},
@@ -73,8 +73,6 @@ enum Verb {
     },
     /// End a lab, and check that nothing is left of it
     Down(Name),
-    /// Start a lab of its own, show everything that Coil does in it, and end it
-    Demo(demo::Args),
     /// Traffic tools
     #[command(hide = true)]
     Tool {
@@ -110,7 +108,6 @@ pub fn main() -> ExitCode {
             | Verb::Node { .. }
             | Verb::World { .. }
             | Verb::Down(_)
-            | Verb::Demo(_)
     );
     if for_people && !nix::unistd::geteuid().is_root() {
         eprintln!("error: the lab makes network namespaces: run it as root");
@@ -146,7 +143,6 @@ fn run(verb: Verb) -> Result<ExitCode> {
             return inside(&lab, &Where::Member(crate::config::WORLD.to_owned()), &command);
         }
         Verb::Down(lab) => down::down(&lab.name)?,
-        Verb::Demo(args) => return demo::run(&args),
         Verb::Tool { tool } => tool::main(tool)?,
         Verb::Keeper { options } => keeper::main(&options)?,
         Verb::Init { options } => init::main(&options)?,

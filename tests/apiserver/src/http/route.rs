@@ -60,7 +60,10 @@ fn is_namespace_subresource(rest: &[&str]) -> bool {
 mod tests {
     use super::*;
 
-    fn find(path: &str) -> Option<(String, Option<String>, Option<String>, Option<String>)> {
+    /// Resource, namespace, name, subresource.
+    type Found = (String, Option<String>, Option<String>, Option<String>);
+
+    fn find(path: &str) -> Option<Found> {
         let found = target(&Registry::new(), &segments(path)).ok()?;
         Some((found.resource.plural.clone(), found.namespace, found.name, found.subresource))
     }

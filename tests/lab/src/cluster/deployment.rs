@@ -107,7 +107,9 @@ fn template_hash(deployment: &Deployment) -> Result<String> {
     // Letters and digits that spell no words, as Kubernetes uses.
     let alphabet = b"bcdfghjklmnpqrstvwxz2456789";
     Ok((0..10)
-        .map(|n| char::from(alphabet[usize::from((hash >> (n * 6)) as u8 & 0x3f) % alphabet.len()]))
+        .map(|n| {
+            char::from(alphabet[usize::from((hash >> (n * 6)).to_le_bytes()[0] & 0x3f) % alphabet.len()])
+        })
         .collect())
 }
 

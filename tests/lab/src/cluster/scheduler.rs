@@ -94,6 +94,7 @@ mod tests {
         .unwrap()
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "a literal at each call")]
     fn pod(spec: serde_json::Value) -> Pod {
         let mut pod =
             json!({"metadata": {"namespace": "n", "labels": {"app": "a"}}, "spec": {"containers": []}});

@@ -105,6 +105,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "a literal at each call")]
     fn env(variables: serde_json::Value) -> Result<Vec<(String, String)>, String> {
         let pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "n", "labels": {"a.b/c": "x"}},

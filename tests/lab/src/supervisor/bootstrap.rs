@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn the_shipped_definitions_are_found() {
-        let count = std::fs::read_dir(CRDS).unwrap().flatten().map(|f| read_crd(&f.path()).unwrap()).count();
-        assert_eq!(count, coil_api::crd::definitions().len());
+        let files = std::fs::read_dir(CRDS).unwrap().flatten();
+        let read: Vec<_> = files.map(|f| read_crd(&f.path()).unwrap()).collect();
+        assert_eq!(read.len(), coil_api::crd::definitions().len());
     }
 }

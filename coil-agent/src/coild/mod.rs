@@ -1,0 +1,228 @@
+//! coild: puts the parts together and runs them.
+//!
+//! ```text
+//!  plugin ─gRPC─▶ cni ─▶ ipam, net ─▶ node ─▶ plane (eBPF)
+//!  API server ─▶ watch ─▶ index ──────▶ node ─▶ plane, routes in pods, gateways
+//!                         ipam ─▶ blocks ─▶ table 119
+//! ```
+
+pub mod options;
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node as ApiNode;
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::{
+    cni::server::{self, CniService},
+    egress::plan::NodeFacts,
+    ipam::NodeIpam,
+    metrics,
+    net::{
+        Rtnl, export,
+        host::{self, HostAddresses},
+        pod::PodNetwork,
+        recover,
+        route::Owned,
+    },
+    node::{Node, Settings},
+    plane::Plane,
+    program,
+    watch::{Feed, objects},
+};
+use options::{Mode, Options};
+
+/// How long to wait before asking the API server again at the start.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often expired flows are removed.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM.
+///
+/// # Errors
+/// When it cannot start, with what to do about it.
+pub async fn run(options: Options) -> Result<()> {
+    options.check()?;
+    if let Some(flag) = options.without_effect() {
+        warn!("no effect: {flag}");
+    }
+    let stopped = program::stopped()?;
+    let registry = metrics::registry()?;
+    let feed = Feed::default();
+    let serving = Arc::new(AtomicBool::new(false));
+    let ready = {
+        let (feed, serving) = (feed.clone(), serving.clone());
+        program::ready_when(move || {
+            let mut missing: Vec<String> = feed.missing().into_iter().map(str::to_owned).collect();
+            if !serving.load(Ordering::Relaxed) {
+                missing.push("the plugin's socket".to_owned());
+            }
+            missing
+        })
+    };
+    program::serve_http(options.health_addr, ready, options.metrics_addr, registry.clone())?;
+
+    tokio::pin!(stopped);
+    let node = tokio::select! {
+        node = start(&options, &feed) => node?,
+        () = &mut stopped => return Ok(()),
+    };
+    metrics::datapath_info(&registry, node.plane.mode(), node.plane.reason())?;
+    for collector in node.plane.with(|plane| plane.collectors()).unwrap_or_default() {
+        registry.register(collector)?;
+    }
+    let service = CniService::new(node, &registry)?;
+    let listener = server::listen(&options.socket).context("cannot start")?;
+    serving.store(true, Ordering::Relaxed);
+    info!(socket = %options.socket.display(), "ready for the plugin");
+    server::serve(listener, service, stopped).await.map_err(anyhow::Error::from_boxed)?;
+    info!("stopped; pods and their traffic stay as they are");
+    Ok(())
+}
+
+/// Everything up to the socket.
+async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
+    let client = Client::try_default()
+        .await
+        .context("cannot find the API server: run in a pod with a service account, or set KUBECONFIG")?;
+    let rtnl = Rtnl::open()?;
+    let pod_routes = Owned { table: options.pod_table_id, protocol: options.protocol_id };
+    host::prepare(&rtnl, pod_routes.table, options.pod_rule_prio).await?;
+    let addresses = node_addresses(&client, &options.node_name).await;
+    let mtu = host::mtu(&rtnl).await?;
+    info!(node = options.node_name, ?addresses, mtu, "pods' gateways are this node's addresses");
+    let network = PodNetwork::new(rtnl.clone(), pod_routes, HostAddresses::of(&addresses), mtu);
+    let found = recover::pods(&rtnl, pod_routes).await?;
+
+    feed.start(&client, &options.node_name);
+    let (blocks, on_blocks) = watch::channel(BTreeSet::new());
+    let ipam = NodeIpam::new(client.clone(), options.node_name.clone(), blocks);
+    let plane = choose_plane(options.datapath)?;
+    let settings = Settings {
+        name: options.node_name.clone(),
+        devices: options.devices.clone(),
+        facts: NodeFacts {
+            in_cluster: options.in_cluster_cidrs.clone(),
+            forward: plane.mode() == "ebpf",
+            fou_port: options.egress_port,
+            ..NodeFacts::default()
+        },
+    };
+    let node = Node::new(settings, client, feed.clone(), ipam.clone(), network, plane, rtnl.clone());
+    node.recover(found);
+    node.look_at_node().await?;
+    tokio::spawn(node.clone().run());
+    let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
+    let interval = options.addressblock_gc_interval.0;
+    tokio::spawn(export_blocks(rtnl, export, on_blocks, interval));
+    tokio::spawn(collect_garbage(ipam, interval));
+    tokio::spawn(sweep(node.clone()));
+    Ok(node)
+}
+
+/// The node's InternalIPs. Without them there is no pod network, so this waits as long as it takes.
+async fn node_addresses(client: &Client, name: &str) -> Vec<IpAddr> {
+    let api: Api<ApiNode> = Api::all(client.clone());
+    loop {
+        match api.get_opt(name).await {
+            Ok(Some(node)) => match objects::node(&node).unwrap_or_default() {
+                addresses if addresses.is_empty() => warn!(node = name, "the Node has no InternalIP yet"),
+                addresses => return addresses,
+            },
+            Ok(None) => warn!(node = name, "the Node does not exist yet; is COIL_NODE_NAME right?"),
+            Err(e) => warn!(node = name, error = %e, "cannot read the Node"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn choose_plane(mode: Mode) -> Result<Plane> {
+    match mode {
+        Mode::Kernel => Ok(Plane::kernel("--datapath kernel")),
+        Mode::Auto | Mode::Ebpf => match open_ebpf() {
+            Ok(plane) => Ok(plane),
+            Err(e) if mode == Mode::Ebpf => {
+                bail!(
+                    "--datapath ebpf is not possible here: {e:#}; --datapath auto would use the kernel alone"
+                )
+            }
+            Err(e) => {
+                warn!(
+                    reason = format!("{e:#}"),
+                    "eBPF is not possible here: the kernel alone forwards, without egress"
+                );
+                Ok(Plane::kernel(format!("{e:#}")))
+            }
+        },
+    }
+}
+
+fn open_ebpf() -> Result<Plane> {
+    bail!("this build has no eBPF datapath")
+}
+
+/// Keeps table 119 the blocks that the node owns.
+async fn export_blocks(
+    rtnl: Rtnl,
+    table: Owned,
+    mut blocks: watch::Receiver<BTreeSet<IpNet>>,
+    interval: Duration,
+) {
+    // Before the first list the set of blocks is not known, and what is exported stays.
+    if blocks.changed().await.is_err() {
+        return;
+    }
+    loop {
+        let wanted = blocks.borrow_and_update().clone();
+        let pause = match export::sync(&rtnl, table, &wanted).await {
+            Ok(changes) => {
+                if changes != export::Changes::default() {
+                    let (set, removed) = (changes.set, changes.removed);
+                    info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
+                }
+                interval
+            }
+            Err(e) => {
+                error!(error = %e, "cannot export the node's blocks; will try again");
+                RETRY
+            }
+        };
+        tokio::select! {
+            changed = blocks.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn collect_garbage(ipam: NodeIpam, interval: Duration) {
+    ipam.synced().await;
+    loop {
+        if let Err(e) = ipam.gc().await {
+            warn!(error = %e, "cannot return blocks without pods; will try again");
+        }
+        tokio::time::sleep(interval.max(RETRY)).await;
+    }
+}
+
+async fn sweep(node: Arc<Node>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        match node.plane.with(|plane| plane.sweep()) {
+            None => return,
+            Some(Ok(())) => {}
+            Some(Err(e)) => warn!(error = %e, "cannot remove expired flows"),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! coild's flags.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+use coil_api::{
+    flags::{GoDuration, ListenAddr, parse_bool},
+    names::{
+        DEFAULT_EGRESS_PORT, DEFAULT_EXPORT_TABLE, DEFAULT_POD_RULE_PRIORITY, DEFAULT_POD_TABLE,
+        DEFAULT_PROTOCOL, DEFAULT_SOCKET, ENV_NODE_NAME,
+    },
+};
+use ipnet::IpNet;
+
+/// The node agent of Coil: addresses, pod networks, and the egress datapath
+#[derive(Debug, Clone, Parser)]
+#[command(name = "coild", version)]
+pub struct Options {
+    /// Name of this node in the API
+    #[arg(long, env = ENV_NODE_NAME)]
+    pub node_name: String,
+    /// Where to serve /metrics
+    #[arg(long, default_value = ":9384")]
+    pub metrics_addr: ListenAddr,
+    /// Where to serve /healthz and /readyz
+    #[arg(long, default_value = ":9385")]
+    pub health_addr: ListenAddr,
+    /// Routing table of the routes to pods
+    #[arg(long, default_value_t = DEFAULT_POD_TABLE)]
+    pub pod_table_id: u32,
+    /// Priority of the rules that look up that table
+    #[arg(long, default_value_t = DEFAULT_POD_RULE_PRIORITY)]
+    pub pod_rule_prio: u32,
+    /// Routing table of this node's address blocks
+    #[arg(long, default_value_t = DEFAULT_EXPORT_TABLE)]
+    pub export_table_id: u32,
+    /// Route protocol that marks coild's routes
+    #[arg(long, default_value_t = DEFAULT_PROTOCOL)]
+    pub protocol_id: u8,
+    /// UNIX socket for the coil plugin
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// UDP port of the encapsulation
+    #[arg(long, default_value_t = DEFAULT_EGRESS_PORT)]
+    pub egress_port: u16,
+    /// How often blocks without pods are returned
+    #[arg(long, default_value = "5m")]
+    pub addressblock_gc_interval: GoDuration,
+    /// What moves packets: eBPF beside the kernel, the kernel alone, or eBPF where it is possible
+    #[arg(long, value_enum, default_value = "auto")]
+    pub datapath: Mode,
+    /// Links to other nodes and the world; found from addresses and default routes when not given
+    #[arg(long, value_delimiter = ',')]
+    pub devices: Vec<String>,
+    /// Further ranges that belong to the cluster, so never leave through a gateway
+    #[arg(long, value_delimiter = ',')]
+    pub in_cluster_cidrs: Vec<IpNet>,
+    #[command(flatten)]
+    not_here: NotHere,
+}
+
+/// A choice of datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// eBPF where it is possible.
+    Auto,
+    /// eBPF, or no start.
+    Ebpf,
+    /// The kernel alone.
+    Kernel,
+}
+
+/// Flags of Coil v2 for what this version does not have. Their defaults are accepted.
+#[derive(Debug, Clone, Parser)]
+struct NotHere {
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    compat_calico: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    register_from_main: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    enable_ipam: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    enable_egress: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    enable_originating_only: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    clear_routes_on_shutdown: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    host_stack: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    fast_udp: bool,
+    #[arg(long, hide = true)]
+    backend: Option<String>,
+    #[arg(long, hide = true)]
+    mark: Option<String>,
+}
+
+/// A flag asks for something that is not in this version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{flag} is not supported in this version of coild: remove it")]
+pub struct Unsupported {
+    flag: String,
+}
+
+impl Options {
+    /// Flags that are right and have nothing to do here, for a warning.
+    #[must_use]
+    pub fn without_effect(&self) -> Option<&'static str> {
+        self.not_here
+            .backend
+            .as_ref()
+            .map(|_| "--backend: the kernel path of egress, which it is for, is not in this version")
+    }
+
+    /// Refuses what this version cannot do, so that nothing is silently ignored.
+    ///
+    /// # Errors
+    /// Names the first such flag.
+    pub fn check(&self) -> Result<(), Unsupported> {
+        let flags = &self.not_here;
+        let asked = [
+            (flags.compat_calico, "--compat-calico"),
+            (flags.register_from_main, "--register-from-main"),
+            (!flags.enable_ipam, "--enable-ipam=false"),
+            (!flags.enable_egress, "--enable-egress=false"),
+            (flags.enable_originating_only, "--enable-originating-only"),
+            (flags.clear_routes_on_shutdown, "--clear-routes-on-shutdown"),
+            (flags.host_stack, "--host-stack"),
+            (flags.fast_udp, "--fast-udp"),
+            (flags.mark.is_some(), "--mark"),
+            // The kernel path of egress, which the backend is for, is not here.
+            (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
+        ];
+        match asked.into_iter().find(|(asked, _)| *asked) {
+            Some((_, flag)) => Err(Unsupported { flag: flag.to_owned() }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(flags: &str) -> Result<Options, clap::Error> {
+        Options::try_parse_from(["coild", "--node-name=n"].into_iter().chain(flags.split_whitespace()))
+    }
+
+    #[test]
+    fn a_manifest_of_coil_v2() {
+        let options = parse(
+            "--socket /run/coild.sock --compat-calico=false --enable-ipam --enable-egress=true \
+            --addressblock-gc-interval 1h30m --backend nftables --metrics-addr :1234 --pod-table-id 116",
+        )
+        .unwrap();
+        options.check().unwrap();
+        assert_eq!(options.addressblock_gc_interval.0.as_secs(), 5400);
+        assert_eq!((options.datapath, options.egress_port, options.protocol_id), (Mode::Auto, 5555, 30));
+        let options =
+            parse("--datapath=kernel --in-cluster-cidrs 100.64.0.0/10,fd99::/64 --devices eth0,eth1")
+                .unwrap();
+        assert_eq!((options.in_cluster_cidrs.len(), options.devices.len()), (2, 2));
+        assert!(parse("--in-cluster-cidrs nonsense").is_err());
+    }
+
+    #[test]
+    fn what_is_not_here_is_refused() {
+        for flag in [
+            "--compat-calico",
+            "--register-from-main=true",
+            "--enable-ipam=false",
+            "--enable-egress=false",
+            "--enable-originating-only",
+            "--clear-routes-on-shutdown",
+            "--host-stack",
+            "--fast-udp",
+            "--mark=0x1",
+            "--backend=other",
+        ] {
+            let error = parse(flag).unwrap().check().unwrap_err().to_string();
+            let name = flag.split('=').next().unwrap();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The tables of one address family.
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, LpmTrie, MapData},
+};
+use coil_packet::abi::{GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue};
+
+use super::{
+    DatapathError,
+    image::{FamilyImage, HostAddr, Prefix},
+    state::FamilyState,
+    table::{Changes, Table, plain, prefixed},
+    take,
+};
+
+/// Names of a family's maps.
+pub(super) struct Names {
+    pods: &'static str,
+    pools: &'static str,
+    policy: &'static str,
+    gateways: &'static str,
+    maglev: &'static str,
+    state: [&'static str; 3],
+}
+
+/// IPv4's maps.
+pub(super) const V4: Names = Names {
+    pods: "coil_pods4",
+    pools: "coil_pools4",
+    policy: "coil_policy4",
+    gateways: "coil_gateways4",
+    maglev: "coil_maglev4",
+    state: ["coil_flows4", "coil_nat4", "coil_nat_rev4"],
+};
+
+/// IPv6's maps.
+pub(super) const V6: Names = Names {
+    pods: "coil_pods6",
+    pools: "coil_pools6",
+    policy: "coil_policy6",
+    gateways: "coil_gateways6",
+    maglev: "coil_maglev6",
+    state: ["coil_flows6", "coil_nat6", "coil_nat_rev6"],
+};
+
+type Hash<K, V> = Table<K, V, HashMap<MapData, K, V>>;
+type Lpm<K, V> = Table<Prefix<K>, V, LpmTrie<MapData, K, V>>;
+
+/// The maps of one family.
+pub(super) struct FamilyTables<A: HostAddr> {
+    pods: Hash<A, PodValue>,
+    pools: Lpm<A, PoolValue>,
+    policy: Lpm<PolicyKey<A>, u32>,
+    gateways: Hash<GatewayKey<A>, GatewayValue>,
+    maglev: Hash<u32, Maglev<A>>,
+    pub(super) state: FamilyState<A>,
+}
+
+impl<A: HostAddr> FamilyTables<A> {
+    /// Reads what the maps hold.
+    pub(super) fn adopt(ebpf: &mut Ebpf, names: &Names) -> Result<Self, DatapathError> {
+        Ok(Self {
+            pods: Table::adopt(names.pods, take(ebpf, names.pods)?, plain)?,
+            pools: Table::adopt(names.pools, take(ebpf, names.pools)?, prefixed)?,
+            policy: Table::adopt(names.policy, take(ebpf, names.policy)?, prefixed)?,
+            gateways: Table::adopt(names.gateways, take(ebpf, names.gateways)?, plain)?,
+            maglev: Table::adopt(names.maglev, take(ebpf, names.maglev)?, plain)?,
+            state: FamilyState::adopt(ebpf, names.state)?,
+        })
+    }
+
+    /// Adds and replaces, what others refer to first.
+    pub(super) fn put_all(&mut self, image: &FamilyImage<A>) -> Result<Changes, DatapathError> {
+        let mut changes = self.pools.put_all(&image.pools)?;
+        changes += self.maglev.put_all(&image.maglev)?;
+        changes += self.gateways.put_all(&image.gateways)?;
+        changes += self.policy.put_all(&image.policy)?;
+        changes += self.pods.put_all(&image.pods)?;
+        Ok(changes)
+    }
+
+    /// Removes in the other order. Flows and translations of a pod that is gone go with it: its
+    /// address will be another pod's.
+    pub(super) fn remove_others(&mut self, image: &FamilyImage<A>, now: u32) -> Result<usize, DatapathError> {
+        let gone = self.pods.remove_others(&image.pods)?;
+        if !gone.is_empty() {
+            self.state.sweep(now, &gone)?;
+        }
+        let mut removed = gone.len();
+        removed += self.policy.remove_others(&image.policy)?.len();
+        removed += self.gateways.remove_others(&image.gateways)?.len();
+        removed += self.maglev.remove_others(&image.maglev)?.len();
+        removed += self.pools.remove_others(&image.pools)?.len();
+        Ok(removed)
+    }
+}

@@ -1,0 +1,200 @@
+//! The contents that the maps should have: a pure function of [`Desired`].
+
+use std::net::IpAddr;
+
+use coil_packet::{
+    Addr,
+    abi::{
+        Config, GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue, UplinkValue, config_flag,
+        egress_flag, pod_flag,
+    },
+};
+use ipnet::IpNet;
+
+use super::{Desired, maglev};
+
+/// An address family of the host's address types.
+pub(super) trait HostAddr: Addr + aya::Pod + Into<IpAddr> {
+    /// The address, when it is of this family.
+    fn of(addr: IpAddr) -> Option<Self>;
+}
+
+impl HostAddr for [u8; 4] {
+    fn of(addr: IpAddr) -> Option<Self> {
+        match addr {
+            IpAddr::V4(v4) => Some(v4.octets()),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+impl HostAddr for [u8; 16] {
+    fn of(addr: IpAddr) -> Option<Self> {
+        match addr {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(v6.octets()),
+        }
+    }
+}
+
+/// A key of a longest prefix match: the bits that count, and the data.
+pub(super) type Prefix<K> = (u32, K);
+
+/// Contents of the maps of one family.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct FamilyImage<A> {
+    pub(super) pods: Vec<(A, PodValue)>,
+    pub(super) pools: Vec<(Prefix<A>, PoolValue)>,
+    pub(super) policy: Vec<(Prefix<PolicyKey<A>>, u32)>,
+    pub(super) gateways: Vec<(GatewayKey<A>, GatewayValue)>,
+    pub(super) maglev: Vec<(u32, Maglev<A>)>,
+}
+
+/// Contents of the maps without addresses.
+pub(super) fn common(desired: &Desired) -> (Config, Vec<(u32, UplinkValue)>) {
+    let flags = if desired.forward { config_flag::FORWARD } else { 0 };
+    let config = Config { flags, fou_port: desired.fou_port, pad: 0 };
+    (config, desired.uplinks.iter().map(|ifindex| (*ifindex, UplinkValue::default())).collect())
+}
+
+/// Contents of the maps of the family `A`.
+pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
+    let mut image =
+        FamilyImage { pods: vec![], pools: vec![], policy: vec![], gateways: vec![], maglev: vec![] };
+    for pod in &desired.pods {
+        let mut flags = 0;
+        if pod.client {
+            flags |= pod_flag::CLIENT;
+        }
+        if pod.gateway {
+            flags |= pod_flag::GATEWAY;
+        }
+        let value = PodValue {
+            ifindex: pod.ifindex,
+            policy: pod.policy,
+            flags,
+            mac: pod.mac,
+            host_mac: pod.host_mac,
+        };
+        image.pods.extend(pod.addresses.iter().filter_map(|addr| Some((A::of(*addr)?, value))));
+    }
+    for pool in &desired.pools {
+        if let Some((len, network)) = prefix(pool) {
+            image.pools.push(((len, network), PoolValue::default()));
+        }
+    }
+    for ((policy, destination), egress) in &desired.policies {
+        let Some((len, destination)) = prefix(destination) else { continue };
+        let key = PolicyKey { policy: *policy, destination };
+        image.policy.push(((32 + len, key), egress.unwrap_or(coil_packet::abi::NONE)));
+    }
+    for (id, egress) in &desired.egresses {
+        let ready: Vec<A> =
+            egress.gateways.iter().filter(|g| g.ready).filter_map(|g| A::of(g.address)).collect();
+        let mut flags = 0;
+        if egress.sport_auto {
+            flags |= egress_flag::SPORT_AUTO;
+        }
+        if egress.client_affinity {
+            flags |= egress_flag::CLIENT_AFFINITY;
+        }
+        let gateways = u32::try_from(ready.len()).unwrap_or(u32::MAX);
+        image.maglev.push((*id, Maglev { flags, gateways, slots: maglev::table(&ready) }));
+    }
+    image.gateways = senders(desired);
+    image
+}
+
+/// The gateways of each policy's Egresses, the terminating ones too: their last replies are on the way.
+fn senders<A: HostAddr>(desired: &Desired) -> Vec<(GatewayKey<A>, GatewayValue)> {
+    let mut senders = vec![];
+    for ((policy, _), egress) in &desired.policies {
+        let Some((id, egress)) = egress.and_then(|id| Some((id, desired.egresses.get(&id)?))) else {
+            continue;
+        };
+        for gateway in egress.gateways.iter().filter_map(|g| A::of(g.address)) {
+            let entry = (GatewayKey { policy: *policy, gateway }, GatewayValue { egress: id });
+            if !senders.contains(&entry) {
+                senders.push(entry);
+            }
+        }
+    }
+    senders
+}
+
+fn prefix<A: HostAddr>(net: &IpNet) -> Option<(u32, A)> {
+    Some((u32::from(net.prefix_len()), A::of(net.network())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Egress, Gateway, LocalPod};
+    use super::*;
+
+    fn desired() -> Desired {
+        let gateway = |address: &str, ready| Gateway { address: address.parse().unwrap(), ready };
+        Desired {
+            pools: ["10.64.0.0/16", "fd64::/112"].map(|net| net.parse().unwrap()).into(),
+            pods: vec![LocalPod {
+                name: "default/client".into(),
+                addresses: vec!["10.64.0.1".parse().unwrap(), "fd64::1".parse().unwrap()],
+                ifindex: 7,
+                mac: [2; 6],
+                host_mac: [3; 6],
+                policy: 5,
+                client: true,
+                gateway: false,
+            }],
+            policies: [
+                ((5, "0.0.0.0/0".parse().unwrap()), Some(9)),
+                ((5, "169.254.0.0/16".parse().unwrap()), None),
+                ((5, "10.99.0.0/16".parse().unwrap()), Some(9)),
+            ]
+            .into(),
+            egresses: [(
+                9,
+                Egress {
+                    name: "internet/egress".into(),
+                    gateways: vec![
+                        gateway("10.64.0.9", true),
+                        gateway("10.64.0.10", false),
+                        gateway("fd64::9", false),
+                    ],
+                    sport_auto: true,
+                    client_affinity: false,
+                },
+            )]
+            .into(),
+            uplinks: [2].into(),
+            forward: true,
+            fou_port: 5555,
+        }
+    }
+
+    #[test]
+    fn a_pod_is_found_by_each_of_its_addresses() {
+        let value =
+            PodValue { ifindex: 7, policy: 5, flags: pod_flag::CLIENT, mac: [2; 6], host_mac: [3; 6] };
+        assert_eq!(family::<[u8; 4]>(&desired()).pods, [([10, 64, 0, 1], value)]);
+        assert_eq!(family::<[u8; 16]>(&desired()).pods.len(), 1);
+    }
+
+    #[test]
+    fn policy_prefixes_count_the_policy_id() {
+        let image = family::<[u8; 4]>(&desired());
+        let key = |destination| PolicyKey { policy: 5, destination };
+        assert!(image.policy.contains(&((32, key([0; 4])), 9)));
+        assert!(image.policy.contains(&((48, key([169, 254, 0, 0])), coil_packet::abi::NONE)));
+        assert!(family::<[u8; 16]>(&desired()).policy.is_empty());
+    }
+
+    #[test]
+    fn a_terminating_gateway_gets_no_new_flows_and_may_still_send() {
+        let v4 = family::<[u8; 4]>(&desired());
+        assert_eq!(v4.maglev[0].1.gateways, 1);
+        assert!(v4.maglev[0].1.slots.iter().all(|slot| *slot == [10, 64, 0, 9]));
+        assert_eq!(v4.gateways.len(), 2, "{:?}", v4.gateways);
+        let v6 = family::<[u8; 16]>(&desired());
+        assert_eq!(v6.maglev[0].1.gateways, 0, "an Egress without a ready gateway of the family drops");
+    }
+}

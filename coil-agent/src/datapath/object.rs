@@ -1,0 +1,31 @@
+//! The eBPF object, embedded at build time.
+
+use aya::include_bytes_aligned;
+
+/// The object file with programs and map definitions. Aligned, for the ELF parser.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/coil-ebpf"));
+
+/// Names of the maps that outlive the agent, which are the names of their pins.
+///
+/// `coil_scratch` is missing: a program's own memory for one packet.
+pub const PINNED_MAPS: [&str; 19] = [
+    "coil_config",
+    "coil_uplinks",
+    "coil_counters",
+    "coil_pods4",
+    "coil_pods6",
+    "coil_pools4",
+    "coil_pools6",
+    "coil_policy4",
+    "coil_policy6",
+    "coil_gateways4",
+    "coil_gateways6",
+    "coil_maglev4",
+    "coil_maglev6",
+    "coil_flows4",
+    "coil_flows6",
+    "coil_nat4",
+    "coil_nat6",
+    "coil_nat_rev4",
+    "coil_nat_rev6",
+];

@@ -1,0 +1,62 @@
+//! The directory of the pins.
+
+use std::{fs, io, path::Path};
+
+use aya::maps::MapInfo;
+use aya_obj::Object;
+
+use super::{DatapathError, OBJECT, PINNED_MAPS};
+
+/// Makes the directory, and removes pins of maps whose layout is not the object's: an upgrade that
+/// changes a layout begins with an empty map, which the agent fills again.
+pub(super) fn prepare(dir: &Path) -> Result<(), DatapathError> {
+    fs::create_dir_all(dir).map_err(|source| DatapathError::Pins {
+        action: "make",
+        path: dir.to_owned(),
+        source,
+    })?;
+    let object = Object::parse(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
+    for name in PINNED_MAPS {
+        let wanted = object.maps.get(name).ok_or(DatapathError::Missing(name))?;
+        let path = dir.join(name);
+        let Ok(there) = MapInfo::from_pin(&path) else { continue };
+        let fits = there.map_type().is_ok_and(|t| t as u32 == wanted.map_type())
+            && there.key_size() == wanted.key_size()
+            && there.value_size() == wanted.value_size()
+            && there.max_entries() == wanted.max_entries();
+        if !fits {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the directory with all pins.
+pub(super) fn remove(root: &Path) -> Result<(), DatapathError> {
+    for dir in [root.join("maps"), root.join("links"), root.to_owned()] {
+        let failed = |action| {
+            let path = dir.clone();
+            move |source| DatapathError::Pins { action, path, source }
+        };
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(failed("read"))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(failed("read"))?.path();
+            if !path.is_dir() {
+                remove_file(&path)?;
+            }
+        }
+        fs::remove_dir(&dir).map_err(failed("remove"))?;
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> Result<(), DatapathError> {
+    fs::remove_file(path).map_err(|source| DatapathError::Pins {
+        action: "remove",
+        path: path.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,198 @@
+//! Tables that the programs write: what they hold, what has run out, what was counted.
+
+use std::net::IpAddr;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap, MapData, MapError, PerCpuArray},
+};
+use coil_packet::{
+    Addr, Family, Path, Reason,
+    abi::{Counter, FlowKey, FlowValue, NatKey, NatRevKey, NatRevValue, NatValue},
+    counter_index, flow, nat,
+};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{DatapathError, take};
+
+/// One counter of the programs, summed over all CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The program.
+    pub path: Path,
+    /// The address family.
+    pub family: Family,
+    /// The reason, which also says the verdict.
+    pub reason: Reason,
+    /// Packets, a GSO packet counted once.
+    pub packets: u64,
+    /// Bytes with the Ethernet header.
+    pub bytes: u64,
+}
+
+/// A live translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatEntry {
+    /// The gateway pod.
+    pub gateway: IpAddr,
+    /// The client pod.
+    pub client: IpAddr,
+    /// The address outside.
+    pub remote: IpAddr,
+    /// IP protocol.
+    pub protocol: u8,
+    /// The client's port (echo identifier).
+    pub client_port: u16,
+    /// The gateway's port.
+    pub port: u16,
+    /// The remote's port, 0 for ICMP echo.
+    pub remote_port: u16,
+    /// A number of [`nat::State`].
+    pub state: u8,
+    /// Seconds since the last packet.
+    pub idle: u32,
+}
+
+/// What a sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Flows between pods.
+    pub flows: usize,
+    /// Translations.
+    pub translations: usize,
+}
+
+/// Seconds of the clock that the programs stamp entries with.
+#[must_use]
+pub fn monotonic_seconds() -> u32 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| u32::try_from(time.tv_sec()).unwrap_or(u32::MAX))
+}
+
+/// The counters of all programs.
+pub(super) struct Counters(PerCpuArray<MapData, Counter>);
+
+impl Counters {
+    const NAME: &str = "coil_counters";
+
+    pub(super) fn adopt(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        take(ebpf, Self::NAME).map(Self)
+    }
+
+    pub(super) fn read(&self) -> Result<Vec<Reading>, DatapathError> {
+        let mut readings = vec![];
+        for path in Path::ALL {
+            for family in [Family::V4, Family::V6] {
+                for &reason in Reason::ALL {
+                    let cpus = self.0.get(&counter_index(path, family, reason), 0).map_err(|source| {
+                        DatapathError::Map { name: Self::NAME, action: "read it", source }
+                    })?;
+                    let packets = cpus.iter().map(|c| c.packets).sum();
+                    let bytes = cpus.iter().map(|c| c.bytes).sum();
+                    readings.push(Reading { path, family, reason, packets, bytes });
+                }
+            }
+        }
+        Ok(readings)
+    }
+}
+
+/// Flows and translations of one family.
+pub(super) struct FamilyState<A: Addr> {
+    names: [&'static str; 3],
+    flows: HashMap<MapData, FlowKey<A>, FlowValue>,
+    nat: HashMap<MapData, NatKey<A>, NatValue>,
+    nat_rev: HashMap<MapData, NatRevKey<A>, NatRevValue<A>>,
+}
+
+impl<A: Addr + Into<IpAddr>> FamilyState<A> {
+    /// `names`: of flows, translations and reverse translations.
+    pub(super) fn adopt(ebpf: &mut Ebpf, names: [&'static str; 3]) -> Result<Self, DatapathError> {
+        let [flows, nat, nat_rev] = names;
+        Ok(Self { names, flows: take(ebpf, flows)?, nat: take(ebpf, nat)?, nat_rev: take(ebpf, nat_rev)? })
+    }
+
+    /// The live translations.
+    pub(super) fn translations(&self, now: u32) -> Result<Vec<NatEntry>, DatapathError> {
+        let mut entries = vec![];
+        for (key, value) in all(&self.nat_rev, self.names[2])? {
+            let protocol = u8::try_from(key.protocol).unwrap_or(0);
+            if nat::expired(protocol, &value, now) {
+                continue;
+            }
+            entries.push(NatEntry {
+                gateway: key.gateway.into(),
+                client: value.client.into(),
+                remote: key.remote.into(),
+                protocol,
+                client_port: value.client_port,
+                port: key.port,
+                remote_port: key.remote_port,
+                state: value.state,
+                idle: now.saturating_sub(value.seen),
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Removes what has run out, and what belongs to one of the addresses in `gone`.
+    pub(super) fn sweep(&mut self, now: u32, gone: &[A]) -> Result<Swept, DatapathError> {
+        let mut swept = Swept::default();
+        let is_gone = |addr: A| gone.iter().any(|g| g.same(addr));
+        for (key, value) in all(&self.flows, self.names[0])? {
+            let protocol = u8::try_from(key.protocol).unwrap_or(0);
+            if flow::expired(protocol, &value, now) || is_gone(key.low) || is_gone(key.high) {
+                remove(&mut self.flows, &key, self.names[0])?;
+                swept.flows += 1;
+            }
+        }
+        for (key, value) in all(&self.nat_rev, self.names[2])? {
+            let protocol = u8::try_from(key.protocol).unwrap_or(0);
+            if nat::expired(protocol, &value, now) || is_gone(key.gateway) || is_gone(value.client) {
+                remove(&mut self.nat_rev, &key, self.names[2])?;
+                swept.translations += 1;
+            }
+        }
+        // A forward entry counts only while its reverse entry points back. The programs insert that first,
+        // so an entry without one is left over.
+        for (key, value) in all(&self.nat, self.names[1])? {
+            let reverse = NatRevKey {
+                gateway: key.gateway,
+                remote: key.remote,
+                port: value.port,
+                remote_port: key.remote_port,
+                protocol: key.protocol,
+            };
+            let points_back = self
+                .nat_rev
+                .get(&reverse, 0)
+                .is_ok_and(|lease| lease.client.same(key.client) && lease.client_port == key.client_port);
+            if !points_back {
+                remove(&mut self.nat, &key, self.names[1])?;
+            }
+        }
+        Ok(swept)
+    }
+}
+
+/// All entries. One that the programs remove meanwhile is left out.
+fn all<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<Vec<(K, V)>, DatapathError> {
+    map.iter().collect::<Result<_, _>>().map_err(|source| DatapathError::Map {
+        name,
+        action: "read it",
+        source,
+    })
+}
+
+fn remove<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    name: &'static str,
+) -> Result<(), DatapathError> {
+    match map.remove(key) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(source) => Err(DatapathError::Map { name, action: "remove an entry", source }),
+    }
+}

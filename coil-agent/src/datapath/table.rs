@@ -1,0 +1,196 @@
+//! A map that the agent alone writes, with a copy of its contents.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Pod,
+    maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie},
+};
+
+use super::{DatapathError, image::Prefix};
+
+/// The kernel's side of a table.
+pub(super) trait Store<K, V> {
+    fn entries(&self) -> Result<Vec<(K, V)>, MapError>;
+    fn put(&mut self, key: &K, value: &V) -> Result<(), MapError>;
+    fn remove(&mut self, key: &K) -> Result<(), MapError>;
+}
+
+impl<K: Pod, V: Pod> Store<K, V> for HashMap<MapData, K, V> {
+    fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
+        self.iter().collect()
+    }
+
+    fn put(&mut self, key: &K, value: &V) -> Result<(), MapError> {
+        self.insert(key, value, 0)
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapError> {
+        HashMap::remove(self, key)
+    }
+}
+
+impl<K: Pod, V: Pod> Store<Prefix<K>, V> for LpmTrie<MapData, K, V> {
+    fn entries(&self) -> Result<Vec<(Prefix<K>, V)>, MapError> {
+        self.iter().map(|entry| entry.map(|(key, value)| ((key.prefix_len(), key.data()), value))).collect()
+    }
+
+    fn put(&mut self, (len, data): &Prefix<K>, value: &V) -> Result<(), MapError> {
+        self.insert(&lpm_trie::Key::new(*len, *data), value, 0)
+    }
+
+    fn remove(&mut self, (len, data): &Prefix<K>) -> Result<(), MapError> {
+        LpmTrie::remove(self, &lpm_trie::Key::new(*len, *data))
+    }
+}
+
+/// Entries that a step added, replaced or removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Added or replaced.
+    pub put: usize,
+    /// Removed.
+    pub removed: usize,
+}
+
+impl std::ops::AddAssign for Changes {
+    fn add_assign(&mut self, other: Self) {
+        self.put += other.put;
+        self.removed += other.removed;
+    }
+}
+
+/// A map with a copy of what is in it.
+pub(super) struct Table<K, V, S> {
+    name: &'static str,
+    store: S,
+    mirror: BTreeMap<Vec<u8>, (K, V)>,
+    identify: fn(&K) -> Vec<u8>,
+}
+
+impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
+    /// Reads what the map holds.
+    pub(super) fn adopt(
+        name: &'static str,
+        store: S,
+        identify: fn(&K) -> Vec<u8>,
+    ) -> Result<Self, DatapathError> {
+        let entries =
+            store.entries().map_err(|source| DatapathError::Map { name, action: "read it", source })?;
+        let mirror = entries.into_iter().map(|(key, value)| (identify(&key), (key, value))).collect();
+        Ok(Self { name, store, mirror, identify })
+    }
+
+    /// Adds what is missing and replaces what differs.
+    pub(super) fn put_all(&mut self, wanted: &[(K, V)]) -> Result<Changes, DatapathError> {
+        let mut changes = Changes::default();
+        for (key, value) in wanted {
+            let id = (self.identify)(key);
+            if self.mirror.get(&id).is_some_and(|(_, there)| there == value) {
+                continue;
+            }
+            self.store.put(key, value).map_err(|source| DatapathError::Map {
+                name: self.name,
+                action: "add an entry",
+                source,
+            })?;
+            self.mirror.insert(id, (*key, *value));
+            changes.put += 1;
+        }
+        Ok(changes)
+    }
+
+    /// Removes what is not wanted; the answer is what was removed.
+    pub(super) fn remove_others(&mut self, wanted: &[(K, V)]) -> Result<Vec<K>, DatapathError> {
+        let wanted: std::collections::BTreeSet<_> =
+            wanted.iter().map(|(key, _)| (self.identify)(key)).collect();
+        let extra: Vec<_> = self
+            .mirror
+            .iter()
+            .filter(|(id, _)| !wanted.contains(*id))
+            .map(|(id, (key, _))| (id.clone(), *key))
+            .collect();
+        let mut removed = vec![];
+        for (id, key) in extra {
+            match self.store.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(source) => {
+                    return Err(DatapathError::Map { name: self.name, action: "remove an entry", source });
+                }
+            }
+            self.mirror.remove(&id);
+            removed.push(key);
+        }
+        Ok(removed)
+    }
+}
+
+/// The bytes of a plain key.
+pub(super) fn plain<K: bytemuck::Pod>(key: &K) -> Vec<u8> {
+    bytemuck::bytes_of(key).to_vec()
+}
+
+/// The bytes of a prefix key.
+pub(super) fn prefixed<K: bytemuck::Pod>((len, data): &Prefix<K>) -> Vec<u8> {
+    [&len.to_be_bytes(), bytemuck::bytes_of(data)].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Fake {
+        entries: BTreeMap<u32, u32>,
+        writes: usize,
+    }
+
+    impl Store<u32, u32> for Fake {
+        fn entries(&self) -> Result<Vec<(u32, u32)>, MapError> {
+            Ok(self.entries.iter().map(|(k, v)| (*k, *v)).collect())
+        }
+
+        fn put(&mut self, key: &u32, value: &u32) -> Result<(), MapError> {
+            self.writes += 1;
+            self.entries.insert(*key, *value);
+            Ok(())
+        }
+
+        fn remove(&mut self, key: &u32) -> Result<(), MapError> {
+            self.writes += 1;
+            self.entries.remove(key).map(|_| ()).ok_or(MapError::KeyNotFound)
+        }
+    }
+
+    fn table(entries: &[(u32, u32)]) -> Table<u32, u32, Fake> {
+        let store = Fake { entries: entries.iter().copied().collect(), writes: 0 };
+        Table::adopt("test", store, plain).unwrap()
+    }
+
+    #[test]
+    fn only_differences_are_written() {
+        let mut table = table(&[(1, 10), (2, 20), (3, 30)]);
+        let wanted = [(1, 10), (2, 21), (4, 40)];
+        assert_eq!(table.put_all(&wanted).unwrap(), Changes { put: 2, removed: 0 });
+        assert_eq!(table.remove_others(&wanted).unwrap(), [3]);
+        assert_eq!(table.store.entries, wanted.into());
+        assert_eq!(table.store.writes, 3);
+    }
+
+    #[test]
+    fn applying_twice_changes_nothing() {
+        let mut table = table(&[]);
+        let wanted = [(1, 10)];
+        assert_eq!(table.put_all(&wanted).unwrap().put, 1);
+        assert_eq!(table.put_all(&wanted).unwrap(), Changes::default());
+        assert!(table.remove_others(&wanted).unwrap().is_empty());
+        assert_eq!(table.store.writes, 1);
+    }
+
+    #[test]
+    fn an_entry_that_is_gone_already_is_no_error() {
+        let mut table = table(&[(1, 10)]);
+        table.store.entries.clear();
+        assert_eq!(table.remove_others(&[]).unwrap(), [1]);
+    }
+}

@@ -1,0 +1,77 @@
+//! A gateway pod's namespace: its own ports, and the socket where coil-egress asks how it stands.
+
+use std::{
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
+    sync::Arc,
+};
+
+use coil_api::gateway::{GatewayStatus, SOCKET};
+use coil_netns::{NetNs, NetNsError};
+use tokio::{io::AsyncWriteExt, task::JoinHandle};
+use tracing::debug;
+
+use crate::net::{RtnlError, sysctl};
+
+/// What the pod's own sockets and the kernel's masquerading use; eBPF translates to ports below.
+const OWN_PORTS: &str = "61000 65535";
+
+/// The pod's namespace cannot be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// It cannot be entered.
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    /// A setting cannot be written.
+    #[error(transparent)]
+    Setting(#[from] RtnlError),
+    /// The socket cannot be made.
+    #[error("cannot listen on the abstract socket {SOCKET} of the gateway pod: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// Tells how a gateway pod stands now.
+pub type StatusOf = Arc<dyn Fn() -> GatewayStatus + Send + Sync>;
+
+/// A gateway pod's namespace that is ready. The socket goes with it.
+#[derive(Debug)]
+pub struct GatewayPod {
+    server: JoinHandle<()>,
+}
+
+impl Drop for GatewayPod {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl GatewayPod {
+    /// Prepares the namespace and serves the socket. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the namespace is gone, or another coild serves the socket.
+    pub fn prepare(ns: &NetNs, status: StatusOf) -> Result<Self, GatewayError> {
+        let listener = ns.run(|| {
+            sysctl::set("ipv4/ip_local_port_range", OWN_PORTS)?;
+            let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
+            listener.set_nonblocking(true)?;
+            Ok::<_, GatewayError>(listener)
+        })??;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let server = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let status = status.clone();
+                tokio::spawn(async move {
+                    // Numbers, strings and addresses are always JSON.
+                    let answer = serde_json::to_vec(&status()).unwrap_or_default();
+                    if let Err(e) = stream.write_all(&answer).await {
+                        debug!(error = %e, "coil-egress went away before the answer");
+                    }
+                });
+            }
+        });
+        Ok(Self { server })
+    }
+}

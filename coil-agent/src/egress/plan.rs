@@ -1,0 +1,264 @@
+//! From the index and the pods of this node to what the datapath should be. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use coil_api::annotation::EgressRef;
+use ipnet::IpNet;
+
+use super::policy::{EgressId, Inputs, compile, private_ranges};
+use crate::{
+    datapath::{Desired, Egress, Gateway, LocalPod, PolicyId},
+    net::pod::{PodLink, RoutePolicy},
+    watch::{
+        Index,
+        index::{ObjectKey, PodInfo},
+    },
+};
+
+/// A connected pod of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Its link and addresses.
+    pub link: PodLink,
+    /// What was last known of the pod; none when it was never seen.
+    pub pod: Option<PodInfo>,
+    /// It has tunnel links of its own, and does its egress with them.
+    pub kernel_client: bool,
+}
+
+/// What the node itself contributes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeFacts {
+    /// All addresses of this node.
+    pub own_addresses: Vec<IpAddr>,
+    /// Links to other nodes and the world.
+    pub uplinks: BTreeSet<u32>,
+    /// `--in-cluster-cidrs`.
+    pub in_cluster: Vec<IpNet>,
+    /// Pods of this node may be forwarded past the host stack.
+    pub forward: bool,
+    /// `--egress-port`.
+    pub fou_port: u16,
+}
+
+/// The Egresses of a client, in the order of its annotations; empty when it is none.
+#[must_use]
+pub fn egresses_of(pod: &PodInfo) -> &[EgressRef] {
+    pod.egresses.as_deref().unwrap_or_default()
+}
+
+/// Ranges that are the cluster's own.
+fn in_cluster(index: &Index, node: &NodeFacts) -> BTreeSet<IpNet> {
+    let mut ranges = index.pool_subnets();
+    ranges.extend(private_ranges());
+    ranges.extend(index.nodes.values().flatten().map(|address| IpNet::from(*address)));
+    ranges.extend(index.service_ranges.values().flatten());
+    ranges.extend(&node.in_cluster);
+    ranges
+}
+
+/// What of a client's destinations leaves through which Egress.
+#[must_use]
+pub fn policy(index: &Index, node: &NodeFacts, egresses: &[EgressRef]) -> BTreeMap<IpNet, Option<EgressId>> {
+    policy_within(index, node, &in_cluster(index, node), egresses)
+}
+
+fn policy_within(
+    index: &Index,
+    node: &NodeFacts,
+    in_cluster: &BTreeSet<IpNet>,
+    egresses: &[EgressRef],
+) -> BTreeMap<IpNet, Option<EgressId>> {
+    let known: Vec<(EgressId, &[IpNet])> = egresses
+        .iter()
+        .filter_map(|egress| {
+            let info = index.egresses.get(&key(egress))?;
+            Some((egress_id(egress), info.destinations.as_slice()))
+        })
+        .collect();
+    if known.is_empty() {
+        return BTreeMap::new();
+    }
+    compile(&Inputs { egresses: &known, in_cluster, own_addresses: &node.own_addresses })
+}
+
+/// The same, for the routes inside the pod.
+#[must_use]
+pub fn route_policy(policy: &BTreeMap<IpNet, Option<EgressId>>) -> RoutePolicy {
+    policy.iter().map(|(net, egress)| (*net, egress.is_some())).collect()
+}
+
+/// The whole wanted state of the datapath.
+#[must_use]
+pub fn desired<'a>(
+    index: &Index,
+    node: &NodeFacts,
+    attached: impl IntoIterator<Item = &'a Attached>,
+) -> Desired {
+    let in_cluster = in_cluster(index, node);
+    let mut desired = Desired {
+        pools: index.pool_subnets(),
+        uplinks: node.uplinks.clone(),
+        forward: node.forward,
+        fou_port: node.fou_port,
+        ..Desired::default()
+    };
+    let mut sets: BTreeSet<&[EgressRef]> = BTreeSet::new();
+    for attached in attached {
+        let egresses = attached.pod.as_ref().map(egresses_of).unwrap_or_default();
+        let client = !egresses.is_empty() && !attached.kernel_client;
+        if client {
+            sets.insert(egresses);
+        }
+        desired.pods.push(LocalPod {
+            name: attached
+                .pod
+                .as_ref()
+                .map_or_else(|| attached.link.host.name.clone(), |p| p.key.to_string()),
+            addresses: attached.link.addresses(),
+            ifindex: attached.link.host.index,
+            mac: attached.link.mac.0,
+            host_mac: attached.link.host.mac.0,
+            policy: if client { policy_id(egresses) } else { 0 },
+            client,
+            gateway: attached.pod.as_ref().is_some_and(|p| p.gateway_of.is_some()),
+        });
+    }
+    for egresses in sets {
+        let id = policy_id(egresses);
+        let compiled = policy_within(index, node, &in_cluster, egresses);
+        desired.policies.extend(compiled.into_iter().map(|(net, egress)| ((id, net), egress)));
+        for egress in egresses {
+            let Some(info) = index.egresses.get(&key(egress)) else { continue };
+            desired.egresses.entry(egress_id(egress)).or_insert_with(|| Egress {
+                name: egress.to_string(),
+                gateways: index
+                    .gateways(egress)
+                    .into_iter()
+                    .map(|e| Gateway { address: e.address, ready: e.ready })
+                    .collect(),
+                sport_auto: info.sport_auto,
+                client_affinity: info.client_affinity,
+            });
+        }
+    }
+    desired
+}
+
+fn key(egress: &EgressRef) -> ObjectKey {
+    ObjectKey::new(&egress.namespace, &egress.name)
+}
+
+/// The number of an Egress, from its name: a restarted agent finds its maps' numbers unchanged.
+#[must_use]
+pub fn egress_id(egress: &EgressRef) -> EgressId {
+    number(&egress.to_string())
+}
+
+/// The number of a list of Egresses.
+#[must_use]
+pub fn policy_id(egresses: &[EgressRef]) -> PolicyId {
+    let names: Vec<String> = egresses.iter().map(ToString::to_string).collect();
+    number(&names.join(","))
+}
+
+/// 32 bits of SHA-1, never 0. A cluster with a thousand Egresses has two of one number with a
+/// probability of one in ten thousand.
+fn number(name: &str) -> u32 {
+    use sha1::{Digest as _, Sha1};
+    let digest = Sha1::digest(name.as_bytes());
+    let bytes = [digest[0], digest[1], digest[2], digest[3]];
+    u32::from_be_bytes(bytes).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        net::{Link, Mac},
+        watch::index::{EgressInfo, Endpoint, SliceInfo},
+    };
+
+    fn egress(name: &str) -> EgressRef {
+        EgressRef { namespace: "internet".into(), name: name.into() }
+    }
+
+    fn index() -> Index {
+        let mut index = Index::default();
+        index.pools.insert(ObjectKey::new("", "default"), vec!["203.0.113.0/24".parse().unwrap()]);
+        index.nodes.insert(ObjectKey::new("", "n1"), vec!["192.0.2.1".parse().unwrap()]);
+        for (name, destination) in [("nat", "0.0.0.0/0"), ("six", "::/0")] {
+            let info = EgressInfo {
+                destinations: vec![destination.parse().unwrap()],
+                sport_auto: name == "six",
+                client_affinity: true,
+            };
+            index.egresses.insert(ObjectKey::new("internet", name), info);
+        }
+        let endpoints = vec![Endpoint { address: "203.0.113.1".parse().unwrap(), ready: true }];
+        index
+            .slices
+            .insert(ObjectKey::new("internet", "nat-x"), SliceInfo { egress: egress("nat"), endpoints });
+        index
+    }
+
+    fn attached(index: u32, egresses: &[&str], gateway: bool) -> Attached {
+        let host =
+            Link { index, name: format!("veth{index}"), mac: Mac([2, 0, 0, 0, 0, 9]), ..Link::default() };
+        Attached {
+            link: PodLink {
+                host,
+                mac: Mac([2, 0, 0, 0, 0, 1]),
+                ipv4: "203.0.113.7".parse().ok(),
+                ipv6: None,
+            },
+            pod: Some(PodInfo {
+                key: ObjectKey::new("a", &format!("p{index}")),
+                uid: index.to_string(),
+                egresses: Ok(egresses.iter().map(|name| egress(name)).collect()),
+                gateway_of: gateway.then(|| egress("nat")),
+                addresses: Vec::new(),
+            }),
+            kernel_client: false,
+        }
+    }
+
+    #[test]
+    fn clients_with_the_same_egresses_share_a_policy() {
+        let facts = NodeFacts { fou_port: 5555, ..NodeFacts::default() };
+        let pods = [
+            attached(2, &["nat"], false),
+            attached(3, &["nat"], false),
+            attached(4, &["nat", "six"], false),
+            attached(5, &[], true),
+        ];
+        let desired = desired(&index(), &facts, &pods);
+        let policies: Vec<PolicyId> = desired.pods.iter().map(|p| p.policy).collect();
+        assert_eq!(policies[0], policies[1]);
+        assert!(policies[0] != policies[2] && policies[2] != 0 && policies[3] == 0);
+        assert!(desired.pods[3].gateway && !desired.pods[3].client && desired.pods[0].client);
+        assert_eq!(desired.egresses.len(), 2);
+        let nat = &desired.egresses[&egress_id(&egress("nat"))];
+        assert_eq!((nat.name.as_str(), nat.gateways.len(), nat.sport_auto), ("internet/nat", 1, false));
+        let of = |policy: PolicyId, net: &str| desired.policies.get(&(policy, net.parse().unwrap())).copied();
+        assert_eq!(of(policies[0], "0.0.0.0/0"), Some(Some(egress_id(&egress("nat")))));
+        assert_eq!(of(policies[0], "203.0.113.0/24"), Some(None), "pools stay in the cluster");
+        assert_eq!(of(policies[0], "192.0.2.1/32"), Some(None), "so do nodes");
+        assert_eq!(of(policies[0], "::/0"), None);
+        assert_eq!(of(policies[2], "::/0"), Some(Some(egress_id(&egress("six")))));
+    }
+
+    #[test]
+    fn a_deleted_egress_and_a_kernel_client_have_no_policy() {
+        let mut kernel = attached(2, &["nat"], false);
+        kernel.kernel_client = true;
+        let gone = attached(3, &["gone"], false);
+        let desired = desired(&index(), &NodeFacts::default(), [&kernel, &gone]);
+        assert!(desired.policies.is_empty() && desired.egresses.is_empty());
+        assert!(!desired.pods[0].client && desired.pods[1].client);
+        assert_eq!(policy(&index(), &NodeFacts::default(), &[egress("gone")]), BTreeMap::new());
+    }
+}

@@ -1,0 +1,371 @@
+//! The node's pods: what is connected, and making kernel and datapath follow the index.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use coil_api::{annotation::EgressRef, gateway::GatewayStatus};
+use coil_netns::NetNs;
+use kube::Client;
+use tracing::{error, info, warn};
+
+use crate::{
+    egress::{
+        gateway::GatewayPod,
+        plan::{self, Attached, NodeFacts},
+    },
+    ipam::{AttachmentId, NodeIpam},
+    net::{
+        self, Rtnl, RtnlError,
+        pod::{PodNetwork, RoutePolicy},
+        recover::Found,
+    },
+    plane::{Plane, PlaneError},
+    watch::{Feed, index::PodInfo},
+};
+
+/// Alternative name of a pod's host link: this and the pod's UID. A restarted agent knows the pod by
+/// it, also when the API does not have the pod's addresses yet.
+const ALTNAME: &str = "coil-";
+
+/// What the node looks for by itself, besides what is announced.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Changes that come together are applied together.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// Settings that do not change while the agent runs.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// `COIL_NODE_NAME`.
+    pub name: String,
+    /// `--devices`; empty to find the uplinks.
+    pub devices: Vec<String>,
+    /// What the flags say of [`NodeFacts`].
+    pub facts: NodeFacts,
+}
+
+/// The node's state. Shared by the gRPC server and the tasks of coild.
+pub struct Node {
+    /// Settings.
+    pub settings: Settings,
+    /// The API server.
+    pub client: Client,
+    /// What is known of the cluster.
+    pub feed: Feed,
+    /// Addresses.
+    pub ipam: NodeIpam,
+    /// The kernel's part.
+    pub network: PodNetwork,
+    /// The eBPF part.
+    pub plane: Plane,
+    rtnl: Rtnl,
+    facts: Mutex<NodeFacts>,
+    pods: Mutex<BTreeMap<AttachmentId, Entry>>,
+    applying: tokio::sync::Mutex<()>,
+    applied: AtomicBool,
+}
+
+/// One connected pod.
+struct Entry {
+    attached: Attached,
+    /// From the link's alternative name; none for a pod that an older Coil connected.
+    uid: Option<String>,
+    netns: Option<PathBuf>,
+    /// The policy that the pod's routes follow; none when that is not known.
+    routes: Option<RoutePolicy>,
+    gateway: Option<GatewayPod>,
+}
+
+/// A pod that ADD has connected.
+#[derive(Debug)]
+pub struct NewPod {
+    /// Its attachment.
+    pub owner: AttachmentId,
+    /// What the datapath needs.
+    pub attached: Attached,
+    /// Path of its namespace.
+    pub netns: PathBuf,
+    /// The policy that its routes follow.
+    pub routes: RoutePolicy,
+}
+
+/// The datapath cannot be made what it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot program the eBPF datapath: {}", chain(.0.as_ref()))]
+pub struct ApplyError(PlaneError);
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data is whole after each statement, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The alternative name of a pod's host link.
+#[must_use]
+pub fn altname(uid: &str) -> String {
+    format!("{ALTNAME}{uid}")
+}
+
+impl Node {
+    /// A node without pods.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        client: Client,
+        feed: Feed,
+        ipam: NodeIpam,
+        network: PodNetwork,
+        plane: Plane,
+        rtnl: Rtnl,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            facts: Mutex::new(settings.facts.clone()),
+            settings,
+            client,
+            feed,
+            ipam,
+            network,
+            plane,
+            rtnl,
+            pods: Mutex::default(),
+            applying: tokio::sync::Mutex::default(),
+            applied: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes over the pods that earlier runs connected. To be called before anything is added.
+    pub fn recover(&self, found: Vec<Found>) {
+        self.ipam.recover(found.iter().map(Found::allocation).collect());
+        let mut pods = lock(&self.pods);
+        for pod in found {
+            let uid = pod.link.host.altnames.iter().find_map(|name| name.strip_prefix(ALTNAME));
+            let entry = Entry {
+                uid: uid.map(str::to_owned),
+                netns: pod.netns,
+                routes: None,
+                gateway: None,
+                attached: Attached { link: pod.link, pod: None, kernel_client: pod.kernel_client },
+            };
+            pods.insert(pod.alias.owner, entry);
+        }
+        info!(pods = pods.len(), "recovered connected pods");
+    }
+
+    /// Adds a pod and programs the datapath for it.
+    ///
+    /// # Errors
+    /// When the datapath cannot be programmed; the caller then removes the pod again.
+    pub async fn add(self: &Arc<Self>, pod: NewPod) -> Result<(), ApplyError> {
+        let entry = Entry {
+            uid: pod.attached.pod.as_ref().map(|p| p.uid.clone()),
+            attached: pod.attached,
+            netns: Some(pod.netns),
+            routes: Some(pod.routes),
+            gateway: None,
+        };
+        lock(&self.pods).insert(pod.owner, entry);
+        self.reconcile().await
+    }
+
+    /// Forgets a pod, and takes it out of the datapath.
+    ///
+    /// # Errors
+    /// When the datapath cannot be programmed. The pod is forgotten anyway: the next attempt of anything
+    /// takes it out.
+    pub async fn forget(self: &Arc<Self>, owner: &AttachmentId) -> Result<(), ApplyError> {
+        if lock(&self.pods).remove(owner).is_none() {
+            return Ok(());
+        }
+        self.reconcile().await
+    }
+
+    /// Whether a gateway pod's socket is served.
+    #[must_use]
+    pub fn gateway_is_served(&self, owner: &AttachmentId) -> bool {
+        lock(&self.pods).get(owner).is_some_and(|entry| entry.gateway.is_some())
+    }
+
+    /// The policy for the routes of a client.
+    #[must_use]
+    pub fn route_policy(&self, egresses: &[EgressRef]) -> RoutePolicy {
+        let facts = lock(&self.facts).clone();
+        self.feed.read(|index| plan::route_policy(&plan::policy(index, &facts, egresses)))
+    }
+
+    /// Makes datapath and pods follow the index. Nothing happens before the index is complete, so
+    /// what a former run programmed stays until then.
+    ///
+    /// # Errors
+    /// When the datapath cannot be programmed. Trouble inside one pod is logged, and tried again later.
+    pub async fn reconcile(self: &Arc<Self>) -> Result<(), ApplyError> {
+        if !self.feed.missing().is_empty() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.applying.lock().await;
+        let facts = lock(&self.facts).clone();
+        let desired = self.feed.read(|index| {
+            let mut pods = lock(&self.pods);
+            for entry in pods.values_mut() {
+                let known = match &entry.uid {
+                    Some(uid) => index.pod_by_uid(uid),
+                    None => index.pod_by_address(&entry.attached.link.addresses()),
+                };
+                entry.follow(known);
+            }
+            plan::desired(index, &facts, pods.values().map(|entry| &entry.attached))
+        });
+        let result = self.plane.with(|plane| plane.apply(&desired)).unwrap_or(Ok(()));
+        self.applied.store(result.is_ok(), Ordering::Relaxed);
+        self.follow_inside_pods().await;
+        result.map_err(ApplyError)
+    }
+
+    /// Routes of clients, and gateways' namespaces.
+    async fn follow_inside_pods(self: &Arc<Self>) {
+        let owners: Vec<AttachmentId> = lock(&self.pods).keys().cloned().collect();
+        for owner in owners {
+            let Some((attached, routes, netns, served)) = lock(&self.pods).get(&owner).map(|entry| {
+                let served = entry.gateway.is_some();
+                (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
+            }) else {
+                continue;
+            };
+            let (Some(pod), Some(netns)) = (attached.pod.as_ref(), netns) else { continue };
+            let client = self.plane.serves_egress() && !attached.kernel_client;
+            let wanted = if client { self.route_policy(plan::egresses_of(pod)) } else { RoutePolicy::new() };
+            let result = async {
+                let ns = NetNs::open(&netns)?;
+                if routes.as_ref() != Some(&wanted) {
+                    self.network.update_routes(&ns, &owner.ifname, &attached.link, wanted.clone()).await?;
+                    if let Some(entry) = lock(&self.pods).get_mut(&owner) {
+                        entry.routes = Some(wanted);
+                    }
+                }
+                if let (Some(egress), false) = (&pod.gateway_of, served) {
+                    self.serve_gateway(&owner, &ns, egress, attached.link.addresses())?;
+                }
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            };
+            if let Err(e) = result.await {
+                warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
+            }
+        }
+    }
+
+    fn serve_gateway(
+        self: &Arc<Self>,
+        owner: &AttachmentId,
+        ns: &NetNs,
+        egress: &EgressRef,
+        addresses: Vec<IpAddr>,
+    ) -> Result<(), crate::egress::gateway::GatewayError> {
+        // The socket's task must not keep its own owner alive.
+        let (node, egress) = (Arc::downgrade(self), egress.clone());
+        let status = Arc::new(move || status_of(&node, &egress, &addresses));
+        let gateway = GatewayPod::prepare(ns, status)?;
+        if let Some(entry) = lock(&self.pods).get_mut(owner) {
+            entry.gateway = Some(gateway);
+        }
+        Ok(())
+    }
+
+    /// Looks again at the node's own links and addresses.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn look_at_node(&self) -> Result<(), RtnlError> {
+        let mut facts = self.settings.facts.clone();
+        let internal = self.feed.read(|index| {
+            let own = index.nodes.iter().find(|(key, _)| key.name == self.settings.name);
+            own.map(|(_, addresses)| addresses.clone()).unwrap_or_default()
+        });
+        if self.settings.devices.is_empty() {
+            facts.uplinks = net::host::uplinks(&self.rtnl, &internal).await?;
+        } else {
+            for link in self.rtnl.links().await? {
+                if self.settings.devices.contains(&link.name) {
+                    facts.uplinks.insert(link.index);
+                }
+            }
+        }
+        facts.own_addresses = net::host::own_addresses(&self.rtnl).await?;
+        facts.own_addresses.extend(internal);
+        facts.own_addresses.sort_unstable();
+        facts.own_addresses.dedup();
+        *lock(&self.facts) = facts;
+        Ok(())
+    }
+
+    /// Follows the index for ever.
+    pub async fn run(self: Arc<Self>) {
+        let mut changes = self.feed.changes();
+        self.feed.synced().await;
+        loop {
+            if let Err(e) = self.look_at_node().await {
+                error!(error = %e, "cannot look at the node's links; what was found before stays in use");
+            }
+            if let Err(e) = self.reconcile().await {
+                error!(error = %e, "will try again");
+            }
+            tokio::select! {
+                _ = changes.changed() => tokio::time::sleep(SETTLE).await,
+                () = tokio::time::sleep(RESYNC) => {}
+            }
+            changes.mark_unchanged();
+        }
+    }
+}
+
+impl Entry {
+    /// Takes over what the index knows of the pod. A pod that the index does not have (any more)
+    /// stays as it was until DEL: its containers may still run.
+    fn follow(&mut self, known: Option<&PodInfo>) {
+        let Some(known) = known else { return };
+        match (&known.egresses, &self.attached.pod) {
+            (Err(e), Some(before)) if before.egresses.is_ok() => {
+                let changed = PodInfo { egresses: before.egresses.clone(), ..known.clone() };
+                if self.attached.pod.as_ref() != Some(&changed) {
+                    warn!(pod = %known.key, error = %e, "the pod's Egresses stay as they were");
+                }
+                self.attached.pod = Some(changed);
+            }
+            _ => self.attached.pod = Some(known.clone()),
+        }
+    }
+}
+
+fn status_of(node: &Weak<Node>, egress: &EgressRef, addresses: &[IpAddr]) -> GatewayStatus {
+    let mut status = GatewayStatus {
+        ready: false,
+        reason: "coild is stopping".to_owned(),
+        namespace: egress.namespace.clone(),
+        egress: egress.name.clone(),
+        addresses: addresses.to_vec(),
+        flows: 0,
+    };
+    let Some(node) = node.upgrade() else { return status };
+    status.reason = match node.plane.with(|plane| plane.flows(addresses)) {
+        None => format!("this node's datapath is the kernel's, without gateways: {}", node.plane.reason()),
+        Some(Err(e)) => format!("cannot read the datapath's maps: {e}"),
+        Some(Ok(_)) if !node.applied.load(Ordering::Relaxed) => {
+            "the datapath is not programmed; coild's log says why".to_owned()
+        }
+        Some(Ok(flows)) => {
+            status.flows = flows;
+            String::new()
+        }
+    };
+    status.ready = status.reason.is_empty();
+    status
+}

@@ -1,0 +1,86 @@
+//! The datapath as the rest of the agent uses it: the eBPF one, or none, and why.
+
+use std::{
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use prometheus::core::Collector;
+
+use crate::datapath::Desired;
+
+/// What moves pods' packets beside the kernel.
+pub trait Dataplane: Send {
+    /// Makes it what is wanted; does nothing the second time.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what worked stays.
+    fn apply(&mut self, desired: &Desired) -> Result<(), PlaneError>;
+
+    /// Live translated flows of a gateway pod.
+    ///
+    /// # Errors
+    /// When the maps cannot be read.
+    fn flows(&self, gateway: &[IpAddr]) -> Result<u64, PlaneError>;
+
+    /// Removes what has expired.
+    ///
+    /// # Errors
+    /// When the maps cannot be changed.
+    fn sweep(&mut self) -> Result<(), PlaneError>;
+
+    /// Its counters, for the metrics.
+    fn collectors(&self) -> Vec<Box<dyn Collector>>;
+}
+
+/// A dataplane's own error.
+pub type PlaneError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The chosen datapath.
+pub struct Plane {
+    ebpf: Option<Mutex<Box<dyn Dataplane>>>,
+    reason: String,
+}
+
+impl Plane {
+    /// eBPF programs beside the kernel's own forwarding.
+    #[must_use]
+    pub fn ebpf(dataplane: Box<dyn Dataplane>) -> Self {
+        Self { ebpf: Some(Mutex::new(dataplane)), reason: String::new() }
+    }
+
+    /// The kernel alone, and why.
+    pub fn kernel(reason: impl Into<String>) -> Self {
+        Self { ebpf: None, reason: reason.into() }
+    }
+
+    /// `ebpf` or `kernel`.
+    #[must_use]
+    pub fn mode(&self) -> &'static str {
+        if self.ebpf.is_some() { "ebpf" } else { "kernel" }
+    }
+
+    /// Why it is not eBPF; empty when it is.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether clients and gateways of Egresses can be served.
+    #[must_use]
+    pub fn serves_egress(&self) -> bool {
+        self.ebpf.is_some()
+    }
+
+    /// Runs something with the eBPF datapath; none without one. It may block, so the runtime's other
+    /// tasks are moved off this thread.
+    pub fn with<T>(&self, work: impl FnOnce(&mut dyn Dataplane) -> T) -> Option<T> {
+        let ebpf = self.ebpf.as_ref()?;
+        Some(tokio::task::block_in_place(|| {
+            // Each operation compares with what is there, so one that a panic cut short is made good
+            // by the next.
+            let mut dataplane = ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+            work(dataplane.as_mut())
+        }))
+    }
+}

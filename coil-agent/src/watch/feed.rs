@@ -1,0 +1,199 @@
+//! The watches that fill the index.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use coil_api::names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_NAME};
+use futures::StreamExt;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::{
+    Api, Client, Resource,
+    core::DeserializeGuard,
+    runtime::{WatchStreamExt, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{
+    index::{Index, ObjectKey, Store},
+    objects,
+};
+
+/// The index, and the watches that keep it. Clones share them.
+#[derive(Clone, Default)]
+pub struct Feed {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    index: Mutex<Index>,
+    /// Kinds whose first list has not come.
+    waiting: Mutex<BTreeSet<&'static str>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self { index: Mutex::default(), waiting: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data is whole after each statement, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Feed {
+    /// Starts all watches for a node. Needs a Tokio runtime.
+    pub fn start(&self, client: &Client, node: &str) {
+        let all = watcher::Config::default();
+        let own = all.clone().fields(&format!("spec.nodeName={node}"));
+        let services = all
+            .clone()
+            .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
+        self.watch("pods", Api::all(client.clone()), own, objects::pod, |i| &mut i.pods);
+        self.watch("namespaces", Api::all(client.clone()), all.clone(), objects::namespace, |i| {
+            &mut i.namespaces
+        });
+        self.watch("egresses", Api::all(client.clone()), all.clone(), objects::egress, |i| &mut i.egresses);
+        self.watch("endpointslices", Api::all(client.clone()), services, objects::slice, |i| &mut i.slices);
+        self.watch("addresspools", Api::all(client.clone()), all.clone(), objects::pool, |i| &mut i.pools);
+        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes);
+        self.watch_service_ranges(client, all);
+    }
+
+    /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
+    fn watch_service_ranges(&self, client: &Client, config: watcher::Config) {
+        let (feed, client) = (self.clone(), client.clone());
+        tokio::spawn(async move {
+            let ranges: Api<ServiceCIDR> = Api::all(client.clone());
+            match ranges.list(&kube::api::ListParams::default().limit(1)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
+                }
+                _ => feed.watch("servicecidrs", Api::all(client), config, objects::service_range, |i| {
+                    &mut i.service_ranges
+                }),
+            }
+        });
+    }
+
+    fn watch<K, T>(
+        &self,
+        kind: &'static str,
+        api: Api<DeserializeGuard<K>>,
+        config: watcher::Config,
+        take: fn(&K) -> Option<T>,
+        store: fn(&mut Index) -> &mut Store<T>,
+    ) where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
+        T: PartialEq + Send + 'static,
+    {
+        lock(&self.inner.waiting).insert(kind);
+        let feed = self.clone();
+        tokio::spawn(async move {
+            let mut listed: Store<T> = Store::new();
+            let mut events = watcher(api, config).default_backoff().boxed();
+            let part = |object: &DeserializeGuard<K>| -> (ObjectKey, Option<T>) {
+                match &object.0 {
+                    Ok(object) => (objects::key(object), take(object)),
+                    Err(e) => {
+                        let text = |part: &Option<String>| part.clone().unwrap_or_default();
+                        let meta = &e.metadata;
+                        let key = ObjectKey { namespace: text(&meta.namespace), name: text(&meta.name) };
+                        warn!(%kind, %key, error = %e.error, "an object is ignored, it is not understood");
+                        (key, None)
+                    }
+                }
+            };
+            while let Some(event) = events.next().await {
+                match event {
+                    Err(e) => warn!(%kind, error = %e, "cannot watch; what is known stays in use"),
+                    Ok(watcher::Event::Init) => listed.clear(),
+                    Ok(watcher::Event::InitApply(object)) => {
+                        let (key, value) = part(&object);
+                        listed.extend(value.map(|value| (key, value)));
+                    }
+                    Ok(watcher::Event::InitDone) => {
+                        let list = std::mem::take(&mut listed);
+                        let new = feed.update(|index| {
+                            let store = store(index);
+                            let new = *store != list;
+                            *store = list;
+                            new
+                        });
+                        // The first list is news even when it is empty.
+                        if lock(&feed.inner.waiting).remove(kind) && !new {
+                            feed.announce();
+                        }
+                    }
+                    // What cannot be read any more stays as it was.
+                    Ok(watcher::Event::Apply(object)) if object.0.is_err() => drop(part(&object)),
+                    Ok(watcher::Event::Apply(object)) => {
+                        let (key, value) = part(&object);
+                        feed.update(|index| put(store(index), key, value));
+                    }
+                    Ok(watcher::Event::Delete(object)) => {
+                        let (key, _) = part(&object);
+                        feed.update(|index| put(store(index), key, None));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Changes the index; announces it when `change` says that it is another one.
+    pub fn update(&self, change: impl FnOnce(&mut Index) -> bool) -> bool {
+        let changed = change(&mut lock(&self.inner.index));
+        if changed {
+            self.announce();
+        }
+        changed
+    }
+
+    fn announce(&self) {
+        self.inner.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Looks into the index.
+    pub fn read<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
+        look(&lock(&self.inner.index))
+    }
+
+    /// Counts the index's changes.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// The kinds that are still waited for.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        lock(&self.inner.waiting).iter().copied().collect()
+    }
+
+    /// Waits until every kind was listed once.
+    pub async fn synced(&self) {
+        let mut changes = self.changes();
+        while !self.missing().is_empty() {
+            // The sender lives in `self`.
+            let _ = changes.changed().await;
+        }
+    }
+}
+
+fn put<T: PartialEq>(store: &mut Store<T>, key: ObjectKey, value: Option<T>) -> bool {
+    match value {
+        Some(value) if store.get(&key) == Some(&value) => false,
+        Some(value) => {
+            store.insert(key, value);
+            true
+        }
+        None => store.remove(&key).is_some(),
+    }
+}

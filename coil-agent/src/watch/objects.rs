@@ -1,0 +1,210 @@
+//! What the index takes out of each kind of object. Bad values are left out, with a warning.
+
+use std::{net::IpAddr, str::FromStr};
+
+use coil_api::{
+    annotation::{EgressRef, egresses_of_pod, pool_of_namespace},
+    crd::{AddressPool, Egress, SessionAffinity},
+    names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME},
+};
+use ipnet::IpNet;
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod},
+    discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
+};
+use kube::{Resource, ResourceExt};
+use tracing::warn;
+
+use super::index::{EgressInfo, Endpoint, ObjectKey, PodInfo, SliceInfo};
+
+/// Label of an EndpointSlice: its Service.
+pub const LABEL_SERVICE: &str = "kubernetes.io/service-name";
+
+/// Type of a node's address that other nodes reach it by.
+const INTERNAL_IP: &str = "InternalIP";
+
+/// The key of an object.
+#[must_use]
+pub fn key<K: Resource>(object: &K) -> ObjectKey {
+    let meta = object.meta();
+    ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+/// A pod; none when it has the host's network.
+#[must_use]
+pub fn pod(pod: &Pod) -> Option<PodInfo> {
+    if pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default() {
+        return None;
+    }
+    let label = |name: &str| pod.labels().get(name).map(String::as_str);
+    let is_gateway =
+        label(LABEL_APP_NAME) == Some(APP_NAME) && label(LABEL_APP_COMPONENT) == Some(COMPONENT_EGRESS);
+    let key = key(pod);
+    let gateway_of = label(LABEL_APP_INSTANCE)
+        .filter(|_| is_gateway)
+        .map(|name| EgressRef { namespace: key.namespace.clone(), name: name.to_owned() });
+    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+    Some(PodInfo {
+        uid: pod.uid().unwrap_or_default(),
+        egresses: egresses_of_pod(pod.metadata.annotations.as_ref()),
+        gateway_of,
+        addresses: ips.filter_map(|ip| ip.ip.parse().ok()).collect(),
+        key,
+    })
+}
+
+/// The pool that a namespace's pods get addresses of.
+#[must_use]
+pub fn namespace(namespace: &Namespace) -> Option<String> {
+    Some(pool_of_namespace(namespace.metadata.annotations.as_ref()).to_owned())
+}
+
+/// An Egress.
+#[must_use]
+pub fn egress(egress: &Egress) -> Option<EgressInfo> {
+    let spec = &egress.spec;
+    let what = || format!("destination of Egress {}", key(egress));
+    Some(EgressInfo {
+        destinations: parse_all(spec.destinations.iter().map(String::as_str), what)
+            .map(|n: IpNet| n.trunc())
+            .collect(),
+        sport_auto: spec.fou_source_port_auto,
+        client_affinity: spec.session_affinity == SessionAffinity::ClientIP,
+    })
+}
+
+/// An EndpointSlice; none when it belongs to no Service.
+#[must_use]
+pub fn slice(slice: &EndpointSlice) -> Option<SliceInfo> {
+    let key = key(slice);
+    let name = slice.labels().get(LABEL_SERVICE)?.clone();
+    let mut endpoints = Vec::new();
+    for endpoint in &slice.endpoints {
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        // A missing `ready` means yes, says its API documentation.
+        let ready = conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or_default();
+        let what = || format!("address of EndpointSlice {key}");
+        let addresses = parse_all(endpoint.addresses.iter().map(String::as_str), what);
+        endpoints.extend(addresses.map(|address| Endpoint { address, ready }));
+    }
+    Some(SliceInfo { egress: EgressRef { namespace: key.namespace, name }, endpoints })
+}
+
+/// The subnets of a pool.
+#[must_use]
+pub fn pool(pool: &AddressPool) -> Option<Vec<IpNet>> {
+    let subnets = pool.spec.subnets.iter().flat_map(|s| s.ipv4.iter().chain(&s.ipv6)).map(String::as_str);
+    Some(
+        parse_all(subnets, || format!("subnet of AddressPool {}", key(pool)))
+            .map(|n: IpNet| n.trunc())
+            .collect(),
+    )
+}
+
+/// The addresses by which other nodes reach a node.
+#[must_use]
+pub fn node(node: &Node) -> Option<Vec<IpAddr>> {
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    let internal = addresses.filter(|a| a.type_ == INTERNAL_IP).map(|a| a.address.as_str());
+    Some(parse_all(internal, || format!("InternalIP of Node {}", node.name_any())).collect())
+}
+
+/// A range of Services.
+#[must_use]
+pub fn service_range(range: &ServiceCIDR) -> Option<Vec<IpNet>> {
+    let cidrs = range.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten()).map(String::as_str);
+    Some(parse_all(cidrs, || format!("range of ServiceCIDR {}", range.name_any())).collect())
+}
+
+fn parse_all<'a, T: FromStr>(
+    texts: impl Iterator<Item = &'a str>,
+    what: impl Fn() -> String,
+) -> impl Iterator<Item = T> {
+    texts.filter_map(move |text| {
+        let parsed = text.parse().ok();
+        if parsed.is_none() {
+            warn!("{}: {text:?} is ignored, it is not understood", what());
+        }
+        parsed
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn pods() {
+        let client = pod(&from(json!({
+            "metadata": {"namespace": "a", "name": "p", "uid": "1",
+                "annotations": {"egress.coil.cybozu.com/internet": "nat"}},
+            "status": {"podIPs": [{"ip": "10.64.0.1"}, {"ip": "fd64::1"}]},
+        })))
+        .unwrap();
+        assert_eq!(client.egresses.unwrap()[0].to_string(), "internet/nat");
+        assert_eq!((client.gateway_of, client.addresses.len()), (None, 2));
+        let labels = |component: &str| {
+            json!({"app.kubernetes.io/name": "coil",
+            "app.kubernetes.io/component": component, "app.kubernetes.io/instance": "nat"})
+        };
+        let gateway = |component: &str| {
+            pod(&from(
+                json!({"metadata": {"namespace": "internet", "name": "g", "labels": labels(component)}}),
+            ))
+            .unwrap()
+            .gateway_of
+        };
+        assert_eq!(gateway("egress").unwrap().to_string(), "internet/nat");
+        assert_eq!(gateway("ipam"), None);
+        assert_eq!(
+            pod(&from(json!({"metadata": {"name": "h"}, "spec": {"hostNetwork": true, "containers": []}}))),
+            None
+        );
+        let bad = pod(&from(json!({"metadata": {"annotations": {"egress.coil.cybozu.com/internet": ","}}})));
+        assert!(bad.unwrap().egresses.is_err());
+    }
+
+    #[test]
+    fn slices() {
+        let info = slice(&from(json!({
+            "metadata": {"namespace": "internet", "name": "nat-x", "labels": {"kubernetes.io/service-name": "nat"}},
+            "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+                {"addresses": ["10.0.0.3"]},
+                {"addresses": ["example.com"]},
+            ],
+        })))
+        .unwrap();
+        assert_eq!(info.egress.to_string(), "internet/nat");
+        let ready: Vec<_> = info.endpoints.iter().map(|e| (e.address.to_string(), e.ready)).collect();
+        assert_eq!(ready, [("10.0.0.1".into(), true), ("10.0.0.2".into(), false), ("10.0.0.3".into(), true)]);
+        assert_eq!(slice(&from(json!({"addressType": "IPv4", "endpoints": []}))), None);
+    }
+
+    #[test]
+    fn networks_and_addresses() {
+        let info = egress(&from(json!({"metadata": {"name": "nat"},
+            "spec": {"destinations": ["198.51.100.7/24", "nonsense", "::/0"], "sessionAffinity": "None"}})))
+        .unwrap();
+        assert_eq!(info.destinations, ["198.51.100.0/24".parse::<IpNet>().unwrap(), "::/0".parse().unwrap()]);
+        assert!(!info.client_affinity && !info.sport_auto);
+        let nets = pool(&from(json!({"metadata": {"name": "default"},
+            "spec": {"subnets": [{"ipv4": "10.64.0.0/16", "ipv6": "fd64::/112"}]}})))
+        .unwrap();
+        assert_eq!(nets.len(), 2);
+        let addresses = node(&from(json!({"metadata": {"name": "n"}, "status": {"addresses": [
+            {"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "172.18.0.1"},
+            {"type": "InternalIP", "address": "fd00:18::1"}, {"type": "ExternalIP", "address": "192.0.2.1"}]}})))
+        .unwrap();
+        assert_eq!(addresses.len(), 2);
+    }
+}

@@ -1,0 +1,114 @@
+//! coil-egress's program against a stand-in of coild's socket.
+//!
+//! ```text
+//!   test ──HTTP──▶ gateway::run ──abstract socket──▶ stand-in
+//! ```
+
+#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as UnixAddr, UnixListener},
+    },
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use coil_agent::gateway::{Endpoints, run, settings::Settings};
+use coil_api::gateway::GatewayStatus;
+use tokio::sync::oneshot;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+async fn wait_for(address: SocketAddr, path: &'static str, parts: &[&str]) {
+    let start = Instant::now();
+    loop {
+        let answer = tokio::task::spawn_blocking(move || get(address, path)).await.unwrap();
+        if parts.iter().all(|p| answer.contains(p)) {
+            return;
+        }
+        assert!(start.elapsed() < LIMIT, "{path}: no {parts:?} in {answer}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Answers each connection with the status as it is then.
+fn stand_in(socket: &str, status: Arc<Mutex<GatewayStatus>>) {
+    let listener = UnixListener::bind_addr(&UnixAddr::from_abstract_name(socket).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let text = serde_json::to_vec(&*status.lock().unwrap()).unwrap();
+            // A client that went away is its own business.
+            let _ = stream.write_all(&text);
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_gateway_from_start_to_end() {
+    let socket = format!("coil-gateway-test-{}", std::process::id());
+    let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let (metrics, health) = (listen(), listen());
+    let (metrics_at, health_at) = (metrics.local_addr().unwrap(), health.local_addr().unwrap());
+    let settings = Settings {
+        namespace: "internet".into(),
+        egress: "nat".into(),
+        pod: "nat-1".into(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let endpoints = Endpoints { metrics, health, socket: socket.clone() };
+    let program = tokio::spawn(run(settings, endpoints, LIMIT, async {
+        stopped.await.unwrap();
+    }));
+
+    wait_for(health_at, "/healthz", &["200 OK"]).await;
+    wait_for(health_at, "/readyz", &["503", "coild does not serve this pod", &socket]).await;
+
+    let status = Arc::new(Mutex::new(GatewayStatus {
+        ready: false,
+        reason: "clients are not all known yet".into(),
+        namespace: "internet".into(),
+        egress: "nat".into(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        flows: 0,
+    }));
+    stand_in(&socket, status.clone());
+    wait_for(health_at, "/readyz", &["503", "clients are not all known yet"]).await;
+
+    {
+        let mut status = status.lock().unwrap();
+        status.ready = true;
+        status.flows = 7;
+    }
+    wait_for(health_at, "/readyz", &["200 OK"]).await;
+    wait_for(
+        metrics_at,
+        "/metrics",
+        &[
+            "coil_egress_ready{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\"} 1\n",
+            "coil_egress_nf_conntrack_entries_count{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\"} 7\n",
+            "process_",
+        ],
+    )
+    .await;
+
+    stop.send(()).unwrap();
+    wait_for(health_at, "/readyz", &["503", "terminating, 7 flows"]).await;
+    assert!(!program.is_finished());
+    status.lock().unwrap().flows = 0;
+    let ended = Instant::now();
+    tokio::time::timeout(LIMIT, program).await.expect("ends with its last flow").unwrap().unwrap();
+    assert!(ended.elapsed() < LIMIT / 2, "long before its time was up");
+}

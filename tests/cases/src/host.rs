@@ -1,0 +1,299 @@
+//! Runs cases with tables in memory.
+
+use std::{cell::Cell, net::IpAddr};
+
+use coil_packet::{
+    Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Path, Reason, Rewrite, Tables,
+    Verdict,
+    abi::{
+        Config, FlowKey, FlowValue, NatKey, NatRevKey, NatRevValue, NatValue, PodValue, config_flag,
+        egress_flag, pod_flag,
+    },
+    answer, apply, flow, hash, path,
+};
+
+use crate::{
+    Case, Given, Route, World,
+    memory::Memory,
+    world::{self, MTU, POLICY, UPLINK},
+};
+
+/// A family of the host's addresses.
+pub trait HostAddr: Addr + Rewrite + IcmpError + Into<IpAddr> {
+    /// The address; panics when it is of the other family.
+    fn of(addr: IpAddr) -> Self;
+}
+
+impl HostAddr for [u8; 4] {
+    fn of(addr: IpAddr) -> Self {
+        let IpAddr::V4(addr) = addr else { panic!("{addr} is not IPv4") };
+        addr.octets()
+    }
+}
+
+impl HostAddr for [u8; 16] {
+    fn of(addr: IpAddr) -> Self {
+        let IpAddr::V6(addr) = addr else { panic!("{addr} is not IPv6") };
+        addr.octets()
+    }
+}
+
+/// Keys and values of a [`Given`] for the maps.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<A> {
+    /// For `coil_flows`.
+    Flow(FlowKey<A>, FlowValue),
+    /// For `coil_nat` and `coil_nat_rev`.
+    Nat(NatKey<A>, NatValue, NatRevKey<A>, NatRevValue<A>),
+}
+
+/// Makes the entries of a [`Given`] at the time `now`.
+pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
+    match *given {
+        Given::Flow { protocol, one, other } => {
+            let (low, high) = if one < other { (one, other) } else { (other, one) };
+            let key = FlowKey {
+                low: A::of(low.0),
+                high: A::of(high.0),
+                low_port: low.1,
+                high_port: high.1,
+                protocol: protocol.into(),
+            };
+            Entry::Flow(key, FlowValue { seen: now, state: flow::FAST, closing: 0 })
+        }
+        Given::Nat { protocol, gateway, client, remote, idle } => {
+            let protocol = u32::from(protocol);
+            let key = NatKey {
+                gateway: A::of(gateway.0),
+                client: A::of(client.0),
+                remote: A::of(remote.0),
+                client_port: client.1,
+                remote_port: remote.1,
+                protocol,
+            };
+            let reverse = NatRevKey {
+                gateway: A::of(gateway.0),
+                remote: A::of(remote.0),
+                port: gateway.1,
+                remote_port: remote.1,
+                protocol,
+            };
+            let lease = NatRevValue {
+                client: A::of(client.0),
+                seen: now - idle,
+                client_port: client.1,
+                state: 0,
+                pad: 0,
+            };
+            Entry::Nat(key, NatValue { port: gateway.1, pad: 0 }, reverse, lease)
+        }
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Why.
+    pub reason: Reason,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// Runs a case.
+#[must_use]
+pub fn run(case: &Case) -> Outcome {
+    let world = World::new(&case.net);
+    if case.net.is_v4() {
+        let mut node = Node::<[u8; 4]>::new(world, &case.given);
+        node.run(case.path, case.ingress, &case.frame, 0)
+    } else {
+        let mut node = Node::<[u8; 16]>::new(world, &case.given);
+        node.run(case.path, case.ingress, &case.frame, 0)
+    }
+}
+
+/// A node with its tables in memory.
+#[derive(Debug)]
+pub struct Node<A> {
+    world: World,
+    flows: Vec<(FlowKey<A>, FlowValue)>,
+    nat: Vec<(NatKey<A>, NatValue)>,
+    nat_rev: Vec<(NatRevKey<A>, NatRevValue<A>)>,
+    /// The clock, in seconds.
+    pub now: Cell<u32>,
+    /// Most entries of each table.
+    pub room: usize,
+}
+
+impl<A: HostAddr> Node<A> {
+    /// A node of `world`.
+    #[must_use]
+    pub fn new(world: World, given: &[Given]) -> Self {
+        let now = 1_000_000;
+        let mut node =
+            Self { world, flows: vec![], nat: vec![], nat_rev: vec![], now: Cell::new(now), room: 1000 };
+        for given in given {
+            match entry(given, now) {
+                Entry::Flow(key, value) => node.flows.push((key, value)),
+                Entry::Nat(key, value, reverse, lease) => {
+                    node.nat.push((key, value));
+                    node.nat_rev.push((reverse, lease));
+                }
+            }
+        }
+        node
+    }
+
+    /// Runs a program on a frame.
+    pub fn run(&mut self, program: Path, ingress: u32, frame: &[u8], gso_size: u32) -> Outcome {
+        let mut skb = Memory { bytes: frame.to_vec(), gso_size };
+        let mut decision = Decision::<A>::new();
+        match program {
+            Path::FromPod => path::from_pod(&skb, ingress, self, &mut decision),
+            Path::FromNet => path::from_net(&skb, ingress, self, &mut decision),
+        };
+        let reason = decision.outcome.reason;
+        let done = match &decision.outcome.verdict {
+            Verdict::Next | Verdict::Drop => Ok(()),
+            Verdict::Send(plan) => apply(&mut skb, &decision.packet, plan),
+            Verdict::Answer(too_big) => answer(&mut skb, &decision.packet, too_big),
+        };
+        Outcome { reason: if done.is_ok() { reason } else { Reason::Rewrite }, frame: skb.bytes }
+    }
+
+    /// The live entries of the three tables: flows, translations, reverse translations.
+    #[must_use]
+    pub fn sizes(&self) -> [usize; 3] {
+        [self.flows.len(), self.nat.len(), self.nat_rev.len()]
+    }
+}
+
+/// The most specific entry that holds the address.
+fn longest<T: Copy>(table: &[(world::Prefix, T)], addr: IpAddr) -> Option<T> {
+    let bits = |addr: IpAddr| match addr {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    let holds =
+        |(net, len): &world::Prefix| *len == 0 || (bits(*net) ^ bits(addr)) >> (128 - u32::from(*len)) == 0;
+    table.iter().filter(|(prefix, _)| holds(prefix)).max_by_key(|((_, len), _)| *len).map(|(_, value)| *value)
+}
+
+impl<A: HostAddr> Tables<A> for Node<A> {
+    fn config(&self) -> Config {
+        Config { flags: config_flag::FORWARD, fou_port: 5555, pad: 0 }
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn pod(&self, addr: &A) -> Option<PodValue> {
+        let (_, ifindex, client, gateway) = *self.world.pods.iter().find(|pod| pod.0 == (*addr).into())?;
+        let flags = (u32::from(client) * pod_flag::CLIENT) | (u32::from(gateway) * pod_flag::GATEWAY);
+        let policy = if client { POLICY } else { 0 };
+        let (mac, host_mac) = (world::pod_mac(ifindex), world::host_mac(ifindex));
+        Some(PodValue { ifindex, policy, flags, mac, host_mac })
+    }
+
+    fn in_pools(&self, addr: &A) -> bool {
+        let pools: Vec<_> = self.world.pools.iter().map(|pool| (*pool, ())).collect();
+        longest(&pools, (*addr).into()).is_some()
+    }
+
+    fn is_uplink(&self, ifindex: u32) -> bool {
+        ifindex == UPLINK
+    }
+
+    fn policy(&self, policy: u32, dst: &A) -> Option<u32> {
+        if policy == POLICY { longest(&self.world.policy, (*dst).into()).flatten() } else { None }
+    }
+
+    fn egress_flags(&self, egress: u32) -> Option<u32> {
+        let (_, gateways, auto) = self.world.egresses.iter().find(|e| e.0 == egress)?;
+        (!gateways.is_empty()).then_some(if *auto { egress_flag::SPORT_AUTO } else { 0 })
+    }
+
+    fn gateway(&self, egress: u32, hash: u32) -> Option<A> {
+        let (_, gateways, _) = self.world.egresses.iter().find(|e| e.0 == egress)?;
+        Some(A::of(*gateways.get(hash::slot(hash) % gateways.len())?))
+    }
+
+    fn is_gateway_of(&self, policy: u32, addr: &A) -> bool {
+        policy == POLICY && self.world.egresses.iter().any(|e| e.1.contains(&(*addr).into()))
+    }
+
+    fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue> {
+        self.flows.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+    }
+
+    fn put_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Full> {
+        self.flows.retain(|(k, _)| k != key);
+        if self.flows.len() >= self.room {
+            return Err(Full);
+        }
+        self.flows.push((*key, *value));
+        Ok(())
+    }
+
+    fn touch_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) {
+        self.flows.iter_mut().filter(|(k, _)| k == key).for_each(|(_, v)| *v = *value);
+    }
+
+    fn nat(&self, key: &NatKey<A>) -> Option<NatValue> {
+        self.nat.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+    }
+
+    fn put_nat(&mut self, key: &NatKey<A>, value: &NatValue) -> Result<(), Full> {
+        self.nat.retain(|(k, _)| k != key);
+        if self.nat.len() >= self.room {
+            return Err(Full);
+        }
+        self.nat.push((*key, *value));
+        Ok(())
+    }
+
+    fn nat_rev(&self, key: &NatRevKey<A>) -> Option<NatRevValue<A>> {
+        self.nat_rev.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+    }
+
+    fn add_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) -> Result<(), Insert> {
+        if self.nat_rev(key).is_some() {
+            return Err(Insert::Exists);
+        }
+        if self.nat_rev.len() >= self.room {
+            return Err(Insert::Full);
+        }
+        self.nat_rev.push((*key, *value));
+        Ok(())
+    }
+
+    fn remove_nat_rev(&mut self, key: &NatRevKey<A>) {
+        self.nat_rev.retain(|(k, _)| k != key);
+    }
+
+    fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) {
+        self.nat_rev.iter_mut().filter(|(k, _)| k == key).for_each(|(_, v)| *v = *value);
+    }
+
+    fn fib(&self, query: &FibQuery<A>) -> Fib {
+        match longest(&self.world.routes, query.dst.into()) {
+            Some(Route::Via(_)) if query.len > MTU => Fib::TooBig { mtu: MTU },
+            Some(Route::Via(via)) => {
+                let mut addr = [0; 16];
+                let family = match via {
+                    IpAddr::V4(v4) => {
+                        addr[..4].copy_from_slice(&v4.octets());
+                        Family::V4
+                    }
+                    IpAddr::V6(v6) => {
+                        addr = v6.octets();
+                        Family::V6
+                    }
+                };
+                Fib::Forward { ifindex: UPLINK, via: NextHop { family, addr } }
+            }
+            Some(Route::Blackhole) | None => Fib::Refused,
+        }
+    }
+}

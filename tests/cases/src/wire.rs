@@ -1,0 +1,261 @@
+//! Makes packets, the plain way: headers of the RFCs as lists of bytes, checksums over the bytes.
+
+use std::net::IpAddr;
+
+/// Flags of TCP.
+pub mod tcp {
+    #![expect(missing_docs, reason = "names of RFC 9293")]
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const ACK: u8 = 16;
+}
+
+/// Fields of an IP header that cases vary.
+#[derive(Clone, Copy, Debug)]
+pub struct Ip {
+    /// Source.
+    pub src: IpAddr,
+    /// Destination.
+    pub dst: IpAddr,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TOS or traffic class.
+    pub tos: u8,
+}
+
+impl Ip {
+    /// With a TTL of 64.
+    #[must_use]
+    pub const fn new(src: IpAddr, dst: IpAddr) -> Self {
+        Self { src, dst, ttl: 64, tos: 0 }
+    }
+
+    /// With another TTL.
+    #[must_use]
+    pub const fn ttl(self, ttl: u8) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// With a TOS.
+    #[must_use]
+    pub const fn tos(self, tos: u8) -> Self {
+        Self { tos, ..self }
+    }
+}
+
+/// A frame.
+#[must_use]
+pub fn ethernet(dst: [u8; 6], src: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let ethertype: [u8; 2] = if packet.first().is_some_and(|b| b >> 4 == 6) { [0x86, 0xdd] } else { [8, 0] };
+    [&dst[..], &src, &ethertype, packet].concat()
+}
+
+/// An IP packet of any protocol. IPv4 carries DF and the identification 0x1234.
+#[must_use]
+pub fn ip(ip: Ip, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    match (ip.src, ip.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            ipv4([0x12, 0x34, 0x40, 0], &[], ip, protocol, (src.octets(), dst.octets()), payload)
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let len = u16::try_from(payload.len()).expect("short packets").to_be_bytes();
+            let head = [0x60 | ip.tos >> 4, ip.tos << 4, 0, 0, len[0], len[1], protocol, ip.ttl];
+            [&head[..], &src.octets(), &dst.octets(), payload].concat()
+        }
+        _ => panic!("families differ"),
+    }
+}
+
+/// An IPv4 packet with identification and flags as given, and options.
+fn ipv4(
+    id_and_flags: [u8; 4],
+    options: &[u8],
+    ip: Ip,
+    protocol: u8,
+    (src, dst): ([u8; 4], [u8; 4]),
+    payload: &[u8],
+) -> Vec<u8> {
+    let header = 20 + options.len();
+    let len = u16::try_from(header + payload.len()).expect("short packets").to_be_bytes();
+    let first = 0x40 | u8::try_from(header / 4).expect("short options");
+    let [a, b, c, d] = id_and_flags;
+    let mut head = vec![first, ip.tos, len[0], len[1], a, b, c, d, ip.ttl, protocol, 0, 0];
+    head.extend([src, dst].concat());
+    head.extend(options);
+    let sum = checksum(&head);
+    head[10..12].copy_from_slice(&sum);
+    head.extend(payload);
+    head
+}
+
+/// A fragment: the first, with a UDP header; more follow.
+#[must_use]
+pub fn fragment(header: Ip, payload: &[u8]) -> Vec<u8> {
+    match (header.src, header.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            ipv4([0x12, 0x34, 0x20, 0], &[], header, 17, (src.octets(), dst.octets()), payload)
+        }
+        _ => ip(header, 44, &[&[17, 0, 0, 1, 0, 0, 0x12, 0x34], payload].concat()),
+    }
+}
+
+/// A packet with something between IP header and UDP: a record-route option, or hop-by-hop options.
+#[must_use]
+pub fn with_options(header: Ip, payload: &[u8]) -> Vec<u8> {
+    match (header.src, header.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            ipv4([0x12, 0x34, 0x40, 0], &[7, 3, 4, 0], header, 17, (src.octets(), dst.octets()), payload)
+        }
+        _ => ip(header, 0, &[&[17, 0, 1, 4, 0, 0, 0, 0], payload].concat()),
+    }
+}
+
+/// A TCP packet.
+#[must_use]
+pub fn tcp(header: Ip, sport: u16, dport: u16, flags: u8, data: &[u8]) -> Vec<u8> {
+    let mut segment = [&sport.to_be_bytes()[..], &dport.to_be_bytes()].concat();
+    segment.extend([1, 2, 3, 4, 5, 6, 7, 8, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(data);
+    let sum = transport_checksum(header, 6, &segment);
+    segment[16..18].copy_from_slice(&sum);
+    ip(header, 6, &segment)
+}
+
+/// A UDP datagram without its IP header.
+#[must_use]
+pub fn udp_datagram(header: Ip, sport: u16, dport: u16, summed: bool, data: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(8 + data.len()).expect("short packets").to_be_bytes();
+    let mut datagram = [&sport.to_be_bytes()[..], &dport.to_be_bytes(), &len, &[0, 0], data].concat();
+    if summed {
+        let sum = transport_checksum(header, 17, &datagram);
+        // A sum of zero is sent as its other representation (RFC 768).
+        let sum = if sum == [0, 0] { [0xff, 0xff] } else { sum };
+        datagram[6..8].copy_from_slice(&sum);
+    }
+    datagram
+}
+
+/// A UDP packet.
+#[must_use]
+pub fn udp(header: Ip, sport: u16, dport: u16, data: &[u8]) -> Vec<u8> {
+    ip(header, 17, &udp_datagram(header, sport, dport, true, data))
+}
+
+/// A UDP packet without a checksum.
+#[must_use]
+pub fn udp_unsummed(header: Ip, sport: u16, dport: u16, data: &[u8]) -> Vec<u8> {
+    ip(header, 17, &udp_datagram(header, sport, dport, false, data))
+}
+
+/// An echo request, or its reply.
+#[must_use]
+pub fn echo(header: Ip, reply: bool, id: u16) -> Vec<u8> {
+    let kind = match (header.src.is_ipv4(), reply) {
+        (true, false) => 8,
+        (true, true) => 0,
+        (false, false) => 128,
+        (false, true) => 129,
+    };
+    icmp(header, &[&[kind, 0, 0, 0][..], &id.to_be_bytes(), &[0, 1], b"sixteen bytes..."].concat())
+}
+
+/// An ICMP message; its checksum is filled in.
+#[must_use]
+pub fn icmp(header: Ip, message: &[u8]) -> Vec<u8> {
+    let mut message = message.to_vec();
+    let v4 = header.src.is_ipv4();
+    let sum = if v4 { checksum(&message) } else { transport_checksum(header, 58, &message) };
+    message[2..4].copy_from_slice(&sum);
+    ip(header, if v4 { 1 } else { 58 }, &message)
+}
+
+/// A packet in FOU as we send it: IPv4 with DF and identification 0, TTL 225, no UDP checksum.
+#[must_use]
+pub fn fou(outer: (IpAddr, IpAddr), ecn: u8, sport: u16, inner: &[u8]) -> Vec<u8> {
+    let header = Ip { src: outer.0, dst: outer.1, ttl: 225, tos: ecn };
+    let datagram = udp_datagram(header, sport, 5555, false, inner);
+    match outer {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            ipv4([0, 0, 0x40, 0], &[], header, 17, (src.octets(), dst.octets()), &datagram)
+        }
+        _ => ip(header, 17, &datagram),
+    }
+}
+
+/// A packet in FOU as a default `ip6tnl` sends it: tunnel encapsulation limit and UDP checksum.
+#[must_use]
+pub fn fou_with_limit(outer: (IpAddr, IpAddr), inner: &[u8]) -> Vec<u8> {
+    let header = Ip { src: outer.0, dst: outer.1, ttl: 225, tos: 0 };
+    let datagram = udp_datagram(header, 5555, 5555, true, inner);
+    ip(header, 60, &[&[17, 0, 4, 1, 4, 1, 1, 0], &datagram[..]].concat())
+}
+
+/// The ICMP error for a packet that is too big, with its header and 20 more bytes.
+#[must_use]
+pub fn too_big(from: IpAddr, to: IpAddr, mtu: u16, packet: &[u8]) -> Vec<u8> {
+    let m = mtu.to_be_bytes();
+    let header = Ip::new(from, to);
+    match (from, to) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut message = [&[3, 4, 0, 0, 0, 0, m[0], m[1]], &packet[..40]].concat();
+            let sum = checksum(&message);
+            message[2..4].copy_from_slice(&sum);
+            ipv4([0, 0, 0x40, 0], &[], header.tos(0xc0), 1, (src.octets(), dst.octets()), &message)
+        }
+        _ => icmp(header, &[&[2, 0, 0, 0, 0, 0, m[0], m[1]], &packet[..60]].concat()),
+    }
+}
+
+/// Ones' complement sum, complemented.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2).map(|c| u64::from(c[0]) << 8 | u64::from(c.get(1).copied().unwrap_or(0)));
+    let mut sum: u64 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(0xffff - sum).expect("folded").to_be_bytes()
+}
+
+fn transport_checksum(header: Ip, protocol: u8, segment: &[u8]) -> [u8; 2] {
+    let len = u32::try_from(segment.len()).expect("short packets").to_be_bytes();
+    let pseudo = match (header.src, header.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            [&src.octets()[..], &dst.octets(), &[0, protocol], &len[2..]].concat()
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            [&src.octets()[..], &dst.octets(), &len, &[0, 0, 0, protocol]].concat()
+        }
+        _ => panic!("families differ"),
+    };
+    checksum(&[&pseudo[..], segment].concat())
+}
+
+/// Checks the checksums of an IP packet, and of a packet inside FOU: says which is wrong.
+#[must_use]
+pub fn bad_checksum(frame: &[u8]) -> Option<String> {
+    check_packet(&frame[14..])
+}
+
+fn check_packet(packet: &[u8]) -> Option<String> {
+    let (header, protocol, l4) = if packet[0] >> 4 == 4 {
+        if checksum(&packet[..20]) != [0, 0] {
+            return Some("the IPv4 header checksum is wrong".into());
+        }
+        let addr = |at: usize| IpAddr::from([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]);
+        (Ip::new(addr(12), addr(16)), packet[9], &packet[20..])
+    } else {
+        let addr = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).expect("16 bytes"));
+        (Ip::new(addr(8), addr(24)), packet[6], &packet[40..])
+    };
+    if protocol == 17 && l4[2..4] == 5555u16.to_be_bytes() && l4[6..8] == [0, 0] {
+        return check_packet(&l4[8..]);
+    }
+    let good = match protocol {
+        17 if header.src.is_ipv4() && l4[6..8] == [0, 0] => true,
+        6 | 17 | 58 => transport_checksum(header, protocol, l4) == [0, 0],
+        1 => checksum(l4) == [0, 0],
+        _ => true,
+    };
+    (!good).then(|| format!("the checksum of protocol {protocol} is wrong"))
+}

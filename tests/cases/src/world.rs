@@ -1,0 +1,251 @@
+//! The node that all cases run on.
+//!
+//! ```text
+//!  11 client 10.64.0.1 ─┐                     ┌─ 172.18.0.2    node with 10.64.1.0/24: pod .1, client .2,
+//!  12 plain  10.64.0.2 ─┤ this node ─ uplink ─┤                gateways .9 and .10
+//!  13 gateway 10.64.0.3 ┘ 172.18.0.1    2     └─ 172.18.0.254  router to the world
+//! ```
+//!
+//! IPv6 the same: fd64:: for 10.64., fd00:18:: for 172.18.0., 2001:db8:9:: for 198.51.100.
+
+use std::net::IpAddr;
+
+/// Interface indices.
+pub const UPLINK: u32 = 2;
+/// The client's veth.
+pub const CLIENT: u32 = 11;
+/// The plain pod's veth.
+pub const PLAIN: u32 = 12;
+/// The gateway pod's veth.
+pub const GATEWAY: u32 = 13;
+
+/// MAC address of the router and of the other node.
+pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 1];
+
+/// MTU of the uplink.
+pub const MTU: u32 = 1500;
+
+/// Policy of the client.
+pub const POLICY: u32 = 7;
+
+/// MAC address of the host's side of a link.
+#[must_use]
+pub const fn host_mac(ifindex: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 1, ifindex.to_be_bytes()[3]]
+}
+
+/// MAC address of the pod's side of a veth.
+#[must_use]
+pub const fn pod_mac(ifindex: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 2, ifindex.to_be_bytes()[3]]
+}
+
+/// The addresses of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Net {
+    /// An egress client of this node.
+    pub client: IpAddr,
+    /// A pod of this node that is nothing special.
+    pub plain: IpAddr,
+    /// A gateway pod of this node.
+    pub gateway: IpAddr,
+    /// A pod of the other node.
+    pub remote: IpAddr,
+    /// An egress client of the other node.
+    pub remote_client: IpAddr,
+    /// A gateway of the other node.
+    pub remote_gateway: IpAddr,
+    /// Another, whose Egress hashes source ports.
+    pub auto_gateway: IpAddr,
+    /// Behind the remote gateway.
+    pub world: IpAddr,
+    /// Behind the gateway with hashed source ports.
+    pub world_auto: IpAddr,
+    /// Behind the gateway of this node.
+    pub world_local: IpAddr,
+    /// The same, without a route.
+    pub world_lost: IpAddr,
+    /// Behind an Egress without gateways.
+    pub world_none: IpAddr,
+    /// Link-local: never egress.
+    pub link_local: IpAddr,
+    /// A pool address without a route.
+    pub lost: IpAddr,
+}
+
+impl Net {
+    /// IPv4.
+    #[must_use]
+    pub fn v4() -> Self {
+        Self::made(|part, host| match part {
+            Part::Here => [10, 64, 0, host].into(),
+            Part::There => [10, 64, 1, host].into(),
+            Part::Lost => [10, 64, 2, host].into(),
+            Part::World => [198, 51, 100, host].into(),
+            Part::LinkLocal => [169, 254, 0, host].into(),
+        })
+    }
+
+    /// IPv6.
+    #[must_use]
+    pub fn v6() -> Self {
+        Self::made(|part, host| {
+            let host = u16::from(host);
+            match part {
+                Part::Here => [0xfd64, 0, 0, 0, 0, 0, 0, host].into(),
+                Part::There => [0xfd64, 0, 0, 0, 0, 0, 0, 0x100 | host].into(),
+                Part::Lost => [0xfd64, 0, 0, 0, 0, 0, 0, 0x200 | host].into(),
+                Part::World => [0x2001, 0xdb8, 9, 0, 0, 0, 0, host].into(),
+                Part::LinkLocal => [0xfe80, 0, 0, 0, 0, 0, 0, host].into(),
+            }
+        })
+    }
+
+    fn made(addr: impl Fn(Part, u8) -> IpAddr) -> Self {
+        Self {
+            client: addr(Part::Here, 1),
+            plain: addr(Part::Here, 2),
+            gateway: addr(Part::Here, 3),
+            remote: addr(Part::There, 1),
+            remote_client: addr(Part::There, 2),
+            remote_gateway: addr(Part::There, 9),
+            auto_gateway: addr(Part::There, 10),
+            world: addr(Part::World, 1),
+            world_auto: addr(Part::World, 2),
+            world_local: addr(Part::World, 3),
+            world_lost: addr(Part::World, 4),
+            world_none: addr(Part::World, 5),
+            link_local: addr(Part::LinkLocal, 1),
+            lost: addr(Part::Lost, 1),
+        }
+    }
+
+    /// True for IPv4.
+    #[must_use]
+    pub const fn is_v4(&self) -> bool {
+        self.client.is_ipv4()
+    }
+
+    /// Bytes of FOU encapsulation.
+    #[must_use]
+    pub const fn overhead(&self) -> u16 {
+        if self.is_v4() { 28 } else { 48 }
+    }
+}
+
+enum Part {
+    Here,
+    There,
+    Lost,
+    World,
+    LinkLocal,
+}
+
+/// Where the kernel sends a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To a neighbour on the uplink.
+    Via(IpAddr),
+    /// Nowhere.
+    Blackhole,
+}
+
+/// A network: address and prefix length.
+pub type Prefix = (IpAddr, u8);
+
+/// What the node's tables and routes hold, of one family.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// AddressPools.
+    pub pools: Vec<Prefix>,
+    /// Address and veth of each pod, whether it is a client, and whether it is a gateway.
+    pub pods: Vec<(IpAddr, u32, bool, bool)>,
+    /// The client's policy: destination and Egress, if any.
+    pub policy: Vec<(Prefix, Option<u32>)>,
+    /// Each Egress: id, gateways, hashed source ports.
+    pub egresses: Vec<(u32, Vec<IpAddr>, bool)>,
+    /// Routes; the longest prefix decides.
+    pub routes: Vec<(Prefix, Route)>,
+    /// The node's own address on the uplink.
+    pub node: Prefix,
+}
+
+impl World {
+    /// The world of the picture above.
+    #[must_use]
+    pub fn new(net: &Net) -> Self {
+        let v4 = net.is_v4();
+        let (whole, block, default) =
+            if v4 { (32, 24, [0, 0, 0, 0].into()) } else { (128, 120, IpAddr::from([0u16; 8])) };
+        let node = |host: u8| -> IpAddr {
+            if v4 { [172, 18, 0, host].into() } else { [0xfd00, 0x18, 0, 0, 0, 0, 0, u16::from(host)].into() }
+        };
+        let pool = if v4 { ([10, 64, 0, 0].into(), 16) } else { ([0xfd64, 0, 0, 0, 0, 0, 0, 0].into(), 112) };
+        let link_local =
+            if v4 { ([169, 254, 0, 0].into(), 16) } else { ([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10) };
+        let there = |block: u8| {
+            if v4 {
+                [10, 64, block, 0].into()
+            } else {
+                [0xfd64, 0, 0, 0, 0, 0, 0, u16::from(block) << 8].into()
+            }
+        };
+        Self {
+            pools: vec![pool],
+            pods: vec![
+                (net.client, CLIENT, true, false),
+                (net.plain, PLAIN, false, false),
+                (net.gateway, GATEWAY, false, true),
+            ],
+            policy: vec![
+                ((default, 0), Some(1)),
+                ((net.world_auto, whole), Some(2)),
+                ((net.world_local, whole), Some(3)),
+                ((net.world_lost, whole), Some(3)),
+                ((net.world_none, whole), Some(4)),
+                (pool, None),
+                (link_local, None),
+            ],
+            egresses: vec![
+                (1, vec![net.remote_gateway], false),
+                (2, vec![net.auto_gateway], true),
+                (3, vec![net.gateway], false),
+                (4, vec![], false),
+            ],
+            routes: vec![
+                ((default, 0), Route::Via(node(254))),
+                ((there(1), block), Route::Via(node(2))),
+                ((there(2), block), Route::Blackhole),
+                ((net.world_lost, whole), Route::Blackhole),
+            ],
+            node: (node(1), if v4 { 24 } else { 64 }),
+        }
+    }
+}
+
+/// Something that is in a table before the frame comes.
+#[derive(Clone, Copy, Debug)]
+pub enum Given {
+    /// A fast flow, seen just now.
+    Flow {
+        /// IP protocol.
+        protocol: u8,
+        /// One end.
+        one: (IpAddr, u16),
+        /// The other end.
+        other: (IpAddr, u16),
+    },
+    /// A translation.
+    Nat {
+        /// IP protocol.
+        protocol: u8,
+        /// The gateway and its port.
+        gateway: (IpAddr, u16),
+        /// The client and its port.
+        client: (IpAddr, u16),
+        /// The remote and its port.
+        remote: (IpAddr, u16),
+        /// Seconds since it was used.
+        idle: u32,
+    },
+}
