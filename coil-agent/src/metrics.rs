@@ -1,6 +1,16 @@
 //! Metrics that all programs have, and those of coild.
 
-use prometheus::{IntGaugeVec, Opts, Registry};
+use std::sync::Arc;
+
+use coil_packet::Family;
+use prometheus::{
+    IntCounterVec, IntGaugeVec, Opts, Registry,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+use tracing::warn;
+
+use crate::node::Node;
 
 /// A registry with the process metrics.
 ///
@@ -21,4 +31,56 @@ pub fn datapath_info(registry: &Registry, mode: &str, reason: &str) -> prometheu
     let info = IntGaugeVec::new(opts, &["mode", "reason"])?;
     info.with_label_values(&[mode, reason]).set(1);
     registry.register(Box::new(info))
+}
+
+/// The programs' counters, read when they are asked for.
+pub struct DatapathCounters {
+    node: Arc<Node>,
+    packets: IntCounterVec,
+    bytes: IntCounterVec,
+}
+
+impl DatapathCounters {
+    /// Puts a node's counters into the registry.
+    ///
+    /// # Errors
+    /// When the registry has them already.
+    pub fn register(node: Arc<Node>, registry: &Registry) -> prometheus::Result<()> {
+        let make = |name: &str, help: &str| {
+            IntCounterVec::new(Opts::new(name, help), &["path", "family", "verdict", "reason"])
+        };
+        registry.register(Box::new(Self {
+            node,
+            packets: make("coil_datapath_packets_total", "Packets by what the eBPF programs did with them.")?,
+            bytes: make("coil_datapath_bytes_total", "Bytes, with the Ethernet header.")?,
+        }))
+    }
+}
+
+impl Collector for DatapathCounters {
+    fn desc(&self) -> Vec<&Desc> {
+        [self.packets.desc(), self.bytes.desc()].concat()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        match self.node.plane.with(|plane| plane.counters()) {
+            None => return Vec::new(),
+            Some(Err(e)) => {
+                warn!(error = %e, "cannot read the datapath's counters");
+                return Vec::new();
+            }
+            Some(Ok(readings)) => {
+                self.packets.reset();
+                self.bytes.reset();
+                for reading in readings {
+                    let family = if reading.family == Family::V4 { "ipv4" } else { "ipv6" };
+                    let labels =
+                        [reading.path.name(), family, reading.reason.class().name(), reading.reason.name()];
+                    self.packets.with_label_values(&labels).inc_by(reading.packets);
+                    self.bytes.with_label_values(&labels).inc_by(reading.bytes);
+                }
+            }
+        }
+        [self.packets.collect(), self.bytes.collect()].concat()
+    }
 }

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use coil_api::{annotation::EgressRef, gateway::GatewayStatus};
+use coil_api::{
+    annotation::{AnnotationError, EgressRef},
+    gateway::GatewayStatus,
+};
 use coil_netns::NetNs;
 use kube::Client;
 use tracing::{error, info, warn};
@@ -20,6 +23,7 @@ use crate::{
     egress::{
         gateway::GatewayPod,
         plan::{self, Attached, NodeFacts},
+        support,
     },
     ipam::{AttachmentId, NodeIpam},
     net::{
@@ -81,6 +85,8 @@ struct Entry {
     /// The policy that the pod's routes follow; none when that is not known.
     routes: Option<RoutePolicy>,
     gateway: Option<GatewayPod>,
+    /// What was last said in the log about the pod's annotations.
+    complaint: Option<AnnotationError>,
 }
 
 /// A pod that ADD has connected.
@@ -155,6 +161,7 @@ impl Node {
                 netns: pod.netns,
                 routes: None,
                 gateway: None,
+                complaint: None,
                 attached: Attached { link: pod.link, pod: None, kernel_client: pod.kernel_client },
             };
             pods.insert(pod.alias.owner, entry);
@@ -173,6 +180,7 @@ impl Node {
             netns: Some(pod.netns),
             routes: Some(pod.routes),
             gateway: None,
+            complaint: None,
         };
         lock(&self.pods).insert(pod.owner, entry);
         self.reconcile().await
@@ -332,16 +340,18 @@ impl Entry {
     /// stays as it was until DEL: its containers may still run.
     fn follow(&mut self, known: Option<&PodInfo>) {
         let Some(known) = known else { return };
-        match (&known.egresses, &self.attached.pod) {
-            (Err(e), Some(before)) if before.egresses.is_ok() => {
-                let changed = PodInfo { egresses: before.egresses.clone(), ..known.clone() };
-                if self.attached.pod.as_ref() != Some(&changed) {
-                    warn!(pod = %known.key, error = %e, "the pod's Egresses stay as they were");
-                }
-                self.attached.pod = Some(changed);
+        let mut now = known.clone();
+        if let (Err(e), Some(PodInfo { egresses: Ok(before), .. })) = (&known.egresses, &self.attached.pod) {
+            // An annotation that became wrong must not let a client's packets out without a gateway.
+            if self.complaint.as_ref() != Some(e) {
+                warn!(pod = %known.key, error = %e, "the pod's Egresses stay as they were");
+                self.complaint = Some(e.clone());
             }
-            _ => self.attached.pod = Some(known.clone()),
+            now.egresses = Ok(before.clone());
+        } else {
+            self.complaint = None;
         }
+        self.attached.pod = Some(now);
     }
 }
 
@@ -356,7 +366,11 @@ fn status_of(node: &Weak<Node>, egress: &EgressRef, addresses: &[IpAddr]) -> Gat
     };
     let Some(node) = node.upgrade() else { return status };
     status.reason = match node.plane.with(|plane| plane.flows(addresses)) {
-        None => format!("this node's datapath is the kernel's, without gateways: {}", node.plane.reason()),
+        None => format!(
+            "this node's datapath is the kernel alone ({}): {}",
+            node.plane.reason(),
+            support::without_ebpf()
+        ),
         Some(Err(e)) => format!("cannot read the datapath's maps: {e}"),
         Some(Ok(_)) if !node.applied.load(Ordering::Relaxed) => {
             "the datapath is not programmed; coild's log says why".to_owned()
@@ -368,4 +382,47 @@ fn status_of(node: &Weak<Node>, egress: &EgressRef, addresses: &[IpAddr]) -> Gat
     };
     status.ready = status.reason.is_empty();
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        net::{Link, Mac, pod::PodLink},
+        watch::index::ObjectKey,
+    };
+
+    fn pod(egresses: Result<Vec<EgressRef>, AnnotationError>) -> PodInfo {
+        PodInfo {
+            key: ObjectKey::new("a", "p"),
+            uid: "1".into(),
+            egresses,
+            gateway_of: None,
+            addresses: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_pod_follows_its_annotations_but_not_into_the_open() {
+        let link = PodLink { host: Link::default(), mac: Mac::default(), ipv4: None, ipv6: None };
+        let mut entry = Entry {
+            attached: Attached { link, pod: None, kernel_client: false },
+            uid: None,
+            netns: None,
+            routes: None,
+            gateway: None,
+            complaint: None,
+        };
+        let egresses = |entry: &Entry| plan::egresses_of(entry.attached.pod.as_ref().unwrap()).to_vec();
+        let nat = EgressRef { namespace: "internet".into(), name: "nat".into() };
+        let wrong = AnnotationError::Name { key: "egress.coil.cybozu.com/internet".into(), name: ",".into() };
+        entry.follow(Some(&pod(Ok(vec![nat.clone()]))));
+        assert_eq!(egresses(&entry), std::slice::from_ref(&nat));
+        entry.follow(Some(&pod(Err(wrong.clone()))));
+        assert_eq!((egresses(&entry), entry.complaint.as_ref()), (vec![nat.clone()], Some(&wrong)));
+        entry.follow(None);
+        assert_eq!(egresses(&entry), [nat], "a pod that is deleted in the API runs on for a while");
+        entry.follow(Some(&pod(Ok(Vec::new()))));
+        assert_eq!((egresses(&entry).len(), &entry.complaint), (0, &None));
+    }
 }

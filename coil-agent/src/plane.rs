@@ -5,9 +5,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use prometheus::core::Collector;
+use tracing::debug;
 
-use crate::datapath::Desired;
+use crate::datapath::{Datapath, Desired, Reading, Report, monotonic_seconds};
 
 /// What moves pods' packets beside the kernel.
 pub trait Dataplane: Send {
@@ -29,8 +29,36 @@ pub trait Dataplane: Send {
     /// When the maps cannot be changed.
     fn sweep(&mut self) -> Result<(), PlaneError>;
 
-    /// Its counters, for the metrics.
-    fn collectors(&self) -> Vec<Box<dyn Collector>>;
+    /// What the programs counted.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    fn counters(&self) -> Result<Vec<Reading>, PlaneError>;
+}
+
+impl Dataplane for Datapath {
+    fn apply(&mut self, desired: &Desired) -> Result<(), PlaneError> {
+        let report = Self::apply(self, desired)?;
+        if report != Report::default() {
+            debug!(?report, "datapath changed");
+        }
+        Ok(())
+    }
+
+    fn flows(&self, gateway: &[IpAddr]) -> Result<u64, PlaneError> {
+        let entries = self.nat_entries(monotonic_seconds())?;
+        Ok(entries.iter().filter(|entry| gateway.contains(&entry.gateway)).count() as u64)
+    }
+
+    fn sweep(&mut self) -> Result<(), PlaneError> {
+        let swept = Self::sweep(self, monotonic_seconds())?;
+        debug!(?swept, "removed what had expired");
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Vec<Reading>, PlaneError> {
+        Ok(Self::counters(self)?)
+    }
 }
 
 /// A dataplane's own error.

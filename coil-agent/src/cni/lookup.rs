@@ -8,6 +8,7 @@ use kube::Api;
 
 use super::{Failure, request::Request};
 use crate::{
+    egress::support,
     node::Node,
     watch::{
         index::{ObjectKey, PodInfo},
@@ -45,10 +46,11 @@ pub(super) async fn wanted(node: &Node, request: &Request) -> Result<Wanted, Fai
 fn no_egress(node: &Node, egresses: &[EgressRef]) -> String {
     let names: Vec<String> = egresses.iter().map(ToString::to_string).collect();
     format!(
-        "it is a client of {}, and this node cannot serve that: {}. Remove the annotation {ANN_EGRESS_PREFIX}…, \
-         or run the pod on a node where coild uses --datapath ebpf",
+        "it is a client of {}, and this node's datapath is the kernel alone ({}): {}. Remove the annotation \
+         {ANN_EGRESS_PREFIX}…, or run the pod on a node where coild uses --datapath ebpf",
         names.join(", "),
-        node.plane.reason()
+        node.plane.reason(),
+        support::without_ebpf()
     )
 }
 

@@ -27,6 +27,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     cni::server::{self, CniService},
+    datapath::{Datapath, DatapathConfig},
     egress::plan::NodeFacts,
     ipam::NodeIpam,
     metrics,
@@ -80,9 +81,7 @@ pub async fn run(options: Options) -> Result<()> {
         () = &mut stopped => return Ok(()),
     };
     metrics::datapath_info(&registry, node.plane.mode(), node.plane.reason())?;
-    for collector in node.plane.with(|plane| plane.collectors()).unwrap_or_default() {
-        registry.register(collector)?;
-    }
+    metrics::DatapathCounters::register(node.clone(), &registry)?;
     let service = CniService::new(node, &registry)?;
     let listener = server::listen(&options.socket).context("cannot start")?;
     serving.store(true, Ordering::Relaxed);
@@ -170,7 +169,8 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
 }
 
 fn open_ebpf() -> Result<Plane> {
-    bail!("this build has no eBPF datapath")
+    let datapath = Datapath::open(&DatapathConfig::default())?;
+    Ok(Plane::ebpf(Box::new(datapath)))
 }
 
 /// Keeps table 119 the blocks that the node owns.
