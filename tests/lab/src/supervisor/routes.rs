@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    process::{Output, Stdio},
+    process::Stdio,
     time::Duration,
 };
 
@@ -103,10 +103,10 @@ async fn exported(family: Family, node: &OpenPlace) -> Result<BTreeSet<IpNet>> {
     for ip in family.each() {
         let mut show = node.command("ip");
         show.args([ip.flag(), "-j", "route", "show", "table", &DEFAULT_EXPORT_TABLE.to_string()]);
-        let Output { stdout, .. } = Command::from(show).output().await.context("cannot run ip")?;
-        // A table that was never written to does not exist; ip then says so and prints nothing.
+        let output = Command::from(show).output().await.context("cannot run ip")?;
+        // A table that was never written to does not exist, which ip calls an error.
         let routes: Vec<Route> =
-            if stdout.trim_ascii().is_empty() { Vec::new() } else { serde_json::from_slice(&stdout)? };
+            if output.status.success() { serde_json::from_slice(&output.stdout)? } else { Vec::new() };
         for Route { dst } in routes {
             // A block of one address is written without its length.
             let one = || dst.parse::<IpAddr>().map(IpNet::from);
