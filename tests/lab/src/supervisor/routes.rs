@@ -4,12 +4,7 @@
 //! announce. Here the network is the lab's: control learns all of them, the world those
 //! that are routable.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    process::Stdio,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use coil_api::names::DEFAULT_EXPORT_TABLE;
