@@ -39,3 +39,4 @@ mod world;
 
 pub use cli::main;
 pub use lab::{Done, Lab};
+pub use remains::Remains;

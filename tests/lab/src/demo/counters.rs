@@ -108,16 +108,19 @@ pub(super) fn no_ebpf(demo: &mut Demo) -> Result<()> {
     let mut outcome = Ok(());
     for node in demo.lab.options().node_names() {
         let coild = demo.lab.program_pid(&node, "coild")?;
-        let pins = demo.report.show(demo.lab.node(&node, "ls -A /sys/fs/bpf"))?.success()?;
-        let open = demo.report.show(demo.lab.node(&node, &format!("ls -l /proc/{coild}/fd")))?.success()?;
+        // The kernel itself has two files at the top of a BPF file system.
+        let pins = demo.lab.node(&node, "find /sys/fs/bpf -mindepth 1 -not -name *.debug");
+        let pins = demo.report.show(pins)?.success()?;
+        let open = demo.lab.node(&node, &format!("find /proc/{coild}/fd -lname *bpf*"));
+        let open = demo.report.show(open)?.success()?;
         let attached = demo.report.show(demo.lab.node(&node, "bpftool -j net show"))?.success()?;
         let attached: Vec<serde_json::Value> =
             serde_json::from_str(&attached).context("bpftool's output cannot be understood")?;
         let attached = attached.iter().filter_map(|kinds| kinds.as_object()).flat_map(|kinds| kinds.values());
-        if !pins.trim().is_empty() {
+        if !pins.is_empty() {
             outcome = Err(format!("{node}: pinned {pins:?}"));
-        } else if open.contains("bpf") {
-            outcome = Err(format!("{node}: coild holds BPF objects"));
+        } else if !open.is_empty() {
+            outcome = Err(format!("{node}: coild holds {open:?}"));
         } else if attached.filter_map(|list| list.as_array()).any(|list| !list.is_empty()) {
             outcome = Err(format!("{node}: programs are attached"));
         }

@@ -35,7 +35,8 @@ pub(super) fn start(demo: &mut Demo) -> Result<()> {
     demo.report.check_success("the gateway becomes ready", &rolled);
     let ready = demo.report.show(demo.lab.kubectl("wait --for=condition=Ready pod/client --timeout=30s"))?;
     demo.report.check_success("the client becomes ready", &ready);
-    demo.report.show(demo.lab.kubectl("get egress,deployments,services,pods -A -o wide"))?;
+    demo.report
+        .show(demo.lab.kubectl("get egress,deployments,services,endpointslices -n internet -o wide"))?;
     demo.report.show(demo.lab.exec(CLIENT, "ip route"))?;
     Ok(())
 }

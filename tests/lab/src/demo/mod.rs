@@ -64,13 +64,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 impl Demo {
     fn steps(&mut self, kernel: bool) -> Result<()> {
         pods::cluster(self)?;
-        pods::exported_blocks(self)?;
-        pods::pod_to_pod(self)?;
         if kernel {
+            pods::exported_blocks(self)?;
+            pods::pod_to_pod(self)?;
             counters::no_ebpf(self)?;
             return egress::kernel(self);
         }
         egress::start(self)?;
+        pods::exported_blocks(self)?;
+        pods::pod_to_pod(self)?;
         egress::traffic(self)?;
         egress::not_let_out(self)?;
         counters::fast_path(self)?;

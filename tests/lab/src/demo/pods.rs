@@ -25,8 +25,6 @@ pub(super) fn cluster(demo: &mut Demo) -> Result<()> {
     let wait = format!("wait --for=condition=Ready pod/server pod/near pod/far {READY}");
     let ready = demo.report.show(demo.lab.kubectl(&wait))?;
     demo.report.check_success("pods become ready", &ready);
-    let get = demo.lab.kubectl("get addresspools,addressblocks,pods -A -o wide");
-    demo.report.show(get)?.success()?;
     let pods = pod_addresses(demo, "default")?;
     let outcome = addresses_are_from(demo, &pods, Ip::default_pool);
     demo.report.check(&format!("pods have addresses of pool {DEFAULT_POOL}"), outcome);
@@ -81,6 +79,9 @@ fn address(demo: &Demo, pod: &str, ip: Ip) -> Result<IpAddr> {
 
 /// Shows table 119 of each node, and compares it with the AddressBlocks.
 pub(super) fn exported_blocks(demo: &mut Demo) -> Result<()> {
+    demo.report.heading("Pools, their blocks, and the pods that have addresses of them");
+    let get = demo.lab.kubectl("get addresspools,addressblocks,pods -A -o wide");
+    demo.report.show(get)?.success()?;
     demo.report.heading("Address blocks in routing table 119, for a routing daemon to export");
     let mut outcome = Ok(());
     for node in demo.lab.options().node_names() {
