@@ -56,6 +56,9 @@ pub(crate) fn start(program: &Path, options: &Options, mut say: impl FnMut(&str)
     config::check_name(&options.name)?;
     let mut command = Command::new(program);
     command.arg("keeper").arg(serde_json::to_string(options)?).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // Whoever reads the owner's complaints must not wait for a lab that lives on.
+    let logs = programs::logs_beside(program, &options.name);
+    command.stderr(programs::append(&logs.with_file_name("keeper.log"))?);
     let detach = || {
         // A terminal's Ctrl-C ends the owner and leaves the keeper to clean up.
         setsid()?;
@@ -86,7 +89,7 @@ pub(crate) fn start(program: &Path, options: &Options, mut say: impl FnMut(&str)
         }
     }
     let _ = owned.end();
-    bail!("the lab ended while it was starting; see {}", programs::logs_dir(&options.name)?.display())
+    bail!("the lab ended while it was starting; see {}", logs.display())
 }
 
 impl Owned {
