@@ -6,7 +6,11 @@
 
 use crate::support::{Cluster, eventually};
 use coil_api::crd::Egress;
-use coil_controller::egress::{self, Backend, Settings};
+use coil_controller::egress::{
+    self, Backend, Settings,
+    ensure::{Ensured, ensure},
+    objects,
+};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Service, ServiceAccount},
@@ -28,10 +32,13 @@ impl Drop for Controller {
     }
 }
 
+fn settings(port: u16) -> Settings {
+    Settings { image: "coil:test".into(), port, backend: Backend::Iptables }
+}
+
 fn start(cluster: &Cluster, port: u16) -> Controller {
-    let settings = Settings { image: "coil:test".into(), port, backend: Backend::Iptables };
     let client = cluster.client.clone();
-    Controller(tokio::spawn(egress::run(client, settings, watch::Sender::new(None))))
+    Controller(tokio::spawn(egress::run(client, settings(port), watch::Sender::new(None))))
 }
 
 async fn create(cluster: &Cluster, namespace: &str, name: &str, spec: Value) -> Egress {
@@ -155,6 +162,14 @@ async fn reconciling_twice_changes_nothing() {
     })
     .await;
     assert_eq!(versions().await, before);
+
+    let egress = cluster.of::<Egress>("internet").get("nat").await.unwrap();
+    let deployment = objects::deployment(&egress, &settings(5555));
+    let result = ensure(&cluster.of::<Deployment>("internet"), deployment).await.unwrap();
+    assert!(matches!(result, Ensured::Unchanged(_)), "{result:?}");
+    let service = objects::service(&egress, &settings(5555));
+    let result = ensure(&cluster.of::<Service>("internet"), service).await.unwrap();
+    assert!(matches!(result, Ensured::Unchanged(_)), "{result:?}");
 }
 
 #[tokio::test]
