@@ -9,11 +9,12 @@ use coil_api::crd::Egress;
 use coil_controller::egress::{
     self, Backend, Settings,
     ensure::{Ensured, ensure},
+    image::Source,
     objects,
 };
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Service, ServiceAccount},
+    core::v1::{Pod, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRoleBinding,
 };
@@ -229,4 +230,21 @@ async fn one_in_trouble_stops_no_other_and_takes_nothing_from_others() {
         condition(&cluster, "taken", "Degraded").await.is_some_and(|(s, _)| s == "False")
     })
     .await;
+}
+
+#[tokio::test]
+async fn gateways_have_the_controllers_own_image() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("system").await;
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "controller-1"},
+        "spec": {"containers": [{"name": "controller", "image": "registry.example/coil:2"}]},
+    }))
+    .unwrap();
+    cluster.of::<Pod>("system").create(&PostParams::default(), &pod).await.unwrap();
+    let source = |name: &str| Source::Pod { namespace: "system".into(), name: name.into() };
+    let image = source("controller-1").read(&cluster.client).await.unwrap();
+    assert_eq!(image, "registry.example/coil:2");
+    let error = source("absent").read(&cluster.client).await.unwrap_err();
+    assert!(error.to_string().contains("system/absent"), "{error}");
 }
