@@ -11,6 +11,7 @@ use crate::{
 
 /// The program's entry.
 #[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
 pub(crate) fn from_net(ctx: TcContext) -> i32 {
     run::by_family::<FromNet>(&Buffer::new(&ctx))
 }

@@ -20,8 +20,9 @@ use coil_packet::{Family, Fault, NextHop, Room, Skb};
 const PACKET_HOST: u32 = 0;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
+/// Address families.
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_INET6: u8 = 10;
 
 /// A packet in the kernel. Copies of it are the same packet.
 pub(crate) struct Buffer {
@@ -98,10 +99,10 @@ impl Buffer {
         // SAFETY: integers and a union of integers; zero is a value.
         let mut params: bpf_redir_neigh = unsafe { MaybeUninit::zeroed().assume_init() };
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = via.addr;
-        params.nh_family = match via.family {
+        params.nh_family = u32::from(match via.family {
             Family::V4 => AF_INET,
             Family::V6 => AF_INET6,
-        };
+        });
         params.__bindgen_anon_1.ipv6_nh = [
             u32::from_ne_bytes([a, b, c, d]),
             u32::from_ne_bytes([e, f, g, h]),

@@ -18,11 +18,9 @@ use coil_packet::{
 
 use crate::{
     maps::{self, Maps},
-    skb::Buffer,
+    skb::{AF_INET, AF_INET6, Buffer},
 };
 
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 const EEXIST: i32 = -17;
 /// `BPF_FIB_LKUP_RET_*`.
 const FIB_SUCCESS: i64 = 0;
@@ -37,7 +35,7 @@ pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps {
 impl Side for [u8; 4] {
     #[inline(always)]
     fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
-        params.family = AF_INET as u8;
+        params.family = AF_INET;
         params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
         params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
     }
@@ -46,7 +44,7 @@ impl Side for [u8; 4] {
 impl Side for [u8; 16] {
     #[inline(always)]
     fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
-        params.family = AF_INET6 as u8;
+        params.family = AF_INET6;
         params.__bindgen_anon_3.ipv6_src = words(src);
         params.__bindgen_anon_4.ipv6_dst = words(dst);
     }
@@ -217,7 +215,7 @@ impl<A: Side> Tables<A> for Kernel {
 struct FibAnswer {
     ifindex: u32,
     mtu: u32,
-    family: u32,
+    family: u8,
     via: [u32; 4],
 }
 
@@ -242,7 +240,7 @@ fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
     // SAFETY: params is valid for its size, the context is this packet's.
     let code = unsafe { fib_lookup(skb.context().cast(), params, size, 0) };
     out.ifindex = params.ifindex;
-    out.family = u32::from(params.family);
+    out.family = params.family;
     // SAFETY: every bit pattern of these unions is an integer. An IPv4 next hop is the first word.
     unsafe {
         out.mtu = u32::from(params.__bindgen_anon_1.mtu_result);

@@ -1,4 +1,4 @@
-//! The ICMP error that tells a client the MTU which leaves room for the encapsulation.
+//! The ICMP error that tells a sender the MTU which leaves room for the encapsulation.
 
 use crate::{
     Addr, Fault, Room, Skb, TooBig,

@@ -115,7 +115,7 @@ reasons! {
     /// Decapsulated and handed to a client of this node.
     Decapsulated = Sent, "decapsulated";
 
-    /// The client was told the MTU that leaves room for the encapsulation.
+    /// The sender was told the MTU that leaves room for the encapsulation.
     TooBig = Answered, "too-big";
 
     /// Egress: the Egress has no gateway.

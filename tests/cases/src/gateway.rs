@@ -43,18 +43,18 @@ fn local_client(net: Net) -> Vec<Case> {
         .sends(&wire::udp(as_gateway.tos(0xb9), 40000, 53, b"query")),
         case("an echo request through a gateway of this node", wire::echo(out, false, 4000), Reason::Out)
             .sends(&wire::echo(as_gateway, false, 4000)),
-        case("the last hop", wire::udp(out.ttl(1), 40000, 53, b"query"), Reason::EgressLastHop),
+        case(
+            "the last hop at a gateway of this node",
+            wire::udp(out.ttl(1), 40000, 53, b"query"),
+            Reason::EgressLastHop,
+        ),
         case(
             "no way out",
             wire::udp(Ip::new(net.client, net.world_lost), 1, 2, b""),
             Reason::EgressNotRouted,
         ),
-        case("larger than the uplink's MTU", too_big.clone(), Reason::TooBig).answers(&wire::too_big(
-            net.gateway,
-            net.client,
-            1500,
-            &too_big,
-        )),
+        case("larger than the MTU behind a gateway of this node", too_big.clone(), Reason::TooBig)
+            .answers(&wire::too_big(net.gateway, net.client, 1500, &too_big)),
     ];
     if net.is_v4() {
         cases.push(
@@ -204,43 +204,41 @@ fn from_tunnel(net: Net) -> Vec<Case> {
 fn replies(net: Net) -> Vec<Case> {
     let back = Ip::new(net.world_local, net.gateway);
     let remote = (net.world_local, 443);
-    let case = |name, packet, reason| Case::from_net(name, net, packet, reason);
+    let case = |name, packet: &[u8], reason| Case::from_net(name, net, packet, reason);
     let reply = wire::tcp(back, 443, 50001, tcp::ACK, b"data");
+    let large = wire::tcp(back, 443, 50001, tcp::ACK, &[1; 1440]);
     let to_remote = |inner: &[u8]| wire::fou((net.gateway, net.remote_client), 0, 5555, inner);
     let at_client = Ip::new(net.world_local, net.client).ttl(63);
     let at_remote = Ip::new(net.world_local, net.remote_client).ttl(63);
     let of_local = nat(&net, 6, 50001, (net.client, 40000), remote, 1);
     let of_remote = nat(&net, 6, 50001, (net.remote_client, 40000), remote, 1);
     vec![
-        case("a reply for a client of this node", reply.clone(), Reason::ReplyToPod)
+        case("a reply for a client of this node", &reply, Reason::ReplyToPod)
             .given(of_local)
             .hands_over(CLIENT, &wire::tcp(at_client, 443, 40000, tcp::ACK, b"data")),
-        case("a reply for a client of another node", reply.clone(), Reason::ReplyToNode)
+        case("a reply for a client of another node", &reply, Reason::ReplyToNode)
             .given(of_remote)
             .sends(&to_remote(&wire::tcp(at_remote, 443, 40000, tcp::ACK, b"data"))),
-        case("a UDP reply", wire::udp(back, 443, 50001, b"answer"), Reason::ReplyToNode)
+        case("a UDP reply", &wire::udp(back, 443, 50001, b"answer"), Reason::ReplyToNode)
             .given(nat(&net, 17, 50001, (net.remote_client, 40000), remote, 299))
             .sends(&to_remote(&wire::udp(at_remote, 443, 40000, b"answer"))),
-        case("an echo reply", wire::echo(back, true, 50001), Reason::ReplyToNode)
+        case("an echo reply", &wire::echo(back, true, 50001), Reason::ReplyToNode)
             .given(nat(&net, icmp(&net), 50001, (net.remote_client, 7), (net.world_local, 0), 1))
             .sends(&to_remote(&wire::echo(at_remote, true, 7))),
-        case(
-            "a reply too big for the tunnel",
-            wire::tcp(back, 443, 50001, tcp::ACK, &[1; 1440]),
-            Reason::EgressTooBig,
-        )
-        .given(of_remote),
+        case("a reply too big for the tunnel", &large, Reason::TooBig)
+            .given(of_remote)
+            .answers(&wire::too_big(net.gateway, net.world_local, 1500 - net.overhead(), &large)),
         case(
             "a reply at its last hop",
-            wire::tcp(back.ttl(1), 443, 50001, tcp::ACK, b""),
+            &wire::tcp(back.ttl(1), 443, 50001, tcp::ACK, b""),
             Reason::EgressLastHop,
         )
         .given(of_remote),
-        case("a port that is lent to nobody", reply.clone(), Reason::NatUnknown),
-        case("another remote port", wire::tcp(back, 444, 50001, tcp::ACK, b""), Reason::NatUnknown)
+        case("a port that is lent to nobody", &reply, Reason::NatUnknown),
+        case("another remote port", &wire::tcp(back, 444, 50001, tcp::ACK, b""), Reason::NatUnknown)
             .given(of_local),
-        case("UDP to a port that is lent to nobody", wire::udp(back, 53, 2000, b""), Reason::NatUnknown),
-        case("a lease that has run out", reply, Reason::NatUnknown).given(nat(
+        case("UDP to a port that is lent to nobody", &wire::udp(back, 53, 2000, b""), Reason::NatUnknown),
+        case("a lease that has run out", &reply, Reason::NatUnknown).given(nat(
             &net,
             6,
             50001,
@@ -250,14 +248,14 @@ fn replies(net: Net) -> Vec<Case> {
         )),
         case(
             "the gateway pod's health port",
-            wire::tcp(back, 40000, 8081, tcp::SYN, b""),
+            &wire::tcp(back, 40000, 8081, tcp::SYN, b""),
             Reason::NotFastFlow,
         ),
         case(
             "the gateway pod's own connection",
-            wire::tcp(back, 443, 61001, tcp::ACK, b""),
+            &wire::tcp(back, 443, 61001, tcp::ACK, b""),
             Reason::NotFastFlow,
         ),
-        case("an echo request to the gateway pod", wire::echo(back, false, 1), Reason::NotFastFlow),
+        case("an echo request to the gateway pod", &wire::echo(back, false, 1), Reason::NotFastFlow),
     ]
 }

@@ -100,8 +100,8 @@ impl Case {
 
     /// Sent back with the MAC addresses turned round.
     fn answers(mut self, packet: &[u8]) -> Self {
-        self.output =
-            Some(wire::ethernet(world::pod_mac(self.ingress), world::host_mac(self.ingress), packet));
+        let (to, from, ethertype) = (&self.frame[6..12], &self.frame[..6], &self.frame[12..14]);
+        self.output = Some([to, from, ethertype, packet].concat());
         self
     }
 

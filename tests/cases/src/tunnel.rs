@@ -51,7 +51,7 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
     if !net.is_v4() {
         cases.push(
             case(
-                "with a tunnel encapsulation limit",
+                "a reply with a tunnel encapsulation limit",
                 wire::fou_with_limit(ends, &data),
                 Reason::Decapsulated,
             )

@@ -2,6 +2,12 @@
 //!
 //! Needs root and a mounted bpf file system: what is missing fails a test in one line.
 
+mod fabric;
+mod node;
+
+pub use fabric::{Fabric, Pod};
+pub use node::{Node, desired};
+
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},

@@ -1,25 +1,108 @@
-//! The programs pass the verifier, and their maps are readable.
+//! The programs pass the verifier, their maps are pinned and readable, and a new agent takes over from
+//! an old one.
 
-use anyhow::{Context as _, Result};
-use coil_agent::datapath::PINNED_MAPS;
-use coil_kernel_tests::Pins;
+use std::{path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use coil_agent::datapath::{Datapath, PINNED_MAPS, Report};
+use coil_kernel_tests::{Node, Pins};
+use coil_packet::Reason;
 
 #[test]
 fn the_kernel_takes_the_programs() -> Result<()> {
     let pins = Pins::new()?;
-    let datapath = pins.open().map_err(|error| {
-        let mut text = format!("{error}");
-        let mut source = std::error::Error::source(error.root_cause()).or(Some(error.as_ref()));
-        while let Some(s) = source {
-            text += &format!("\n  {s:?}");
-            source = s.source();
-        }
-        anyhow::anyhow!(text)
-    })?;
+    let datapath = pins.open()?;
     for name in PINNED_MAPS {
         let pin = pins.config().pin_root.join("maps").join(name);
         std::fs::metadata(&pin).with_context(|| format!("{name} is not pinned"))?;
     }
     drop(datapath);
     Ok(())
+}
+
+fn dump(maps: &Path, map: &str) -> Result<String> {
+    let output = Command::new("bpftool")
+        .args(["map", "dump", "pinned"])
+        .arg(maps.join(map))
+        .output()
+        .context("cannot run bpftool (package bpftool)")?;
+    ensure!(output.status.success(), "bpftool: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A person who looks at a map sees names, not bytes.
+#[test]
+fn maps_show_the_names_of_their_fields() -> Result<()> {
+    let pins = Pins::new()?;
+    let maps = pins.config().pin_root.join("maps");
+    Node::run(&pins, |node| {
+        // Leaves a translation.
+        let cases = coil_cases::all();
+        for case in cases.iter().filter(|case| case.reason == Reason::Out && case.given.is_empty()) {
+            node.case(case)?;
+        }
+        for family in ["4", "6"] {
+            let fields = [
+                ("coil_nat", ["gateway", "client", "remote", "client_port", "remote_port", "protocol"]),
+                ("coil_nat_rev", ["gateway", "remote", "port", "client", "client_port", "seen"]),
+                ("coil_pods", ["ifindex", "policy", "flags", "mac", "host_mac", "key"]),
+                ("coil_policy", ["prefix_len", "policy", "destination", "key", "value", "data"]),
+                ("coil_maglev", ["flags", "gateways", "slots", "key", "value", "value"]),
+            ];
+            for (map, fields) in fields {
+                let text = dump(&maps, &format!("{map}{family}"))?;
+                for field in fields {
+                    ensure!(
+                        text.contains(&format!("\"{field}\":")),
+                        "{map}{family} shows no {field}:\n{text}"
+                    );
+                }
+            }
+        }
+        let text = dump(&maps, "coil_config")?;
+        ensure!(text.contains("\"fou_port\": 5555"), "{text}");
+        Ok(())
+    })
+}
+
+/// Programs work on while no agent runs, and the next agent replaces them in place.
+#[test]
+fn a_new_agent_takes_over() -> Result<()> {
+    let pins = Pins::new()?;
+    Node::run(&pins, |_| {
+        let desired = coil_kernel_tests::desired()?;
+        let links = pins.config().pin_root.join("links");
+        let before = link_ids(&links)?;
+        ensure!(before.len() == 4, "an uplink and three pods: {before:?}");
+
+        let mut next = Datapath::open(&pins.config())?;
+        let report = next.apply(&desired)?;
+        ensure!(report == Report { attached: 4, ..Report::default() }, "only programs are new: {report:?}");
+        ensure!(link_ids(&links)? == before, "the links stay");
+        ensure!(next.apply(&desired)? == Report::default(), "applying twice changes nothing");
+
+        let mut fewer = desired.clone();
+        let gone = fewer.pods.pop().context("a pod")?;
+        let report = next.apply(&fewer)?;
+        ensure!(report.detached == 1, "{}: {report:?}", gone.name);
+        ensure!(report.entries.removed == gone.addresses.len(), "{}: {report:?}", gone.name);
+
+        next.detach_all()?;
+        ensure!(!pins.config().pin_root.exists(), "nothing is left");
+        Ok(())
+    })
+}
+
+/// Names and kernel ids of the pinned links.
+fn link_ids(dir: &Path) -> Result<Vec<(String, String)>> {
+    let mut ids = vec![];
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let output = Command::new("bpftool").args(["link", "show", "pinned"]).arg(entry.path()).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let id = text.split(':').next().unwrap_or_default().to_owned();
+        ids.push((entry.file_name().to_string_lossy().into_owned(), id));
+    }
+    ids.sort();
+    Ok(ids)
 }

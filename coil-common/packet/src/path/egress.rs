@@ -163,8 +163,9 @@ pub(super) fn translate<A: Addr, T: Tables<A>>(
     }
 }
 
+/// Tells the sender what fits.
 #[inline(always)]
-fn too_big<A: Addr>(from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
+pub(super) fn too_big<A: Addr>(from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
     let least = if A::L3_SUM { MIN_MTU_V4 } else { MIN_MTU };
     // A kernel before 5.12 does not say the route's MTU.
     if mtu < least || mtu > 0xffff {

@@ -109,7 +109,8 @@ fn reply<A: Addr, T: Tables<A>>(
             let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
             outcome.send(Reason::ReplyToNode, plan)
         }
-        Fib::TooBig { .. } => outcome.drop(Reason::EgressTooBig),
+        // The remote learns what fits: its reply of full size would vanish again and again.
+        Fib::TooBig { mtu } => egress::too_big(packet.dst, mtu.saturating_sub(A::HEADER + UDP), outcome),
         _ => outcome.drop(Reason::EgressNotRouted),
     }
 }

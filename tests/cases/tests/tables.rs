@@ -1,0 +1,133 @@
+//! What tables do when they are full, old or raced for, and what cut frames come to.
+
+use std::net::IpAddr;
+
+use coil_cases::{
+    Net, World,
+    host::Node,
+    wire::{self, Ip, tcp},
+    world::{self, CLIENT, PLAIN, UPLINK},
+};
+use coil_packet::{Class, Path, Reason};
+
+fn node() -> (Net, Node<[u8; 4]>) {
+    let net = Net::v4();
+    (net, Node::new(World::new(&net), &[]))
+}
+
+fn from(ifindex: u32, packet: &[u8]) -> Vec<u8> {
+    wire::ethernet(world::host_mac(ifindex), world::pod_mac(ifindex), packet)
+}
+
+fn to_world(net: &Net, sport: u16, flags: u8) -> Vec<u8> {
+    from(CLIENT, &wire::tcp(Ip::new(net.client, net.world_local), sport, 443, flags, b""))
+}
+
+fn reply(net: &Net, port: u16, flags: u8) -> Vec<u8> {
+    from(UPLINK, &wire::tcp(Ip::new(net.world_local, net.gateway), 443, port, flags, b""))
+}
+
+fn source_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
+#[test]
+fn a_full_flow_table_leaves_new_flows_to_the_kernel() {
+    let (net, mut node) = node();
+    node.room = 1;
+    let syn = |sport| from(PLAIN, &wire::tcp(Ip::new(net.plain, net.client), sport, 80, tcp::SYN, b""));
+    assert_eq!(node.run(Path::FromPod, PLAIN, &syn(1), 0).reason, Reason::ToPod);
+    assert_eq!(node.run(Path::FromPod, PLAIN, &syn(2), 0).reason, Reason::FlowTableFull);
+    assert_eq!(node.run(Path::FromPod, PLAIN, &syn(1), 0).reason, Reason::ToPod);
+}
+
+#[test]
+fn a_full_nat_table_refuses_new_flows_and_keeps_the_old() {
+    let (net, mut node) = node();
+    node.room = 1;
+    assert_eq!(node.run(Path::FromPod, CLIENT, &to_world(&net, 2000, tcp::SYN), 0).reason, Reason::Out);
+    assert_eq!(node.run(Path::FromPod, CLIENT, &to_world(&net, 2001, tcp::SYN), 0).reason, Reason::NatFull);
+    assert_eq!(node.run(Path::FromPod, CLIENT, &to_world(&net, 2000, tcp::ACK), 0).reason, Reason::Out);
+    assert_eq!(node.sizes(), [0, 1, 1], "a refused flow leaves nothing");
+}
+
+#[test]
+fn a_flow_keeps_its_port_and_its_reply_finds_it() {
+    let (net, mut node) = node();
+    let out = node.run(Path::FromPod, CLIENT, &to_world(&net, 80, tcp::SYN), 0);
+    let port = source_port(&out.frame);
+    assert!(coil_packet::nat::lendable(port), "{port}");
+    let again = node.run(Path::FromPod, CLIENT, &to_world(&net, 80, tcp::ACK), 0);
+    assert_eq!(source_port(&again.frame), port);
+    assert_eq!(node.run(Path::FromNet, UPLINK, &reply(&net, port, tcp::ACK), 0).reason, Reason::ReplyToPod);
+    assert_eq!(node.sizes(), [0, 1, 1]);
+}
+
+#[test]
+fn an_answered_connection_outlives_an_unanswered_one() {
+    let (net, mut node) = node();
+    for (port, answered) in [(2000, true), (2001, false)] {
+        let start = node.now.get();
+        assert_eq!(node.run(Path::FromPod, CLIENT, &to_world(&net, port, tcp::SYN), 0).reason, Reason::Out);
+        if answered {
+            let syn_ack = reply(&net, port, tcp::SYN | tcp::ACK);
+            assert_eq!(node.run(Path::FromNet, UPLINK, &syn_ack, 0).reason, Reason::ReplyToPod);
+        }
+        node.now.set(start + 3600);
+        let later = node.run(Path::FromNet, UPLINK, &reply(&net, port, tcp::ACK), 0).reason;
+        assert_eq!(later, if answered { Reason::ReplyToPod } else { Reason::NatUnknown });
+    }
+}
+
+#[test]
+fn a_closed_connection_is_forgotten_soon() {
+    let (net, mut node) = node();
+    let start = node.now.get();
+    let _ = node.run(Path::FromPod, CLIENT, &to_world(&net, 2000, tcp::SYN), 0);
+    let _ = node.run(Path::FromNet, UPLINK, &reply(&net, 2000, tcp::SYN | tcp::ACK), 0);
+    let _ = node.run(Path::FromNet, UPLINK, &reply(&net, 2000, tcp::FIN | tcp::ACK), 0);
+    node.now.set(start + 300);
+    assert_eq!(node.run(Path::FromNet, UPLINK, &reply(&net, 2000, tcp::ACK), 0).reason, Reason::NatUnknown);
+}
+
+#[test]
+fn many_clients_share_one_gateway() {
+    let (net, mut node) = node();
+    let mut ports = std::collections::BTreeSet::new();
+    for client in 1..=200u8 {
+        // All from the same source port, through the tunnel.
+        let client = IpAddr::from([10, 64, 1, client]);
+        let inner = wire::tcp(Ip::new(client, net.world_local), 40000, 443, tcp::SYN, b"");
+        let frame = from(UPLINK, &wire::fou((client, net.gateway), 0, 5555, &inner));
+        let outcome = node.run(Path::FromNet, UPLINK, &frame, 0);
+        assert_eq!(outcome.reason, Reason::Out);
+        assert!(ports.insert(source_port(&outcome.frame)), "two flows to one remote share a port");
+    }
+}
+
+#[test]
+fn segmentation_of_anything_but_tcp_is_not_egress() {
+    let (net, mut node) = node();
+    let udp = from(CLIENT, &wire::udp(Ip::new(net.client, net.world), 1, 2, &[0; 3000]));
+    assert_eq!(node.run(Path::FromPod, CLIENT, &udp, 1000).reason, Reason::EgressGso);
+    let tcp = from(CLIENT, &wire::tcp(Ip::new(net.client, net.world), 1, 2, tcp::ACK, &[0; 3000]));
+    assert_eq!(node.run(Path::FromPod, CLIENT, &tcp, 1000).reason, Reason::ToGateway);
+    assert_eq!(node.run(Path::FromPod, CLIENT, &tcp, 1433).reason, Reason::TooBig, "one byte too many");
+    assert_eq!(node.run(Path::FromPod, CLIENT, &tcp, 1432).reason, Reason::ToGateway);
+}
+
+#[test]
+fn a_cut_frame_is_never_sent() {
+    for case in coil_cases::all() {
+        for len in 0..case.frame.len().min(300) {
+            let mut cut = case.clone();
+            cut.frame.truncate(len);
+            let reason = coil_cases::host::run(&cut).reason;
+            assert!(
+                matches!(reason.class(), Class::Next | Class::Drop),
+                "{} cut to {len}: {reason:?}",
+                case.name
+            );
+        }
+    }
+}

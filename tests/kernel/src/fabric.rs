@@ -1,0 +1,349 @@
+//! Two nodes and a world in network namespaces: the topology of `tests/journey.rs`.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::IpAddr,
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use anyhow::{Context as _, Result, ensure};
+use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod};
+use coil_netns::NetNs;
+use coil_packet::{Class, Reason};
+
+use crate::Pins;
+
+/// Someone who sends and receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pod {
+    /// An egress client on node a.
+    Client,
+    /// A pod that is nothing special, on node a.
+    Plain,
+    /// The gateway pod, on node b.
+    Gateway,
+    /// A pod that is nothing special, on node b.
+    Remote,
+    /// An egress client on the gateway's node.
+    Neighbour,
+    /// The world.
+    World,
+}
+
+/// Names of namespaces that are no pods.
+const NODES: [&str; 2] = ["a", "b"];
+const SWITCH: &str = "switch";
+
+/// All pods with their node (none for the world).
+const PODS: [(Pod, &str, Option<usize>, u8); 6] = [
+    (Pod::Client, "client", Some(0), 1),
+    (Pod::Plain, "plain", Some(0), 2),
+    (Pod::Gateway, "gateway", Some(1), 1),
+    (Pod::Remote, "remote", Some(1), 2),
+    (Pod::Neighbour, "neighbour", Some(1), 3),
+    (Pod::World, "world", None, 1),
+];
+
+const UPLINK: u32 = 2;
+
+/// The namespaces, and the datapath of each node.
+pub struct Fabric {
+    prefix: String,
+    v4: bool,
+    spaces: BTreeMap<&'static str, NetNs>,
+    datapaths: Vec<Mutex<Datapath>>,
+    _pins: Vec<Pins>,
+}
+
+impl Fabric {
+    /// Makes everything of one family.
+    ///
+    /// # Errors
+    /// Without root, or when the kernel refuses something.
+    pub fn new(v4: bool) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let pins = vec![Pins::new()?, Pins::new()?];
+        let prefix = format!("coil-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut fabric = Self { prefix, v4, spaces: BTreeMap::new(), datapaths: vec![], _pins: pins };
+        std::fs::create_dir_all("/run/netns").context("cannot make /run/netns")?;
+        let names = PODS.map(|(_, name, ..)| name);
+        for name in [SWITCH].into_iter().chain(NODES).chain(names) {
+            let path = PathBuf::from("/run/netns").join(format!("{}{name}", fabric.prefix));
+            fabric.spaces.insert(name, NetNs::create(path)?);
+        }
+        fabric.make_switch()?;
+        for (index, node) in NODES.into_iter().enumerate() {
+            fabric.make_node(index, node)?;
+        }
+        fabric.make_world()?;
+        for (index, node) in NODES.into_iter().enumerate() {
+            let desired = fabric.desired(index);
+            let config = fabric._pins[index].config();
+            let datapath = fabric.space(node)?.run(|| -> Result<_> {
+                let mut datapath = Datapath::open(&config)?;
+                datapath.apply(&desired)?;
+                Ok(datapath)
+            })??;
+            fabric.datapaths.push(Mutex::new(datapath));
+        }
+        Ok(fabric)
+    }
+
+    /// Runs code inside a pod.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn inside<T: Send>(&self, pod: Pod, work: impl FnOnce() -> T + Send) -> Result<T> {
+        Ok(self.space(name(pod))?.run(work)?)
+    }
+
+    /// The address of a pod.
+    #[must_use]
+    pub fn address(&self, pod: Pod) -> IpAddr {
+        let (.., node, host) = entry(pod);
+        match (self.v4, node) {
+            (true, Some(node)) => [10, 64, u8::from(node == 1), host].into(),
+            (true, None) => [198, 51, 100, host].into(),
+            (false, Some(node)) => {
+                [0xfd64, 0, 0, 0, 0, 0, 0, if node == 1 { 0x100 } else { 0 } | u16::from(host)].into()
+            }
+            (false, None) => [0x2001, 0xdb8, 9, 0, 0, 0, 0, u16::from(host)].into(),
+        }
+    }
+
+    /// Sends an echo request and waits for the reply.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub fn ping(&self, from: Pod, to: Pod) -> Result<()> {
+        let to = self.address(to);
+        let output = self.inside(from, || {
+            Command::new("ping").args(["-c", "2", "-i", "0.2", "-W", "5", &to.to_string()]).output()
+        })?;
+        let output = output.context("cannot run ping (package iputils-ping)")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{from:?} pings {to}: {text}\n{}", self.counters());
+        Ok(())
+    }
+
+    /// Makes a pod's routes as long as the link, as if nobody had told it of the tunnel.
+    ///
+    /// # Errors
+    /// When the route cannot be replaced.
+    pub fn forget_mtu(&self, pod: Pod) -> Result<()> {
+        let (family, router) = (self.family(), self.router());
+        self.ip(name(pod), &format!("{family} route replace default via {router} dev eth0"))
+    }
+
+    /// Counters of all nodes.
+    #[must_use]
+    pub fn readings(&self) -> Vec<(Reason, u64)> {
+        let readings = self.datapaths.iter().flat_map(|datapath| {
+            let datapath = datapath.lock().expect("no test panics with a datapath in its hands");
+            datapath.counters().unwrap_or_default()
+        });
+        readings.map(|reading| (reading.reason, reading.packets)).collect()
+    }
+
+    /// Packets with a reason, on all nodes.
+    #[must_use]
+    pub fn count(&self, reason: Reason) -> u64 {
+        self.readings().iter().filter(|(r, _)| *r == reason).map(|(_, n)| n).sum()
+    }
+
+    /// The counters that moved, for messages.
+    #[must_use]
+    pub fn counters(&self) -> String {
+        let mut text = String::new();
+        for (reason, packets) in self.readings() {
+            if packets > 0 {
+                let class: Class = reason.class();
+                let _ = writeln!(text, "  {} {}: {packets}", class.name(), reason.name());
+            }
+        }
+        text
+    }
+
+    fn space(&self, name: &str) -> Result<&NetNs> {
+        self.spaces.get(name).with_context(|| format!("no namespace {name}"))
+    }
+
+    fn ip(&self, space: &str, arguments: &str) -> Result<()> {
+        let output = self.space(space)?.run(|| Command::new("ip").args(arguments.split(' ')).output())?;
+        let output = output.context("cannot run ip (package iproute2)")?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{space}: ip {arguments}: {}", error.trim());
+        Ok(())
+    }
+
+    const fn family(&self) -> &'static str {
+        if self.v4 { "-4" } else { "-6" }
+    }
+
+    const fn router(&self) -> &'static str {
+        if self.v4 { "169.254.1.1" } else { "fe80::1" }
+    }
+
+    /// The host route and, where there is one, the prefix on the local network.
+    fn lan(&self, host: u8) -> String {
+        if self.v4 { format!("172.18.0.{host}") } else { format!("fd00:18::{host}") }
+    }
+
+    fn add_lan_address(&self, space: &str, host: u8) -> Result<()> {
+        let (len, more) = if self.v4 { (24, "") } else { (64, " nodad") };
+        self.ip(space, &format!("{} addr add {}/{len} dev eth0{more}", self.family(), self.lan(host)))
+    }
+
+    fn make_switch(&self) -> Result<()> {
+        self.ip(SWITCH, "link add br0 type bridge")?;
+        self.ip(SWITCH, "link set br0 up")?;
+        for space in NODES.into_iter().chain([name(Pod::World)]) {
+            let there = format!("{}{space}", self.prefix);
+            self.ip(
+                SWITCH,
+                &format!("link add name sw-{space} master br0 type veth peer name eth0 index {UPLINK} netns {there}"),
+            )?;
+            self.ip(SWITCH, &format!("link set sw-{space} up"))?;
+            self.ip(space, "link set eth0 up")?;
+            self.ip(space, "link set lo up")?;
+        }
+        Ok(())
+    }
+
+    fn make_node(&self, index: usize, node: &str) -> Result<()> {
+        let family = self.family();
+        self.space(node)?.run(|| -> Result<()> {
+            for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")?;
+            }
+            Ok(())
+        })??;
+        let here = if index == 0 { 1 } else { 2 };
+        self.add_lan_address(node, here)?;
+        self.ip(node, &format!("{family} route add default via {} dev eth0", self.lan(254)))?;
+        let other = match (self.v4, index) {
+            (true, 0) => "10.64.1.0/24",
+            (true, _) => "10.64.0.0/24",
+            (false, 0) => "fd64::100/120",
+            (false, _) => "fd64::/120",
+        };
+        self.ip(node, &format!("{family} route add {other} via {} dev eth0", self.lan(3 - here)))?;
+        for (pod, name, ..) in PODS.into_iter().filter(|(_, _, at, _)| *at == Some(index)) {
+            self.make_pod(node, pod, name)?;
+        }
+        Ok(())
+    }
+
+    fn make_pod(&self, node: &str, pod: Pod, name: &str) -> Result<()> {
+        let (family, router, address) = (self.family(), self.router(), self.address(pod));
+        let (index, there) = (link(pod), format!("{}{name}", self.prefix));
+        self.ip(
+            node,
+            &format!(
+                "link add name {name} index {index} address {} type veth peer name eth0 address {} netns {there}",
+                mac(host_mac(pod)),
+                mac(pod_mac(pod))
+            ),
+        )?;
+        self.ip(node, &format!("link set {name} up"))?;
+        self.ip(node, &format!("{family} route add {address} dev {name}"))?;
+        self.ip(name, "link set lo up")?;
+        self.ip(name, "link set eth0 up")?;
+        let (len, more, overhead) = if self.v4 { (32, "", 28) } else { (128, " nodad", 48) };
+        self.ip(name, &format!("{family} addr add {address}/{len} dev eth0{more}"))?;
+        self.ip(name, &format!("{family} neigh add {router} lladdr {} dev eth0", mac(host_mac(pod))))?;
+        if self.v4 {
+            self.ip(name, &format!("-4 route add {router} dev eth0 scope link"))?;
+        }
+        let pods = if self.v4 { "10.64.0.0/16" } else { "fd64::/112" };
+        self.ip(name, &format!("{family} route add {pods} via {router} dev eth0"))?;
+        let mtu = if matches!(pod, Pod::Client | Pod::Neighbour) { 1500 - overhead } else { 1500 };
+        self.ip(name, &format!("{family} route add default via {router} dev eth0 mtu {mtu}"))
+    }
+
+    fn make_world(&self) -> Result<()> {
+        let (family, world, len) = (self.family(), name(Pod::World), if self.v4 { 32 } else { 128 });
+        self.add_lan_address(world, 254)?;
+        self.ip(world, &format!("{family} addr add {}/{len} dev lo", self.address(Pod::World)))?;
+        let gateway = self.address(Pod::Gateway);
+        self.ip(world, &format!("{family} route add {gateway} via {} dev eth0", self.lan(2)))?;
+        Ok(())
+    }
+
+    fn desired(&self, index: usize) -> Desired {
+        let network = |v4: &str, v6: &str| if self.v4 { v4 } else { v6 }.parse().expect("a network");
+        let pool = network("10.64.0.0/16", "fd64::/112");
+        let pods = PODS.into_iter().filter(|(_, _, node, _)| *node == Some(index)).map(|(pod, name, ..)| {
+            let client = matches!(pod, Pod::Client | Pod::Neighbour);
+            LocalPod {
+                name: format!("test/{name}"),
+                addresses: vec![self.address(pod)],
+                ifindex: link(pod),
+                mac: pod_mac(pod),
+                host_mac: host_mac(pod),
+                policy: u32::from(client),
+                client,
+                gateway: pod == Pod::Gateway,
+            }
+        });
+        let egress = Egress {
+            name: "test/egress".into(),
+            gateways: vec![Gateway { address: self.address(Pod::Gateway), ready: true }],
+            sport_auto: false,
+            client_affinity: true,
+        };
+        Desired {
+            pools: [pool].into(),
+            pods: pods.collect(),
+            policies: [
+                ((1, network("0.0.0.0/0", "::/0")), Some(1)),
+                ((1, network("169.254.0.0/16", "fe80::/10")), None),
+                ((1, pool), None),
+            ]
+            .into(),
+            egresses: [(1, egress)].into(),
+            uplinks: [UPLINK].into(),
+            forward: true,
+            fou_port: 5555,
+        }
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        for space in self.spaces.values() {
+            let _ = NetNs::remove(space.path());
+        }
+    }
+}
+
+fn entry(pod: Pod) -> (Pod, &'static str, Option<usize>, u8) {
+    PODS.into_iter().find(|entry| entry.0 == pod).expect("PODS has every pod")
+}
+
+fn name(pod: Pod) -> &'static str {
+    entry(pod).1
+}
+
+/// The host side of a pod's veth.
+fn link(pod: Pod) -> u32 {
+    10 + pod as u32
+}
+
+fn pod_mac(pod: Pod) -> [u8; 6] {
+    [2, 0, 0, 0, 2, pod as u8]
+}
+
+fn host_mac(pod: Pod) -> [u8; 6] {
+    [2, 0, 0, 0, 1, pod as u8]
+}
+
+fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}

@@ -1,0 +1,250 @@
+//! A node of the cases in a network namespace: links, routes, and the datapath on them.
+
+use std::{net::IpAddr, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod, Reading, monotonic_seconds};
+use coil_cases::{
+    Case, Given, Net, Route, World,
+    host::{Entry, HostAddr, entry},
+    world::{self, POLICY, Prefix, UPLINK},
+};
+use coil_netns::NetNs;
+use ipnet::IpNet;
+
+use crate::Pins;
+
+/// A network namespace of one test.
+struct Namespace {
+    path: PathBuf,
+    ns: NetNs,
+}
+
+impl Namespace {
+    fn new(pins: &Pins) -> Result<Self> {
+        let name = pins.config().pin_root.file_name().map(PathBuf::from).context("a pin directory")?;
+        let path = std::env::temp_dir().join(name);
+        let ns = NetNs::create(&path)?;
+        Ok(Self { path, ns })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = NetNs::remove(&self.path);
+    }
+}
+
+/// A node on which programs run on packets.
+pub struct Node {
+    datapath: Datapath,
+    maps: PathBuf,
+}
+
+/// What the kernel did with a frame.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The program's return code.
+    pub code: i32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// The counters that the frame moved.
+    pub counted: Vec<Reading>,
+}
+
+impl Node {
+    /// Makes the node of the cases in a new network namespace and runs `work` there, with the pins of
+    /// the datapath in `pins`.
+    ///
+    /// # Errors
+    /// Without root, when the kernel refuses something, or what `work` fails with.
+    pub fn run<T: Send>(pins: &Pins, work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
+        let namespace = Namespace::new(pins)?;
+        namespace.ns.run(|| {
+            make_links()?;
+            let (v4, v6) = (World::new(&Net::v4()), World::new(&Net::v6()));
+            make_routes(&v4, "-4")?;
+            make_routes(&v6, "-6")?;
+            let mut datapath = pins.open()?;
+            datapath.apply(&desired()?)?;
+            work(&mut Self { datapath, maps: pins.config().pin_root.join("maps") })
+        })?
+    }
+
+    /// The datapath.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+
+    /// Runs a case on tables that hold what it states and nothing else.
+    ///
+    /// # Errors
+    /// When the kernel cannot run it.
+    pub fn case(&mut self, case: &Case) -> Result<Outcome> {
+        if case.net.is_v4() {
+            self.fill::<[u8; 4]>("4", &case.given)?;
+        } else {
+            self.fill::<[u8; 16]>("6", &case.given)?;
+        }
+        self.packet(case.path.name(), case.ingress, &case.frame)
+    }
+
+    /// Runs a program on a frame that comes in on a link.
+    ///
+    /// # Errors
+    /// When the kernel cannot run it.
+    pub fn packet(&mut self, program: &str, ingress: u32, frame: &[u8]) -> Result<Outcome> {
+        let before = self.datapath.counters()?;
+        let mut context = [0; SK_BUFF_SIZE];
+        context[IFINDEX_OFFSET..IFINDEX_OFFSET + 4].copy_from_slice(&ingress.to_ne_bytes());
+        let mut output = vec![0; frame.len() + 128];
+        let code: &SchedClassifier =
+            self.datapath.ebpf().program(program).context("no such program")?.try_into()?;
+        let result = code
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut output),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("cannot run {program} on a packet"))?;
+        output.truncate(result.data_size_out as usize);
+        let counted = self.datapath.counters()?.into_iter().zip(before);
+        let counted =
+            counted.filter(|(after, before)| after.packets != before.packets).map(|(after, _)| after);
+        Ok(Outcome { code: result.return_value.cast_signed(), frame: output, counted: counted.collect() })
+    }
+
+    /// Empties flows and translations of a family, and puts in what is given.
+    fn fill<A: HostAddr + Pod>(&self, family: &str, given: &[Given]) -> Result<()> {
+        let mut flows = self.table(&format!("coil_flows{family}"))?;
+        let mut nat = self.table(&format!("coil_nat{family}"))?;
+        let mut nat_rev = self.table(&format!("coil_nat_rev{family}"))?;
+        let now = monotonic_seconds();
+        for given in given {
+            match entry::<A>(given, now) {
+                Entry::Flow(key, value) => flows.insert(key, value, 0)?,
+                Entry::Nat(key, value, reverse, lease) => {
+                    nat.insert(key, value, 0)?;
+                    nat_rev.insert(reverse, lease, 0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a pinned table and empties it.
+    fn table<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>> {
+        let mut table = HashMap::try_from(Map::from_map_data(MapData::from_pin(self.maps.join(name))?)?)?;
+        let keys: Vec<K> = table.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            table.remove(&key)?;
+        }
+        Ok(table)
+    }
+}
+
+/// `struct __sk_buff` of `linux/bpf.h`: its size and the offset of `ifindex`.
+const SK_BUFF_SIZE: usize = 192;
+const IFINDEX_OFFSET: usize = 40;
+
+fn ip(arguments: &str) -> Result<()> {
+    let output =
+        Command::new("ip").args(arguments.split(' ')).output().context("cannot run ip (package iproute2)")?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+fn make_links() -> Result<()> {
+    for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")
+            .with_context(|| format!("cannot set {sysctl}"))?;
+    }
+    for ifindex in [UPLINK, world::CLIENT, world::PLAIN, world::GATEWAY] {
+        let (host, pod) = (mac(world::host_mac(ifindex)), mac(world::pod_mac(ifindex)));
+        let other = ifindex + 100;
+        ip(&format!(
+            "link add name link{ifindex} index {ifindex} address {host} mtu {} type veth \
+             peer name link{other} index {other} address {pod}",
+            world::MTU
+        )
+        .replace("  ", " "))?;
+        ip(&format!("link set link{ifindex} up"))?;
+        ip(&format!("link set link{other} up"))?;
+    }
+    Ok(())
+}
+
+fn make_routes(world: &World, family: &str) -> Result<()> {
+    let (node, len) = world.node;
+    let nodad = if family == "-6" { " nodad" } else { "" };
+    ip(&format!("{family} addr add {node}/{len} dev link{UPLINK}{nodad}"))?;
+    for ((net, len), route) in &world.routes {
+        match route {
+            Route::Via(via) => ip(&format!("{family} route add {net}/{len} via {via}"))?,
+            Route::Blackhole => ip(&format!("{family} route add blackhole {net}/{len}"))?,
+        }
+    }
+    for (addr, ifindex, ..) in &world.pods {
+        ip(&format!("{family} route add {addr} dev link{ifindex}"))?;
+    }
+    Ok(())
+}
+
+/// The worlds of both families as the agent states them.
+///
+/// # Errors
+/// When a world states a network that is none.
+pub fn desired() -> Result<Desired> {
+    let worlds = [World::new(&Net::v4()), World::new(&Net::v6())];
+    let mut desired =
+        Desired { uplinks: [UPLINK].into(), forward: true, fou_port: 5555, ..Desired::default() };
+    let net = |(addr, len): Prefix| Ok::<_, anyhow::Error>(IpNet::new(addr, len)?);
+    for world in &worlds {
+        for pool in &world.pools {
+            desired.pools.insert(net(*pool)?);
+        }
+        for (addr, ifindex, client, gateway) in &world.pods {
+            add_pod(&mut desired, *addr, *ifindex, *client, *gateway);
+        }
+        for (destination, egress) in &world.policy {
+            desired.policies.insert((POLICY, net(*destination)?), *egress);
+        }
+        for (id, gateways, sport_auto) in &world.egresses {
+            let egress = desired.egresses.entry(*id).or_insert_with(|| Egress {
+                name: format!("test/egress-{id}"),
+                gateways: vec![],
+                sport_auto: *sport_auto,
+                client_affinity: false,
+            });
+            egress.gateways.extend(gateways.iter().map(|address| Gateway { address: *address, ready: true }));
+        }
+    }
+    Ok(desired)
+}
+
+fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, client: bool, gateway: bool) {
+    if let Some(pod) = desired.pods.iter_mut().find(|pod| pod.ifindex == ifindex) {
+        pod.addresses.push(addr);
+        return;
+    }
+    desired.pods.push(LocalPod {
+        name: format!("test/pod-{ifindex}"),
+        addresses: vec![addr],
+        ifindex,
+        mac: world::pod_mac(ifindex),
+        host_mac: world::host_mac(ifindex),
+        policy: if client { POLICY } else { 0 },
+        client,
+        gateway,
+    });
+}

@@ -1,0 +1,172 @@
+//! Real traffic: from pod to pod, and from a client through a gateway into the world.
+//!
+//! ```text
+//! node a: client 10.64.0.1, plain 10.64.0.2 ─┐
+//! node b: gateway 10.64.1.1, pod 10.64.1.2  ─┼─ switch ─ world 198.51.100.1, knows the way to 10.64.1.1 only
+//!         client 10.64.1.3                  ─┘
+//! ```
+//!
+//! IPv6 the same with fd64:: and 2001:db8:9::1. What the sender's kernel hands over are packets with
+//! checksums to be filled in and segmentation to be done, which no packet case can show.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use coil_kernel_tests::{Fabric, Pod};
+use coil_packet::{Class, Reason};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Serves `connections` TCP connections: the peer's address in a line, then an echo of `size` bytes.
+fn serve(listener: &TcpListener, connections: usize, size: usize) -> Result<()> {
+    for _ in 0..connections {
+        let (mut stream, peer) = listener.accept()?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        writeln!(stream, "{}", peer.ip())?;
+        let mut data = vec![0; size];
+        stream.read_exact(&mut data)?;
+        stream.write_all(&data)?;
+    }
+    Ok(())
+}
+
+/// Sends `size` bytes and reads them back; the answer is the address that the server saw.
+fn echo(server: SocketAddr, size: usize) -> Result<IpAddr> {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut seen = String::new();
+    while !seen.ends_with('\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).context("read the address that the server saw")?;
+        seen.push(byte[0].into());
+    }
+    let data: Vec<u8> = (0..size).map(|i| (i * 7 + i / 251).to_le_bytes()[0]).collect();
+    let mut back = vec![0; size];
+    let mut reader = stream.try_clone()?;
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| stream.write_all(&data));
+        let read = reader.read_exact(&mut back);
+        sender.join().expect("the sender does not panic").context("send")?;
+        read.context("receive")
+    })?;
+    ensure!(back == data, "the bytes that came back differ");
+    Ok(seen.trim().parse()?)
+}
+
+/// One TCP connection from `from` to a server in `to`; the answer is the address that the server saw.
+fn tcp(fabric: &Fabric, from: Pod, to: Pod, port: u16, size: usize) -> Result<IpAddr> {
+    let server = SocketAddr::new(fabric.address(to), port);
+    let listener =
+        fabric.inside(to, || TcpListener::bind(server))?.with_context(|| format!("listen on {server}"))?;
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| serve(&listener, 1, size));
+        let seen = fabric
+            .inside(from, || echo(server, size))?
+            .with_context(|| format!("{from:?} to {to:?}, {size} bytes\n{}", fabric.counters()))?;
+        serving.join().expect("the server does not panic")?;
+        Ok(seen)
+    })
+}
+
+/// One datagram there and back.
+fn udp(fabric: &Fabric, from: Pod, to: Pod, size: usize) -> Result<IpAddr> {
+    let server = SocketAddr::new(fabric.address(to), 53);
+    let socket = fabric.inside(to, || UdpSocket::bind(server))??;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    thread::scope(|scope| {
+        let serving = scope.spawn(move || -> Result<IpAddr> {
+            let mut data = [0; 2048];
+            let (len, peer) = socket.recv_from(&mut data)?;
+            socket.send_to(&data[..len], peer)?;
+            Ok(peer.ip())
+        });
+        fabric.inside(from, || -> Result<()> {
+            let client = UdpSocket::bind(SocketAddr::new(fabric.address(from), 0))?;
+            client.set_read_timeout(Some(PATIENCE))?;
+            client.send_to(&vec![5; size], server)?;
+            let mut data = [0; 2048];
+            let (len, _) = client.recv_from(&mut data).with_context(|| {
+                format!("{from:?} to {to:?}: no answer to {size} bytes\n{}", fabric.counters())
+            })?;
+            ensure!(data[..len] == vec![5; size], "the datagram came back changed");
+            Ok(())
+        })??;
+        serving.join().expect("the server does not panic")
+    })
+}
+
+fn journey(v4: bool) -> Result<()> {
+    let fabric = Fabric::new(v4)?;
+    let gateway = fabric.address(Pod::Gateway);
+
+    // Egress through another node, and through the client's own.
+    for client in [Pod::Client, Pod::Neighbour] {
+        for (port, size) in [(8000, 10), (8001, 1 << 20), (8002, 10 << 20)] {
+            let seen = tcp(&fabric, client, Pod::World, port, size)?;
+            ensure!(seen == gateway, "the world saw {seen}, not the gateway {gateway}");
+        }
+        let largest = if v4 { 1472 - 28 } else { 1452 - 48 };
+        for size in [1, 999, largest] {
+            let seen = udp(&fabric, client, Pod::World, size)?;
+            ensure!(seen == gateway, "the world saw {seen}, not the gateway {gateway}");
+        }
+        fabric.ping(client, Pod::World)?;
+    }
+    for reason in
+        [Reason::ToGateway, Reason::Out, Reason::ReplyToNode, Reason::ReplyToPod, Reason::Decapsulated]
+    {
+        ensure!(fabric.count(reason) > 0, "no packet was {}\n{}", reason.name(), fabric.counters());
+    }
+
+    // Pod to pod, on one node and between two.
+    for (from, to, port) in
+        [(Pod::Plain, Pod::Client, 9000), (Pod::Plain, Pod::Remote, 9001), (Pod::Client, Pod::Remote, 9002)]
+    {
+        let seen = tcp(&fabric, from, to, port, 10 << 20)?;
+        ensure!(seen == fabric.address(from), "{to:?} saw {seen}");
+        udp(&fabric, from, to, 100)?;
+        fabric.ping(from, to)?;
+    }
+    for reason in [Reason::ToPod, Reason::ToNode] {
+        ensure!(fabric.count(reason) > 100, "the fast path was not taken\n{}", fabric.counters());
+    }
+
+    let dropped: Vec<_> =
+        fabric.readings().into_iter().filter(|(r, n)| r.class() == Class::Drop && *n > 0).collect();
+    ensure!(dropped.is_empty(), "dropped: {dropped:?}");
+
+    // The world knows no way to a client, and a pod that is none is not let out.
+    let world = SocketAddr::new(fabric.address(Pod::World), 8080);
+    let refused = fabric.inside(Pod::Plain, || TcpStream::connect_timeout(&world, Duration::from_secs(2)))?;
+    ensure!(refused.is_err(), "a pod that is no client reached the world");
+    Ok(())
+}
+
+#[test]
+fn ipv4_traffic() -> Result<()> {
+    journey(true)
+}
+
+#[test]
+fn ipv6_traffic() -> Result<()> {
+    journey(false)
+}
+
+/// A client that does not know about the tunnel's overhead is told, and then its packets fit.
+#[test]
+fn a_client_learns_the_mtu() -> Result<()> {
+    for v4 in [true, false] {
+        let fabric = Fabric::new(v4)?;
+        fabric.forget_mtu(Pod::Client)?;
+        tcp(&fabric, Pod::Client, Pod::World, 8000, 1 << 20)?;
+        ensure!(fabric.count(Reason::TooBig) > 0, "nobody was told\n{}", fabric.counters());
+    }
+    Ok(())
+}
