@@ -1,0 +1,261 @@
+//! An API server and a coild in a node's namespace.
+
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command},
+    time::{Duration, Instant},
+};
+
+use coil_api::{
+    cni::CniResult,
+    crd::{self, AddressPool, Egress},
+    rpc::{CniArgs, CniError, cni_client::CniClient, status},
+};
+use coil_apiserver::{ApiServer, Config, kubeconfig};
+use coil_controller::ipam;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node, Pod},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tonic::{Status, transport::Endpoint};
+
+use crate::topology::{NODE_V4, NODE_V6, TestNs, Topology};
+
+const NODE: &str = "n1";
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The cluster. Everything ends with it.
+pub(crate) struct Cluster {
+    topology: Topology,
+    pub(crate) objects: Objects,
+    directory: TempDir,
+    coild: Child,
+    _server: ApiServer,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.coild.kill();
+        let _ = self.coild.wait();
+    }
+}
+
+impl Cluster {
+    /// Runs a test in a cluster whose coild is ready.
+    pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Self) -> F + Send) {
+        let topology = Topology::new();
+        let ns = coil_netns::NetNs::open(topology.node.path()).unwrap();
+        ns.run(|| {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async { test(Self::start(topology).await).await });
+        })
+        .unwrap();
+    }
+
+    async fn start(topology: Topology) -> Self {
+        let directory = TempDir::new().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = ApiServer::start(listener, Config::default()).unwrap();
+        let text = kubeconfig(&server.url(), server.ca_pem(), "admin", server.token("admin").unwrap());
+        std::fs::write(directory.path().join("kubeconfig"), &text).unwrap();
+        let options = KubeConfigOptions::default();
+        let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+        let objects = Objects(Client::try_from(config).unwrap());
+        objects.populate().await;
+        let client = objects.0.clone();
+        tokio::spawn(async move {
+            let options = ipam::Options { gc_interval: LIMIT };
+            let (ready, _) = tokio::sync::watch::channel(None);
+            ipam::run(client, options, &prometheus::Registry::new(), ready).await.unwrap();
+        });
+        let coild = spawn(&directory);
+        let this = Self { topology, objects, directory, coild, _server: server };
+        this.until_ready().await;
+        this
+    }
+
+    pub(crate) fn node(&self) -> &TestNs {
+        &self.topology.node
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("coild.sock")
+    }
+
+    /// `kill -9`, and a new one.
+    pub(crate) async fn restart(&mut self) {
+        self.coild.kill().unwrap();
+        self.coild.wait().unwrap();
+        self.coild = spawn(&self.directory);
+        self.until_ready().await;
+    }
+
+    async fn until_ready(&self) {
+        let start = Instant::now();
+        while UnixStream::connect(self.socket()).await.is_err() {
+            assert!(start.elapsed() < LIMIT, "coild does not serve its socket");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn client(&self) -> CniClient<tonic::transport::Channel> {
+        let path = self.socket();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        CniClient::new(Endpoint::from_static("http://coild").connect_with_connector(connector).await.unwrap())
+    }
+
+    fn args(pod: &str, ns: &TestNs) -> CniArgs {
+        let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+        CniArgs {
+            container_id: format!("container-{pod}"),
+            netns: ns.path().display().to_string(),
+            ifname: "eth0".to_owned(),
+            args: [pair("K8S_POD_NAMESPACE", "default"), pair("K8S_POD_NAME", pod)].into(),
+            ..CniArgs::default()
+        }
+    }
+
+    pub(crate) async fn add(&self, pod: &str, ns: &TestNs) -> Result<CniResult, CniError> {
+        let answer = self.client().await.add(Self::args(pod, ns)).await.map_err(|status| error(&status))?;
+        Ok(serde_json::from_slice(&answer.into_inner().result).unwrap())
+    }
+
+    pub(crate) async fn del(&self, pod: &str, ns: &TestNs) -> Result<(), CniError> {
+        self.client().await.del(Self::args(pod, ns)).await.map(drop).map_err(|status| error(&status))
+    }
+
+    pub(crate) async fn check(&self, pod: &str, ns: &TestNs) -> Result<(), CniError> {
+        self.client().await.check(Self::args(pod, ns)).await.map(drop).map_err(|status| error(&status))
+    }
+
+    /// As the kubelet does: again until it works.
+    pub(crate) async fn until_added(&self, pod: &str, ns: &TestNs) {
+        let start = Instant::now();
+        while let Err(e) = self.add(pod, ns).await {
+            assert!(start.elapsed() < LIMIT, "{}", e.msg);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Until coild has seen what was changed.
+    pub(crate) async fn until_add_fails(&self, pod: &str, ns: &TestNs, part: &str) {
+        let start = Instant::now();
+        loop {
+            match self.add(pod, ns).await {
+                Err(e) if e.msg.contains(part) => return,
+                Err(e) => assert!(start.elapsed() < LIMIT, "{}", e.msg),
+                Ok(_) => {
+                    assert!(start.elapsed() < LIMIT, "it works");
+                    self.del(pod, ns).await.unwrap();
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn error(status: &Status) -> CniError {
+    status::error_of(status).unwrap_or_else(|| panic!("an error without CNI details: {status}"))
+}
+
+fn spawn(directory: &TempDir) -> Child {
+    let at = |name: &str| directory.path().join(name);
+    Command::new(env!("CARGO_BIN_EXE_coild"))
+        .args([
+            "--datapath",
+            "kernel",
+            "--metrics-addr",
+            "127.0.0.1:0",
+            "--health-addr",
+            "127.0.0.1:0",
+            "--socket",
+        ])
+        .arg(at("coild.sock"))
+        .env("KUBECONFIG", at("kubeconfig"))
+        .env("COIL_NODE_NAME", NODE)
+        .spawn()
+        .unwrap()
+}
+
+/// The objects of the API.
+pub(crate) struct Objects(Client);
+
+impl Objects {
+    async fn create<K>(&self, api: Api<K>, object: Value)
+    where
+        K: Resource + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+    {
+        api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+    }
+
+    async fn patch<K>(&self, api: Api<K>, name: &str, patch: Value)
+    where
+        K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
+        Api::all(self.0.clone())
+    }
+
+    async fn populate(&self) {
+        let definitions: Api<CustomResourceDefinition> = self.all();
+        for definition in crd::definitions() {
+            definitions.create(&PostParams::default(), &definition).await.unwrap();
+        }
+        let namespaces: Api<Namespace> = self.all();
+        for name in ["default", "internet"] {
+            if namespaces.get_opt(name).await.unwrap().is_none() {
+                self.create(self.all::<Namespace>(), json!({"metadata": {"name": name}})).await;
+            }
+        }
+        let node = json!({"metadata": {"name": NODE}});
+        self.create(self.all::<Node>(), node).await;
+        let addresses = [NODE_V4, NODE_V6].map(|a| json!({"type": "InternalIP", "address": a}));
+        let status = json!({"status": {"addresses": addresses}});
+        let nodes: Api<Node> = self.all();
+        nodes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        let pool = json!({"apiVersion": "coil.cybozu.com/v2", "kind": "AddressPool", "metadata": {"name": "default"},
+            "spec": {"blockSizeBits": 2, "subnets": [{"ipv4": "10.64.0.0/30", "ipv6": "fd64::/126"}]}});
+        self.create(self.all::<AddressPool>(), pool).await;
+    }
+
+    pub(crate) async fn pod(&self, name: &str, annotations: Value) {
+        let pod = json!({"metadata": {"name": name, "annotations": annotations},
+            "spec": {"nodeName": NODE, "containers": [{"name": "c", "image": "c"}]}});
+        self.create(Api::<Pod>::namespaced(self.0.clone(), "default"), pod).await;
+    }
+
+    pub(crate) async fn annotate_pod(&self, name: &str, annotations: Value) {
+        let api = Api::<Pod>::namespaced(self.0.clone(), "default");
+        self.patch(api, name, json!({"metadata": {"annotations": annotations}})).await;
+    }
+
+    pub(crate) async fn annotate_namespace(&self, annotations: Value) {
+        let patch = json!({"metadata": {"annotations": annotations}});
+        self.patch(self.all::<Namespace>(), "default", patch).await;
+    }
+
+    pub(crate) async fn egress(&self, namespace: &str, name: &str) {
+        let egress = json!({"apiVersion": "coil.cybozu.com/v2", "kind": "Egress", "metadata": {"name": name},
+            "spec": {"destinations": ["198.51.100.0/24"]}});
+        self.create(Api::<Egress>::namespaced(self.0.clone(), namespace), egress).await;
+    }
+}
