@@ -1,6 +1,6 @@
 //! What both controllers do around their work: flags, logs, endpoints, leadership, signals.
 
-use std::{ffi::OsString, fmt::Debug, future::Future, time::Duration};
+use std::{ffi::OsString, fmt::Debug, future::Future, io::IsTerminal, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
@@ -21,12 +21,25 @@ use crate::{lease::Candidate, serve};
 #[must_use]
 pub fn start<A: Parser + Debug>() -> A {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let (args, dropped): (Vec<OsString>, _) = strip_zap(std::env::args_os());
     if !dropped.is_empty() {
         warn!(flags = dropped.join(" "), "logging flags have no effect; use RUST_LOG");
     }
     A::parse_from(args)
+}
+
+/// The program's end: an error is one line, with its causes.
+#[must_use]
+pub fn end(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// A flag of Coil v2 that this version does not serve: only its default is accepted.
@@ -104,9 +117,10 @@ where
     serve::spawn("--metrics-addr", metrics_addr, serve::metrics(registry))?;
     serve::spawn("--health-addr", health_addr, serve::health(readiness))?;
 
-    let client = Client::try_default()
-        .await
-        .context("no access to the API server: set KUBECONFIG, or run in a pod with a service account")?;
+    // kube's errors repeat their causes themselves.
+    let client = Client::try_default().await.map_err(|e| {
+        anyhow!("no access to the API server: set KUBECONFIG, or run in a pod with a service account ({e})")
+    })?;
     let mut candidate = Candidate::new(client.clone(), lease, Candidate::unique_identity());
     let stop = async {
         tokio::select! {

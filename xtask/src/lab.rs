@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 
 use crate::{build, run, setup};
 
-/// A Coil cluster in network namespaces: up, status, kubeconfig, exec, node, world, down.
+/// A Coil cluster in network namespaces: up, status, kubeconfig, exec, node, world, down, demo.
 ///
-/// Try `cargo xtask lab up`, or `cargo xtask lab help` for the verbs. `up` installs what is
-/// missing and builds everything first.
+/// Try `cargo xtask lab demo`, or `cargo xtask lab help` for the verbs. `up` and `demo` install
+/// what is missing and build everything first.
 #[derive(clap::Args)]
 #[command(disable_help_subcommand = true)]
 pub(crate) struct Args {
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         setup::ensure()?;
     }
     // A lab that is running keeps the programs it was started with: other verbs build nothing.
-    if !program.exists() || (verb == "up" && !help) {
+    if !program.exists() || (matches!(verb, "up" | "demo") && !help) {
         build::all()?;
     }
     // This process becomes the lab's command: killing the one is killing the other.

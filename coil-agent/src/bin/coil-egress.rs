@@ -1,5 +1,7 @@
 //! The program in a gateway pod: readiness, metrics, and an end that waits for flows.
 
+use std::{io::IsTerminal, process::ExitCode};
+
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use coil_agent::gateway::{Endpoints, run, settings::Settings};
@@ -47,9 +49,20 @@ enum Backend {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match serve().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let (args, dropped) = strip_zap(std::env::args_os());
     if !dropped.is_empty() {
         warn!(flags = dropped.join(" "), "logging flags have no effect; use RUST_LOG");

@@ -1,10 +1,12 @@
 //! Makes Egresses into gateway pods.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 use coil_api::{flags::ListenAddr, names::DEFAULT_EGRESS_PORT};
 use coil_controller::{
-    egress::{self, Backend, Settings},
+    egress::{self, Backend, Settings, image::Source},
     program,
 };
 use prometheus::Registry;
@@ -34,17 +36,22 @@ struct Args {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    program::end(run().await)
+}
+
+async fn run() -> Result<()> {
     let args: Args = program::start();
     args.webhook.refuse(":9444")?;
-    let (image, port, backend) = (args.image, args.egress_port, args.backend);
+    let image = Source::find(args.image, |name| std::env::var(name).ok())?;
+    let (port, backend) = (args.egress_port, args.backend);
     program::run(
         "coil-egress-leader",
         args.metrics_addr,
         args.health_addr,
         Registry::new(),
         |client, ready| async move {
-            let image = egress::image::find(&client, image).await?;
+            let image = image.read(&client).await?;
             egress::run(client, Settings { image, port, backend }, ready).await
         },
     )

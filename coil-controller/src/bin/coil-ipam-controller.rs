@@ -1,5 +1,7 @@
 //! Carves AddressBlocks out of AddressPools.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 use coil_api::flags::{GoDuration, ListenAddr};
@@ -24,7 +26,11 @@ struct Args {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    program::end(run().await)
+}
+
+async fn run() -> Result<()> {
     let args: Args = program::start();
     args.webhook.refuse(":9443")?;
     let registry = Registry::new();

@@ -11,6 +11,7 @@ mod meta;
 mod names;
 mod openapi;
 mod patch;
+mod protobuf;
 mod registry;
 mod schema;
 mod selector;

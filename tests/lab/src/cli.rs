@@ -8,9 +8,9 @@ use clap::{Parser, Subcommand};
 use crate::{
     cluster,
     config::{DEFAULT_NAME, Options},
-    down,
+    demo, down,
     enter::{self, Where},
-    init, keeper, kubelet, programs,
+    init, keeper, kubelet, programs, signals,
     state::{self, StateDir},
     supervisor,
     tool::{self, Tool},
@@ -73,6 +73,8 @@ enum Verb {
     },
     /// End a lab, and check that nothing is left of it
     Down(Name),
+    /// Start a lab of its own, show everything that Coil does in it, and end it
+    Demo(demo::Args),
     /// Traffic tools
     #[command(hide = true)]
     Tool {
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
             | Verb::Node { .. }
             | Verb::World { .. }
             | Verb::Down(_)
+            | Verb::Demo(_)
     );
     if for_people && !nix::unistd::geteuid().is_root() {
         eprintln!("error: the lab makes network namespaces: run it as root");
@@ -143,6 +146,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             return inside(&lab, &Where::Member(crate::config::WORLD.to_owned()), &command);
         }
         Verb::Down(lab) => down::down(&lab.name)?,
+        Verb::Demo(args) => return demo::run(&args),
         Verb::Tool { tool } => tool::main(tool)?,
         Verb::Keeper { options } => keeper::main(&options)?,
         Verb::Init { options } => init::main(&options)?,
@@ -164,6 +168,7 @@ fn log() {
 }
 
 fn up(options: &Options) -> Result<()> {
+    signals::end_lab_first(&options.name)?;
     let owned = keeper::start(&keeper::own_program()?, options, |line| println!("{line}"))?;
     owned.let_go()?;
     let state = StateDir::of(&options.name);

@@ -66,12 +66,14 @@ pub(crate) fn run(lab: &str, place: &Where, command: &[String]) -> Result<ExitSt
     let place = place.place(lab, &state)?;
     let namespace = |kind: &str| place::open(&PathBuf::from(format!("/proc/{}/ns/{kind}", running.init)));
     let (pid, mnt) = (namespace("pid")?, namespace("mnt")?);
+    // Found by /proc, which does not know this process once the mounts are the lab's.
+    let path = programs::search_path()?;
     // Children, not this process, will be in the PID namespace.
     setns(&pid, CloneFlags::CLONE_NEWPID).context("cannot enter the lab's PID namespace")?;
     setns(&mnt, CloneFlags::CLONE_NEWNS).context("cannot enter the lab's mount namespace")?;
     let (program, args) = command.split_first().context("no command")?;
     let mut command: Command = place.open()?.command(program);
-    command.args(args).env("PATH", programs::search_path()?).env("COIL_LAB", lab);
+    command.args(args).env("PATH", path).env("COIL_LAB", lab);
     // The files are the machine's own, so a lab's command may well start where its caller is.
     if let Ok(cwd) = std::env::current_dir() {
         command.current_dir(if cwd.starts_with("/run") { Path::new("/") } else { &cwd });

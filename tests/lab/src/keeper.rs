@@ -20,6 +20,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
+    errno::Errno,
+    libc,
     sched::{CloneFlags, unshare},
     sys::{
         prctl,
@@ -54,9 +56,20 @@ pub(crate) fn start(program: &Path, options: &Options, mut say: impl FnMut(&str)
     config::check_name(&options.name)?;
     let mut command = Command::new(program);
     command.arg("keeper").arg(serde_json::to_string(options)?).stdin(Stdio::piped()).stdout(Stdio::piped());
-    // SAFETY: between fork and exec the closure makes one system call. The keeper gets a session of
-    // its own, so that a terminal's Ctrl-C ends the owner and leaves the keeper to clean up.
-    unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) };
+    // Whoever reads the owner's complaints must not wait for a lab that lives on.
+    let logs = programs::logs_beside(program, &options.name);
+    command.stderr(programs::append(&logs.with_file_name("keeper.log"))?);
+    let detach = || {
+        // A terminal's Ctrl-C ends the owner and leaves the keeper to clean up.
+        setsid()?;
+        // A lab that lives on must not keep open what the owner's caller has open.
+        let flags = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+        // SAFETY: marks descriptors to be closed by exec; 0 to 2 are the keeper's own.
+        Errno::result(unsafe { libc::close_range(3, libc::c_uint::MAX, flags) })?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, and allocates nothing.
+    unsafe { command.pre_exec(detach) };
     let mut keeper = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     let (Some(pipe), Some(progress)) = (keeper.stdin.take(), keeper.stdout.take()) else {
         bail!("the keeper has no pipes");
@@ -76,7 +89,7 @@ pub(crate) fn start(program: &Path, options: &Options, mut say: impl FnMut(&str)
         }
     }
     let _ = owned.end();
-    bail!("the lab ended while it was starting; see {}", programs::logs_dir(&options.name)?.display())
+    bail!("the lab ended while it was starting; see {}", logs.display())
 }
 
 impl Owned {

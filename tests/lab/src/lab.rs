@@ -11,9 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     config::Options,
-    down::wait_until_gone,
     keeper::{self, Owned},
-    remains::Holdings,
+    remains::Remains,
     state::StateDir,
 };
 
@@ -194,11 +193,11 @@ impl Lab {
     /// # Errors
     /// When something is left; the message lists it.
     pub fn down(mut self) -> Result<()> {
-        let holdings = Holdings::of(&self.state.lab(&self.options.name)?, &self.state)?;
+        let remains = Remains::of_lab(&self.options.name)?;
         if let Some(owned) = self.owned.take() {
             owned.end()?;
         }
-        wait_until_gone(&holdings, &self.options.name)
+        remains.wait_until_gone().with_context(|| format!("lab {:?}", self.options.name))
     }
 }
 

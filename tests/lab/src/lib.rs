@@ -12,7 +12,7 @@
 //! - `topology`: namespaces and wires; `place`: a network with a mount namespace.
 //! - `keeper`, `init`, `supervisor`: from a command to a running lab, and how nothing is left of it.
 //! - `kubelet`, `cluster`: what stands in for the parts of Kubernetes that Coil works with.
-//! - `tool`: the traffic tools.
+//! - `demo`: shows that all of it works; `tool`: the traffic tools.
 //! - [`Lab`]: the same for tests.
 
 pub mod config;
@@ -20,6 +20,7 @@ pub mod config;
 mod access;
 mod cli;
 mod cluster;
+mod demo;
 mod down;
 mod enter;
 mod init;
@@ -29,6 +30,7 @@ mod lab;
 mod place;
 mod programs;
 mod remains;
+mod signals;
 mod state;
 mod supervisor;
 mod tool;
@@ -37,3 +39,4 @@ mod world;
 
 pub use cli::main;
 pub use lab::{Done, Lab};
+pub use remains::Remains;

@@ -38,8 +38,13 @@ pub(crate) fn search_path() -> Result<String> {
 
 /// Where a lab's logs are: below the build directory, so that they survive the lab.
 pub(crate) fn logs_dir(name: &str) -> Result<PathBuf> {
-    let dir = dir()?;
-    Ok(dir.parent().unwrap_or(&dir).join("lab").join(name).join("logs"))
+    Ok(logs_beside(&own_program()?, name))
+}
+
+/// As [`logs_dir`], for a lab that another program of the build directory runs.
+pub(crate) fn logs_beside(program: &Path, name: &str) -> PathBuf {
+    let build = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    build.join("lab").join(name).join("logs")
 }
 
 /// What happens when a program ends.

@@ -5,9 +5,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use crate::{
@@ -15,12 +16,16 @@ use crate::{
     state::{LabFile, StateDir},
 };
 
+/// The kernel frees namespaces and BPF objects a moment after their last user.
+const LIMIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
 /// Kinds of BPF objects, as bpftool names them.
 const BPF_KINDS: [&str; 3] = ["prog", "map", "link"];
 
-/// The names that the kernel has for everything of one lab.
+/// The names that the kernel has for everything of one lab: looked up while it runs, they tell
+/// later what is left.
 #[derive(Debug, Default)]
-pub(crate) struct Holdings {
+pub struct Remains {
     /// Namespaces as `/proc` writes them: `net:[4026532000]`.
     namespaces: BTreeSet<String>,
     /// Pinned BPF objects: kind and id.
@@ -35,7 +40,16 @@ struct BpfObject {
     pinned: Vec<PathBuf>,
 }
 
-impl Holdings {
+impl Remains {
+    /// Looks at the running lab of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of_lab(name: &str) -> Result<Self> {
+        let state = StateDir::of(name);
+        Self::of(&state.lab(name)?, &state)
+    }
+
     /// Looks at a running lab.
     pub(crate) fn of(lab: &LabFile, state: &StateDir) -> Result<Self> {
         let init = lab.init.to_string();
@@ -71,7 +85,10 @@ impl Holdings {
     }
 
     /// What of it is still there, one line each.
-    pub(crate) fn left(&self) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    pub fn left(&self) -> Result<Vec<String>> {
         let mut left = Vec::new();
         for process in processes() {
             if let Some(ns) = namespaces(&process).find(|ns| self.namespaces.contains(ns)) {
@@ -97,6 +114,24 @@ impl Holdings {
             left.push(format!("directory {state}"));
         }
         Ok(left)
+    }
+
+    /// Waits until nothing is there any more.
+    ///
+    /// # Errors
+    /// When something stays; the message lists it.
+    pub fn wait_until_gone(&self) -> Result<()> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let left = self.left()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("still there after {LIMIT:?}:\n  {}", left.join("\n  "));
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// For people: how much there was.

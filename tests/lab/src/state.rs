@@ -1,7 +1,7 @@
 //! A lab's directory on the host: what the other verbs know about a running lab.
 //!
 //! ```text
-//! /run/coil-lab/NAME/lock           held (flock) by the lab's keeper as long as the lab lives
+//! /run/coil-lab/NAME/lock           locked by the lab's keeper as long as the lab lives
 //!                    lab.json       options, logs, the process id of the lab's init
 //!                    places.json    namespaces of nodes, control and world
 //!                    kubeconfig     for kubectl on the host
@@ -18,12 +18,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{config::Options, place::Place};
 
 const ROOT: &str = "/run/coil-lab";
+#[expect(clippy::cast_possible_truncation, reason = "the constants of a 16-bit field")]
+const WRITE_LOCK: i16 = libc::F_WRLCK as i16;
+#[expect(clippy::cast_possible_truncation, reason = "the constants of a 16-bit field")]
+const FROM_START: i16 = libc::SEEK_SET as i16;
 
 /// The API server's user that may do everything.
 pub(crate) const ADMIN: &str = "admin";
@@ -89,26 +97,32 @@ impl StateDir {
     }
 
     /// Takes the directory for a new lab. `Ok(true)`: remains of a crashed one were taken over.
-    pub(crate) fn claim(&self, name: &str) -> Result<(Flock<File>, bool)> {
+    pub(crate) fn claim(&self, name: &str) -> Result<(File, bool)> {
         let stale = self.path.exists();
         fs::create_dir_all(&self.path).with_context(|| format!("cannot make {}", self.path.display()))?;
         let path = self.path.join("lock");
         let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-            bail!("lab {name:?} is running: end it with `lab down --name {name}`, or give another --name");
-        };
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN | Errno::EACCES) => {
+                bail!("lab {name:?} is running: end it with `lab down --name {name}`, or give another --name")
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
+        }
         for entry in fs::read_dir(&self.path)?.flatten().filter(|e| e.file_name() != "lock") {
             let path = entry.path();
             if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
                 .with_context(|| format!("cannot remove {}", path.display()))?;
         }
-        Ok((lock, stale))
+        Ok((file, stale))
     }
 
     /// Whether a keeper holds the lock.
     pub(crate) fn is_held(&self) -> bool {
         let Ok(file) = File::open(self.path.join("lock")) else { return false };
-        Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+        // Only asks: to take the lock, even for a moment, would be in the way of a lab that starts.
+        let mut lock = whole_file();
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
     }
 
     /// Removes the directory, and the parent with the last lab.
@@ -144,6 +158,11 @@ impl StateDir {
     }
 }
 
+/// An exclusive lock of a whole file, held by its open description: it ends with the process.
+fn whole_file() -> libc::flock {
+    libc::flock { l_type: WRITE_LOCK, l_whence: FROM_START, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
 /// The labs that have a directory, with whether each is alive.
 pub(crate) fn all() -> Vec<(String, bool)> {
     let mut names: Vec<String> = fs::read_dir(ROOT)
@@ -176,4 +195,23 @@ pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
     let new = path.with_added_extension("new");
     fs::write(&new, text).with_context(describe)?;
     fs::rename(&new, path).with_context(describe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_once_and_asking_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir { path: dir.path().join("x") };
+        let (lock, stale) = state.claim("x").unwrap();
+        assert!(!stale && state.is_held());
+        assert!(state.claim("x").unwrap_err().to_string().contains("is running"));
+        drop(lock);
+        assert!(!state.is_held());
+        let _asked = File::open(state.path().join("lock")).unwrap();
+        let (_lock, stale) = state.claim("x").unwrap();
+        assert!(stale);
+    }
 }

@@ -11,6 +11,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, WARNING};
 use hyper::{Request, Response, StatusCode};
 use serde_json::Value;
 
+use crate::protobuf;
 use crate::status::{ApiError, Result};
 
 /// A response body.
@@ -61,7 +62,7 @@ pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
     }
 }
 
-/// Reads a JSON or YAML body; an empty one is null.
+/// Reads a JSON, YAML or protobuf body; an empty one is null.
 pub(super) async fn read(request: Request<Incoming>) -> Result<Value> {
     let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let content_type = content_type.unwrap_or_default().to_owned();
@@ -73,7 +74,11 @@ pub(super) async fn read(request: Request<Incoming>) -> Result<Value> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
-    if content_type.contains("protobuf") || content_type.contains("cbor") {
+    if content_type.starts_with("application/vnd.kubernetes.protobuf") {
+        return protobuf::decode(&bytes)
+            .map_err(|error| ApiError::bad_request(format!("error decoding the body as protobuf: {error}")));
+    }
+    if content_type.contains("cbor") {
         return Err(ApiError::unsupported_media(&content_type, "application/json, application/yaml"));
     }
     match serde_json::from_slice(&bytes) {

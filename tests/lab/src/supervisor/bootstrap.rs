@@ -18,8 +18,6 @@ use crate::config::{DEFAULT_POOL, EGRESS_POOL, Family, Ip};
 
 /// How often a condition is looked at.
 pub(super) const POLL: Duration = Duration::from_millis(50);
-/// The pod that the egress controller is told it runs in.
-pub(super) const CONTROLLER_POD: &str = "coil-egress-controller";
 /// The definitions as they are shipped.
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
 /// Addresses of a block, as a power of two.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use coil_api::names::{ENV_NODE_NAME, ENV_POD_NAME, ENV_POD_NAMESPACE};
+use coil_api::names::ENV_NODE_NAME;
 use tokio::{sync::mpsc, time};
 
 use crate::{
@@ -187,9 +187,9 @@ impl Lab {
     fn start_controllers(&self) -> Result<()> {
         let kubeconfig = self.state.inner_kubeconfig(ADMIN).display().to_string();
         self.run_own(CONTROL, "cluster", vec![kubeconfig])?;
-        let pod = [(ENV_POD_NAMESPACE, "kube-system"), (ENV_POD_NAME, bootstrap::CONTROLLER_POD)];
-        self.run(CONTROL, "coil-ipam-controller", Vec::new(), &pod)?;
-        self.run(CONTROL, "coil-egress-controller", Vec::new(), &pod)
+        self.run(CONTROL, "coil-ipam-controller", Vec::new(), &[])?;
+        // A container's command comes from the machine's own files: the image is a name only.
+        self.run(CONTROL, "coil-egress-controller", vec!["--image=coil".to_owned()], &[])
     }
 
     fn start_node(&self, node: &str) -> Result<()> {

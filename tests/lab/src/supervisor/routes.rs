@@ -4,12 +4,7 @@
 //! announce. Here the network is the lab's: control learns all of them, the world those
 //! that are routable.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    process::{Output, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use coil_api::names::DEFAULT_EXPORT_TABLE;
@@ -103,10 +98,10 @@ async fn exported(family: Family, node: &OpenPlace) -> Result<BTreeSet<IpNet>> {
     for ip in family.each() {
         let mut show = node.command("ip");
         show.args([ip.flag(), "-j", "route", "show", "table", &DEFAULT_EXPORT_TABLE.to_string()]);
-        let Output { stdout, .. } = Command::from(show).output().await.context("cannot run ip")?;
-        // A table that was never written to does not exist; ip then says so and prints nothing.
+        let output = Command::from(show).output().await.context("cannot run ip")?;
+        // A table that was never written to does not exist, which ip calls an error.
         let routes: Vec<Route> =
-            if stdout.trim_ascii().is_empty() { Vec::new() } else { serde_json::from_slice(&stdout)? };
+            if output.status.success() { serde_json::from_slice(&output.stdout)? } else { Vec::new() };
         for Route { dst } in routes {
             // A block of one address is written without its length.
             let one = || dst.parse::<IpAddr>().map(IpNet::from);

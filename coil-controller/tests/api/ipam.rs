@@ -4,13 +4,9 @@
 //!   test (nodes, pools, requests) ──▶ API server ◀──▶ ipam::run
 //! ```
 
-#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
-
-#[expect(dead_code, reason = "each test file uses a part of it")]
-mod support;
-
 use std::{collections::BTreeSet, time::Duration};
 
+use crate::support::{Cluster, eventually};
 use coil_api::crd::{AddressBlock, AddressPool, BlockRequest};
 use coil_controller::ipam::{self, Options};
 use k8s_openapi::api::core::v1::Node;
@@ -20,7 +16,6 @@ use kube::{
 };
 use prometheus::Registry;
 use serde_json::json;
-use support::{Cluster, eventually};
 use tokio::{sync::watch, task::JoinHandle};
 
 /// A controller that ends with this value.

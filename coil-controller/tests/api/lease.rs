@@ -1,15 +1,10 @@
 //! Leader election against an API server.
 
-#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
-
-#[expect(dead_code, reason = "each test file uses a part of it")]
-mod support;
-
+use crate::support::{Cluster, LIMIT, eventually};
 use coil_controller::lease::{Candidate, NAMESPACE};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use support::{Cluster, LIMIT, eventually};
 
 #[tokio::test]
 async fn one_leads_and_hands_over() {

@@ -4,16 +4,17 @@
 //!   test (Egresses, Deployment status) ──▶ API server ◀──▶ egress::run
 //! ```
 
-#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
-
-#[expect(dead_code, reason = "each test file uses a part of it")]
-mod support;
-
+use crate::support::{Cluster, eventually};
 use coil_api::crd::Egress;
-use coil_controller::egress::{self, Backend, Settings};
+use coil_controller::egress::{
+    self, Backend, Settings,
+    ensure::{Ensured, ensure},
+    image::Source,
+    objects,
+};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Service, ServiceAccount},
+    core::v1::{Pod, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRoleBinding,
 };
@@ -22,7 +23,6 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use support::{Cluster, eventually};
 use tokio::{sync::watch, task::JoinHandle};
 
 struct Controller(JoinHandle<anyhow::Result<()>>);
@@ -33,10 +33,13 @@ impl Drop for Controller {
     }
 }
 
+fn settings(port: u16) -> Settings {
+    Settings { image: "coil:test".into(), port, backend: Backend::Iptables }
+}
+
 fn start(cluster: &Cluster, port: u16) -> Controller {
-    let settings = Settings { image: "coil:test".into(), port, backend: Backend::Iptables };
     let client = cluster.client.clone();
-    Controller(tokio::spawn(egress::run(client, settings, watch::Sender::new(None))))
+    Controller(tokio::spawn(egress::run(client, settings(port), watch::Sender::new(None))))
 }
 
 async fn create(cluster: &Cluster, namespace: &str, name: &str, spec: Value) -> Egress {
@@ -160,6 +163,14 @@ async fn reconciling_twice_changes_nothing() {
     })
     .await;
     assert_eq!(versions().await, before);
+
+    let egress = cluster.of::<Egress>("internet").get("nat").await.unwrap();
+    let deployment = objects::deployment(&egress, &settings(5555));
+    let result = ensure(&cluster.of::<Deployment>("internet"), deployment).await.unwrap();
+    assert!(matches!(result, Ensured::Unchanged(_)), "{result:?}");
+    let service = objects::service(&egress, &settings(5555));
+    let result = ensure(&cluster.of::<Service>("internet"), service).await.unwrap();
+    assert!(matches!(result, Ensured::Unchanged(_)), "{result:?}");
 }
 
 #[tokio::test]
@@ -219,4 +230,21 @@ async fn one_in_trouble_stops_no_other_and_takes_nothing_from_others() {
         condition(&cluster, "taken", "Degraded").await.is_some_and(|(s, _)| s == "False")
     })
     .await;
+}
+
+#[tokio::test]
+async fn gateways_have_the_controllers_own_image() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("system").await;
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "controller-1"},
+        "spec": {"containers": [{"name": "controller", "image": "registry.example/coil:2"}]},
+    }))
+    .unwrap();
+    cluster.of::<Pod>("system").create(&PostParams::default(), &pod).await.unwrap();
+    let source = |name: &str| Source::Pod { namespace: "system".into(), name: name.into() };
+    let image = source("controller-1").read(&cluster.client).await.unwrap();
+    assert_eq!(image, "registry.example/coil:2");
+    let error = source("absent").read(&cluster.client).await.unwrap_err();
+    assert!(error.to_string().contains("system/absent"), "{error}");
 }

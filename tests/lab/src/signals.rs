@@ -1,0 +1,48 @@
+//! Ctrl-C and SIGTERM of a command that owns a lab.
+
+use std::{process::exit, thread, time::Duration};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::state::StateDir;
+
+/// What a shell shows for a command that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
+const POLL: Duration = Duration::from_millis(20);
+
+/// From now on a signal ends the lab of this name before it ends the process. Without this the lab
+/// ends too, only after the prompt is back.
+pub(crate) fn end_lab_first(name: &str) -> Result<()> {
+    let state = StateDir::of(name);
+    let name = name.to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let wait = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        eprintln!("interrupted: ending lab {name:?}");
+        // Not yet there, or gone: the keeper sees the end of this process.
+        if let Ok(lab) = state.lab(&name)
+            && kill(Pid::from_raw(lab.keeper), Signal::SIGTERM).is_ok()
+        {
+            while state.is_held() {
+                thread::sleep(POLL);
+            }
+        }
+        exit(INTERRUPTED);
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait).context("cannot start a thread")?;
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! Lab clusters: what a user of Coil sees, with real programs and real packets.
+//!
+//! Each test has a lab of its own, and several run side by side. They need root, and the programs
+//! that `cargo xtask test` builds first.
+//!
+//! - `demo`: the demo itself, in each family and with the kernel's datapath.
+//! - `addresses`: pools, pods and blocks through kubectl.
+//! - `failures`: pods that cannot have a network, and how they recover.
+//! - `restart`: coild killed while packets flow.
+//! - `lifecycle`: labs end, however they end, and leave nothing.
+
+mod addresses;
+mod common;
+mod demo;
+mod failures;
+mod lifecycle;
+mod restart;
