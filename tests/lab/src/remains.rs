@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     keeper::own_program,
@@ -19,6 +20,8 @@ use crate::{
 /// The kernel frees namespaces and BPF objects a moment after their last user.
 const LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
+/// How often an interrupted list of BPF objects is asked for again.
+const LIST_ATTEMPTS: u32 = 100;
 /// Kinds of BPF objects, as bpftool names them.
 const BPF_KINDS: [&str; 3] = ["prog", "map", "link"];
 
@@ -62,22 +65,10 @@ impl Remains {
         let mut bpf = BTreeSet::new();
         for node in lab.options.node_names() {
             for kind in BPF_KINDS {
-                let output = Command::new(own_program()?)
-                    .args([
-                        "node",
-                        "--name",
-                        &lab.options.name,
-                        &node,
-                        "--",
-                        "bpftool",
-                        "-j",
-                        "-f",
-                        kind,
-                        "show",
-                    ])
-                    .output()
-                    .context("cannot look at BPF objects")?;
-                let pinned = objects(&output.stdout)?.into_iter().filter(|object| !object.pinned.is_empty());
+                let mut list = Command::new(own_program()?);
+                list.args(["node", "--name", &lab.options.name, &node, "--"]);
+                list.args(["bpftool", "-j", "-f", kind, "show"]);
+                let pinned = objects(&mut list)?.into_iter().filter(|object| !object.pinned.is_empty());
                 bpf.extend(pinned.map(|object| (kind, object.id)));
             }
         }
@@ -100,9 +91,7 @@ impl Remains {
         let state = self.state.display().to_string();
         left.extend(mounts.lines().filter(|l| l.contains(&state)).map(|l| format!("mount {l}")));
         for kind in BPF_KINDS {
-            let output = Command::new("bpftool").args(["-j", kind, "show"]).output();
-            let output = output.context("cannot run bpftool: what is left of BPF objects is not known")?;
-            let objects = objects(&output.stdout)?;
+            let objects = objects(Command::new("bpftool").args(["-j", kind, "show"]))?;
             left.extend(
                 objects
                     .iter()
@@ -140,12 +129,36 @@ impl Remains {
     }
 }
 
-fn objects(json: &[u8]) -> Result<Vec<BpfObject>> {
+/// Runs a command that lists BPF objects; again, when one went away while it was listed: bpftool ends
+/// the list there, with an error for its last item.
+fn objects(list: &mut Command) -> Result<Vec<BpfObject>> {
+    let mut problem = String::new();
+    for _ in 0..LIST_ATTEMPTS {
+        let output = list.output().context("cannot run bpftool: what is left of BPF objects is not known")?;
+        match parse(&output.stdout)? {
+            Ok(objects) => return Ok(objects),
+            Err(error) => problem = error,
+        }
+        std::thread::sleep(POLL);
+    }
+    bail!("bpftool could not list all BPF objects in {LIST_ATTEMPTS} attempts: {problem}")
+}
+
+/// The objects, or bpftool's own error.
+fn parse(json: &[u8]) -> Result<Result<Vec<BpfObject>, String>> {
     // Without any object bpftool prints nothing, or `null`.
     let json = if json.trim_ascii().is_empty() { b"null" } else { json };
-    let objects: Option<Vec<BpfObject>> =
-        serde_json::from_slice(json).context("bpftool's output cannot be understood")?;
-    Ok(objects.unwrap_or_default())
+    let understood = |e| anyhow::Error::new(e).context("bpftool's output cannot be understood");
+    let value: Value = serde_json::from_slice(json).map_err(understood)?;
+    let items = match value {
+        Value::Null => Vec::new(),
+        Value::Array(items) => items,
+        other => vec![other],
+    };
+    if let Some(error) = items.iter().find_map(|item| item["error"].as_str()) {
+        return Ok(Err(error.to_owned()));
+    }
+    items.into_iter().map(serde_json::from_value).collect::<Result<_, _>>().map(Ok).map_err(understood)
 }
 
 fn proc(process: &str) -> PathBuf {
@@ -172,4 +185,22 @@ fn namespaces(process: &str) -> impl Iterator<Item = String> {
 
 fn link(path: &Path) -> Option<String> {
     fs::read_link(path).ok()?.into_os_string().into_string().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn an_object_that_goes_while_it_is_listed_is_no_list() {
+        for nothing in ["", "\n", "null", "[]"] {
+            assert_eq!(parse(nothing.as_bytes()).unwrap().unwrap().len(), 0);
+        }
+        let found = parse(br#"[{"id":7,"pinned":["/sys/fs/bpf/x"]},{"id":9}]"#).unwrap().unwrap();
+        assert_eq!(found.iter().map(|o| o.id).collect::<Vec<_>>(), [7, 9]);
+        let cut = parse(br#"[{"id":7},{"error":"can't get prog by id (9): No such file"}]"#).unwrap();
+        assert!(cut.unwrap_err().contains("can't get prog"));
+        assert!(parse(br#"{"error":"no"}"#).unwrap().is_err());
+        assert!(parse(b"[").is_err() && parse(br#"[{"name":"x"}]"#).is_err());
+    }
 }
