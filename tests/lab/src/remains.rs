@@ -36,7 +36,7 @@ pub struct Remains {
     state: PathBuf,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct BpfObject {
     id: u64,
     #[serde(default)]
