@@ -11,7 +11,5 @@ pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod plane;
-pub mod program;
 pub mod router;
-pub mod serve;
 pub mod watch;

@@ -10,11 +10,10 @@
 //! - [`egress`]: what stands behind an Egress.
 //! - [`lease`]: one leader at a time.
 //! - [`queue`]: which object is looked at next, and when a failed one is tried again.
-//! - [`program`], [`serve`]: what both programs do around that.
+//! - [`program`]: what both programs do around that.
 
 pub mod egress;
 pub mod ipam;
 pub mod lease;
 pub mod program;
 pub mod queue;
-pub mod serve;

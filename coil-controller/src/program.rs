@@ -1,46 +1,16 @@
-//! What both controllers do around their work: flags, logs, endpoints, leadership, signals.
+//! What both controllers do around their work: flags, endpoints, leadership.
 
-use std::{ffi::OsString, fmt::Debug, future::Future, io::IsTerminal, process::ExitCode, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Parser;
-use coil_api::flags::{ListenAddr, parse_bool, strip_zap};
+use coil_api::flags::{ListenAddr, parse_bool};
+use coil_program::serve::Readiness;
 use kube::Client;
 use prometheus::{Registry, process_collector::ProcessCollector};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
+use tokio::sync::watch;
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
-use crate::{lease::Candidate, serve};
-
-/// Parses the command line, and starts logging to standard error (level: `RUST_LOG`, else info).
-/// Logging flags of Coil v2's framework are accepted with a warning.
-#[must_use]
-pub fn start<A: Parser + Debug>() -> A {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
-    let (args, dropped): (Vec<OsString>, _) = strip_zap(std::env::args_os());
-    if !dropped.is_empty() {
-        warn!(flags = dropped.join(" "), "logging flags have no effect; use RUST_LOG");
-    }
-    A::parse_from(args)
-}
-
-/// The program's end: an error is one line, with its causes.
-#[must_use]
-pub fn end(result: Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
+use crate::lease::Candidate;
 
 /// A flag of Coil v2 that this version does not serve: only its default is accepted.
 ///
@@ -110,26 +80,18 @@ where
     F: FnOnce(Client, Ready) -> W,
     W: Future<Output = Result<()>>,
 {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let stop = coil_program::stopped()?;
+    tokio::pin!(stop);
     registry.register(Box::new(ProcessCollector::for_self())).context("cannot register process metrics")?;
     let (ready, readiness) = watch::channel(Some("the API server was not reached yet".to_owned()));
-    serve::spawn("--metrics-addr", metrics_addr, serve::metrics(registry))?;
-    serve::spawn("--health-addr", health_addr, serve::health(readiness))?;
+    let readiness: Readiness = Arc::new(move || readiness.borrow().clone().map_or(Ok(()), Err));
+    coil_program::serve_http(health_addr, readiness, metrics_addr, registry)?;
 
     // kube's errors repeat their causes themselves.
     let client = Client::try_default().await.map_err(|e| {
         anyhow!("no access to the API server: set KUBECONFIG, or run in a pod with a service account ({e})")
     })?;
     let mut candidate = Candidate::new(client.clone(), lease, Candidate::unique_identity());
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
-    tokio::pin!(stop);
-
     let reachable = async {
         while let Err(e) = client.apiserver_version().await {
             warn!(error = %e, "the API server cannot be reached; trying again");
@@ -140,16 +102,16 @@ where
     };
     let standby = async { tokio::join!(reachable, candidate.acquire()) };
     tokio::select! {
-        signal = &mut stop => {
-            info!(signal, "stopping");
+        () = &mut stop => {
+            info!("stopping");
             return Ok(());
         }
         _ = standby => {}
     }
 
     let result = tokio::select! {
-        signal = &mut stop => {
-            info!(signal, "stopping");
+        () = &mut stop => {
+            info!("stopping");
             Ok(())
         }
         lost = candidate.hold() => return Err(lost.into()),

@@ -1,18 +1,16 @@
 //! The program in a gateway pod: readiness, metrics, and an end that waits for flows.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use coil_agent::gateway::{Endpoints, run, settings::Settings};
 use coil_api::{
-    flags::{GoDuration, ListenAddr, parse_bool, strip_zap},
+    flags::{GoDuration, ListenAddr, parse_bool},
     gateway::SOCKET,
     names::DEFAULT_EGRESS_PORT,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
+use tracing::info;
 
 /// coil-egress: stands for a gateway of an Egress; the node's coild does its translation.
 ///
@@ -50,24 +48,11 @@ enum Backend {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match serve().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    coil_program::end(serve().await)
 }
 
 async fn serve() -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
-    let (args, dropped) = strip_zap(std::env::args_os());
-    if !dropped.is_empty() {
-        warn!(flags = dropped.join(" "), "logging flags have no effect; use RUST_LOG");
-    }
-    let args = Args::parse_from(args);
+    let args: Args = coil_program::start();
     let settings = Settings::from_env(|name| std::env::var(name).ok())?;
     info!(
         namespace = settings.namespace,
@@ -81,21 +66,10 @@ async fn serve() -> Result<()> {
         backend = ?args.backend,
         "these flags concern the kernel path alone, which this version of coil-egress does not have"
     );
-    let bind = |flag: &str, address: ListenAddr| {
-        address.bind().with_context(|| format!("cannot listen on {address} ({flag})"))
-    };
     let endpoints = Endpoints {
-        metrics: bind("--metrics-addr", args.metrics_addr)?,
-        health: bind("--health-addr", args.health_addr)?,
+        metrics: coil_program::listen("--metrics-addr", args.metrics_addr)?,
+        health: coil_program::listen("--health-addr", args.health_addr)?,
         socket: SOCKET.to_owned(),
     };
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    run(settings, endpoints, args.drain_timeout.0, stop).await
+    run(settings, endpoints, args.drain_timeout.0, coil_program::stopped()?).await
 }

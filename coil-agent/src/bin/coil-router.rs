@@ -1,20 +1,18 @@
 //! Routes to the other nodes' address blocks.
 
-use std::{process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use coil_agent::{
     net::{Rtnl, route::Owned},
     router::{self, Config, Metrics},
-    serve,
 };
 use coil_api::{
-    flags::{GoDuration, ListenAddr, strip_zap},
+    flags::{GoDuration, ListenAddr},
     names,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::info;
 
 /// Programs routes to the address blocks of the other nodes into the main routing table.
 ///
@@ -43,43 +41,22 @@ struct Args {
 /// RT_TABLE_MAIN of linux/rtnetlink.h.
 const MAIN_TABLE: u32 = 254;
 
-fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .init();
-    let (args, dropped) = strip_zap(std::env::args_os());
-    if !dropped.is_empty() {
-        warn!(flags = ?dropped, "logging flags of Coil v2 have no meaning here; set RUST_LOG instead");
-    }
-    match start(Args::parse_from(args)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("coil-router: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+#[tokio::main]
+async fn main() -> ExitCode {
+    coil_program::end(run().await)
 }
 
-#[tokio::main]
-async fn start(args: Args) -> Result<()> {
+async fn run() -> Result<()> {
+    let args: Args = coil_program::start();
+    let stopped = coil_program::stopped()?;
     let registry = prometheus::Registry::new();
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let metrics = Metrics::register(&registry)?;
     let (ready, is_ready) = tokio::sync::watch::channel(false);
-
-    let listen = |flag: &str, addr: &ListenAddr| {
-        addr.bind().with_context(|| format!("cannot listen on {addr}; choose another --{flag}"))
-    };
-    let metrics_server = serve::metrics(listen("metrics-addr", &args.metrics_addr)?, registry);
-    let readiness: serve::Readiness =
-        Arc::new(
-            move || {
-                if *is_ready.borrow() { Ok(()) } else { Err("the routes have not been synced yet".into()) }
-            },
-        );
-    let health_server = serve::health(listen("health-addr", &args.health_addr)?, readiness);
+    let readiness = coil_program::ready_when(move || {
+        if *is_ready.borrow() { Vec::new() } else { vec!["the first sync of the routes".to_owned()] }
+    });
+    coil_program::serve_http(args.health_addr, readiness, args.metrics_addr, registry)?;
 
     let client = kube::Client::try_default()
         .await
@@ -90,16 +67,11 @@ async fn start(args: Args) -> Result<()> {
         routes: Owned { table: MAIN_TABLE, protocol: args.protocol_id },
         interval: args.update_interval.0,
     };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     info!(node = %config.node, "starting");
     tokio::select! {
-        end = metrics_server => end.context("the metrics endpoint failed")?,
-        end = health_server => end.context("the health endpoints failed")?,
         never = router::run(client, rtnl, config, metrics, ready) => match never {},
         // The routes stay: the cluster goes on while the program is replaced.
-        _ = terminate.recv() => info!("terminated"),
-        _ = interrupt.recv() => info!("interrupted"),
+        () = stopped => info!("stopped; the routes stay"),
     }
     Ok(())
 }

@@ -1,14 +1,11 @@
 //! coild, the node agent of Coil.
 
-use anyhow::Result;
-use clap::Parser as _;
-use coil_agent::{coild, program};
+use std::process::ExitCode;
+
+use coil_agent::coild;
 
 // Two threads: one may wait for the kernel while the other serves.
 #[tokio::main(worker_threads = 2)]
-async fn main() -> Result<()> {
-    let (arguments, ignored) = program::arguments();
-    let options = coild::options::Options::parse_from(arguments);
-    program::start_logging(&ignored);
-    coild::run(options).await
+async fn main() -> ExitCode {
+    coil_program::end(coild::run(coil_program::start()).await)
 }

@@ -40,7 +40,6 @@ use crate::{
     },
     node::{Node, Settings},
     plane::Plane,
-    program,
     watch::{Feed, objects},
 };
 use options::{Mode, Options};
@@ -59,13 +58,13 @@ pub async fn run(options: Options) -> Result<()> {
     if let Some(flag) = options.without_effect() {
         warn!("no effect: {flag}");
     }
-    let stopped = program::stopped()?;
+    let stopped = coil_program::stopped()?;
     let registry = metrics::registry()?;
     let feed = Feed::default();
     let serving = Arc::new(AtomicBool::new(false));
     let ready = {
         let (feed, serving) = (feed.clone(), serving.clone());
-        program::ready_when(move || {
+        coil_program::ready_when(move || {
             let mut missing: Vec<String> = feed.missing().into_iter().map(str::to_owned).collect();
             if !serving.load(Ordering::Relaxed) {
                 missing.push("the plugin's socket".to_owned());
@@ -73,7 +72,7 @@ pub async fn run(options: Options) -> Result<()> {
             missing
         })
     };
-    program::serve_http(options.health_addr, ready, options.metrics_addr, registry.clone())?;
+    coil_program::serve_http(options.health_addr, ready, options.metrics_addr, registry.clone())?;
 
     tokio::pin!(stopped);
     let node = tokio::select! {

@@ -8,9 +8,9 @@ use std::{
 use coil_api::annotation::EgressRef;
 use ipnet::IpNet;
 
-use super::policy::{EgressId, Inputs, compile, private_ranges};
+use super::policy::{Inputs, compile, private_ranges};
 use crate::{
-    datapath::{Desired, Egress, Gateway, LocalPod, PolicyId},
+    datapath::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId},
     net::pod::{PodLink, RoutePolicy},
     watch::{
         Index,

@@ -18,8 +18,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Stands for one Egress on this node.
-pub type EgressId = u32;
+use crate::datapath::EgressId;
 
 /// What the rules depend on.
 #[derive(Debug, Clone, Copy)]

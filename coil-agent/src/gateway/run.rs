@@ -5,11 +5,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use coil_program::serve::{self, Readiness};
 use prometheus::Registry;
 use tracing::info;
 
 use super::{ask::ask, metrics::Metrics, settings::Settings, state::State};
-use crate::serve::{self, Readiness};
 
 /// How often coild is asked.
 const PERIOD: Duration = Duration::from_millis(500);

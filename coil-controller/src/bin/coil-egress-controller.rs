@@ -37,11 +37,11 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::end(run().await)
+    coil_program::end(run().await)
 }
 
 async fn run() -> Result<()> {
-    let args: Args = program::start();
+    let args: Args = coil_program::start();
     args.webhook.refuse(":9444")?;
     let image = Source::find(args.image, |name| std::env::var(name).ok())?;
     let (port, backend) = (args.egress_port, args.backend);

@@ -27,11 +27,11 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    program::end(run().await)
+    coil_program::end(run().await)
 }
 
 async fn run() -> Result<()> {
-    let args: Args = program::start();
+    let args: Args = coil_program::start();
     args.webhook.refuse(":9443")?;
     let registry = Registry::new();
     let options = ipam::Options { gc_interval: args.gc_interval.0 };

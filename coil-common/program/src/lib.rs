@@ -1,25 +1,25 @@
-//! What the long-running programs share: logging, signals, listeners.
+//! What Coil's long-running programs share: command line, logging, signals, health and metrics.
 
-use std::{ffi::OsString, io::IsTerminal as _, sync::Arc};
+pub mod serve;
+
+use std::{io::IsTerminal as _, net::TcpListener, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result};
+use clap::Parser;
 use coil_api::flags::{ListenAddr, strip_zap};
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::warn;
+use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::serve::{self, Readiness};
+use serve::Readiness;
 
-/// The command line without the logging flags of Coil v2's framework; those are returned apart, for
-/// [`start_logging`].
+/// Parses the command line, and starts logging to standard error; `RUST_LOG` chooses what, else info.
+/// Logging flags of Coil v2's framework are accepted with a warning.
 #[must_use]
-pub fn arguments() -> (Vec<OsString>, Vec<String>) {
-    strip_zap(std::env::args_os())
-}
-
-/// Starts logging to standard error; `RUST_LOG` chooses what.
-pub fn start_logging(ignored: &[String]) {
+pub fn start<A: Parser>() -> A {
+    let (args, ignored) = strip_zap(std::env::args_os());
+    let args = A::parse_from(args);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -28,14 +28,25 @@ pub fn start_logging(ignored: &[String]) {
         .with_target(false)
         .init();
     if !ignored.is_empty() {
-        warn!(
-            flags = ignored.join(" "),
-            "logging flags of Coil v2 have no effect; RUST_LOG chooses what is logged"
-        );
+        let flags = ignored.join(" ");
+        warn!(flags, "logging flags of Coil v2 have no effect; RUST_LOG chooses what is logged");
+    }
+    args
+}
+
+/// The program's end: an error is one line, with its causes.
+#[must_use]
+pub fn end(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-/// Waits for SIGTERM or SIGINT.
+/// Waits for SIGTERM or SIGINT; catches them from the call on.
 ///
 /// # Errors
 /// When signals cannot be had.
@@ -50,6 +61,14 @@ pub fn stopped() -> Result<impl Future<Output = ()>> {
     })
 }
 
+/// Opens a listening socket; `flag` names the flag that gave the address.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub fn listen(flag: &str, address: ListenAddr) -> Result<TcpListener> {
+    address.bind().with_context(|| format!("cannot listen on {address}; choose another {flag}"))
+}
+
 /// Serves health and metrics in tasks of their own.
 ///
 /// # Errors
@@ -60,18 +79,16 @@ pub fn serve_http(
     metrics: ListenAddr,
     registry: Registry,
 ) -> Result<()> {
-    let listen = |flag: &str, address: ListenAddr| {
-        address.bind().with_context(|| format!("cannot listen on {flag} {address}"))
-    };
-    let (health, metrics) = (listen("--health-addr", health)?, listen("--metrics-addr", metrics)?);
+    let health = listen("--health-addr", health)?;
+    let metrics = listen("--metrics-addr", metrics)?;
     tokio::spawn(async move {
         if let Err(e) = serve::health(health, ready).await {
-            tracing::error!(error = %e, "health is not served any more");
+            error!(error = %e, "health is not served any more");
         }
     });
     tokio::spawn(async move {
         if let Err(e) = serve::metrics(metrics, registry).await {
-            tracing::error!(error = %e, "metrics are not served any more");
+            error!(error = %e, "metrics are not served any more");
         }
     });
     Ok(())
