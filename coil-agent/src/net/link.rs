@@ -120,6 +120,11 @@ pub struct Link {
 }
 
 impl Link {
+    /// Whether it may be the link of an attachment that has its name: it is, or it has no alias yet.
+    pub(super) fn is_of(&self, owner: &AttachmentId) -> bool {
+        self.alias.as_ref().is_none_or(|alias| alias.owner == *owner)
+    }
+
     fn parse(message: &LinkMessage) -> Self {
         let mut link = Self { index: message.header.index, physical: true, ..Self::default() };
         for attribute in &message.attributes {
