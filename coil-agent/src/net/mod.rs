@@ -16,6 +16,7 @@
 //! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
 //! - [`export`]: table 119.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
+//! - `ready`: waits for what the kernel finishes later.
 //! - `rtnl`, `link`, `addr`, `sysctl`: the kernel's words.
 
 mod addr;
@@ -24,6 +25,7 @@ pub mod host;
 mod link;
 pub mod plan;
 pub mod pod;
+mod ready;
 pub mod recover;
 pub mod route;
 mod rtnl;

@@ -9,6 +9,7 @@ use super::{
     host::HostAddresses,
     link::{Alias, Link, Mac, Veth, random},
     plan::{PodGateways, host_net, pod_routes},
+    ready,
     route::{Changes, MAIN_TABLE, Owned, Path},
     rtnl::{Rtnl, RtnlError},
     sysctl,
@@ -193,6 +194,12 @@ impl PodNetwork {
         }
         let routes = pod_routes(gateways, inner.index, self.mtu, policy);
         self.inside_routes().sync(inside, &routes).await?;
+        for address in pod.addresses() {
+            self.rtnl.add_neighbour(index, address, mac).await?;
+            ready::answers(inside, address).await?;
+        }
+        ready::running(&self.rtnl, index).await?;
+        ready::running(inside, inner.index).await?;
         // Last: what is sent to the pod finds all of it.
         for address in pod.addresses() {
             self.routes
