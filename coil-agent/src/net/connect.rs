@@ -26,6 +26,7 @@ use super::{
     name::{self, PodIdentity},
     plan::{host_net, pod_routes},
     pod::{PodLink, PodNetError, PodNetwork, RoutePolicy},
+    ready,
     route::Path,
     rtnl::RtnlError,
     sysctl,
@@ -142,8 +143,11 @@ impl Connection {
             link::set_up(index),
         ];
         requests.extend(self.host_addresses(&pod).into_iter().map(|net| add_address(index, net)));
+        // Nobody has to ask for the pod, either.
+        requests.extend(pod.addresses().into_iter().map(|a| add_neighbour(index, a, mac)));
         wire.change(requests)?;
         ns.run(|| self.furnish_inside(&pod))??;
+        ready::wait(wire, index, &[])?;
         // Last: what is sent to the pod finds all of it.
         let path = Path { ifindex: Some(index), ..Path::default() };
         let routes = pod.addresses().into_iter();
@@ -183,7 +187,8 @@ impl Connection {
         let (via, direct): (Vec<_>, Vec<_>) = routes.iter().partition(|(_, path)| path.gateway.is_some());
         let table = self.network.inside_routes();
         requests.extend(direct.into_iter().chain(via).map(|(dst, path)| table.add_request(*dst, path)));
-        Ok(wire.change(requests)?)
+        wire.change(requests)?;
+        Ok(ready::wait(&mut wire, index, &pod.addresses())?)
     }
 }
 

@@ -11,6 +11,7 @@ use rtnetlink::{
         RouteNetlinkMessage,
         link::{
             AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage, Prop,
+            State,
         },
     },
 };
@@ -109,6 +110,8 @@ pub struct Link {
     pub mac: Mac,
     /// MTU.
     pub mtu: u32,
+    /// Whether the link carries packets: it is up, and so is its other end.
+    pub running: bool,
     /// True for a link that is not made by software: it has no kind.
     pub physical: bool,
     /// Of a veth: this namespace's id for the one that the peer is in.
@@ -133,6 +136,7 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Alias::parse(alias),
                 LinkAttribute::Address(mac) => link.mac = Mac(mac.as_slice().try_into().unwrap_or_default()),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::OperState(state) => link.running = *state == State::Up,
                 LinkAttribute::LinkInfo(_) => link.physical = false,
                 LinkAttribute::LinkNetNsId(id) => link.peer_nsid = Some(*id),
                 LinkAttribute::Link(index) => link.lower = Some(*index),
