@@ -33,7 +33,9 @@ fn webhook(of: &Webhook, name: &str, path: &str, operations: &[&str]) -> Value {
 fn manifests_say_what_the_programs_serve() {
     for of in [IPAM, EGRESS] {
         let documents = documents(of.part);
-        let [mutating, validating, service] = &documents[..] else { panic!("three documents: {documents:#?}") };
+        let [mutating, validating, service] = &documents[..] else {
+            panic!("three documents: {documents:#?}")
+        };
         assert_eq!(mutating["kind"], "MutatingWebhookConfiguration");
         assert_eq!(mutating["metadata"]["name"], of.mutating());
         assert_eq!(mutating["webhooks"], webhook(&of, of.mutate_name, of.mutate_path, &["CREATE"]));
@@ -44,7 +46,10 @@ fn manifests_say_what_the_programs_serve() {
         assert_eq!(service["kind"], "Service");
         assert_eq!(service["metadata"]["name"], of.service());
         assert_eq!(service["metadata"]["namespace"], "kube-system");
-        assert_eq!(service["spec"]["ports"], json!([{"port": 443, "protocol": "TCP", "targetPort": of.port}]));
+        assert_eq!(
+            service["spec"]["ports"],
+            json!([{"port": 443, "protocol": "TCP", "targetPort": of.port}])
+        );
         let component = format!("coil-{}-controller", of.part);
         assert_eq!(service["spec"]["selector"], json!({"app.kubernetes.io/component": component}));
         let known = of.dns_names("kube-system");

@@ -37,7 +37,7 @@ pub(super) async fn follow(dir: PathBuf, served: Arc<Served>, state: State, rest
                     warn!(why, "the new webhook certificate cannot be used; the old one stays");
                 } else {
                     warn!(why, "the webhook certificate cannot be used");
-                    state.waiting(why);
+                    state.waiting(&why);
                 }
             }
         }

@@ -91,7 +91,7 @@ impl State {
         self.0.send_replace(None);
     }
 
-    fn waiting(&self, why: String) {
+    fn waiting(&self, why: &str) {
         self.0.send_replace(Some(format!("webhook certificate: {why}")));
     }
 }

@@ -100,7 +100,7 @@ pub(super) async fn follow(
                 warn!(error = text, "the webhook certificate is not in order; trying again");
                 // What was in order before serves on.
                 if rotator.served.current().is_none() || !state.is_ready() {
-                    state.waiting(text);
+                    state.waiting(&text);
                 }
                 let wait = retry;
                 retry = (retry * 2).min(RETRY.1);
