@@ -135,6 +135,8 @@ struct Rotator {
     trusted: BTreeMap<Vec<u8>, Timestamp>,
     /// Configurations that were missing, to tell of each once.
     missing: Vec<String>,
+    /// The certificate that was told to be waiting, to tell of each once.
+    waiting: Option<CertificateDer<'static>>,
 }
 
 impl Rotator {
@@ -152,6 +154,7 @@ impl Rotator {
             known: Vec::new(),
             trusted: BTreeMap::new(),
             missing: Vec::new(),
+            waiting: None,
         }
     }
 
@@ -189,7 +192,7 @@ impl Rotator {
     }
 
     /// Serves the certificate when API servers trust it, or when what is served is of no use.
-    fn serve(&self, material: &Material, now: Timestamp) -> Done {
+    fn serve(&mut self, material: &Material, now: Timestamp) -> Done {
         let mut done = Done { replaced: false, wait: self.rotation.interval };
         if self.served.is(&material.key) {
             return done;

@@ -187,7 +187,10 @@ fn certify(
 }
 
 fn bundle_of(certificates: &[CertificateDer<'static>]) -> String {
-    certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.to_vec()))).collect()
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    let one =
+        |der: &CertificateDer<'_>| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.to_vec()), config);
+    certificates.iter().map(one).collect()
 }
 
 fn field<'a>(data: &'a Data, name: &str) -> &'a [u8] {
