@@ -8,6 +8,7 @@
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `restart`: coild killed while packets flow.
+//! - `routing`: routed addresses, the path's MTU, BIRD.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
 
 mod addresses;
@@ -17,3 +18,4 @@ mod failures;
 mod ipam;
 mod lifecycle;
 mod restart;
+mod routing;
