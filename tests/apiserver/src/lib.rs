@@ -3,6 +3,7 @@
 mod auth;
 mod backend;
 mod bootstrap;
+mod cel;
 mod discovery;
 mod gc;
 mod http;

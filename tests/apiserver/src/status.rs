@@ -28,6 +28,21 @@ impl FieldError {
         Self { field: field.into(), reason: "FieldValueInvalid", message }
     }
 
+    /// As [`invalid`](Self::invalid), for a value that may be too large to repeat.
+    pub(crate) fn invalid_of(
+        field: impl Into<String>,
+        value: Option<&Value>,
+        detail: impl fmt::Display,
+    ) -> Self {
+        match value {
+            Some(value) => Self::invalid(field, value, detail),
+            None => {
+                let message = format!("Invalid value: {detail}");
+                Self { field: field.into(), reason: "FieldValueInvalid", message }
+            }
+        }
+    }
+
     pub(crate) fn type_invalid(field: impl Into<String>, value: &Value, detail: impl fmt::Display) -> Self {
         Self { reason: "FieldValueTypeInvalid", ..Self::invalid(field, value, detail) }
     }
@@ -43,9 +58,37 @@ impl FieldError {
         Self { field: field.into(), reason: "FieldValueDuplicate", message }
     }
 
+    /// As [`duplicate`](Self::duplicate), for a value that may be too large to repeat.
+    pub(crate) fn duplicate_of(field: impl Into<String>, value: Option<&Value>) -> Self {
+        match value {
+            Some(value) => Self::duplicate(field, value),
+            None => {
+                Self { field: field.into(), reason: "FieldValueDuplicate", message: "Duplicate value".into() }
+            }
+        }
+    }
+
     pub(crate) fn forbidden(field: impl Into<String>, detail: impl fmt::Display) -> Self {
         let message = format!("Forbidden: {detail}");
         Self { field: field.into(), reason: "FieldValueForbidden", message }
+    }
+
+    /// Whether the object is too broken for its schema's rules to be evaluated.
+    pub(crate) fn blocks_rules(&self) -> bool {
+        let blocking = [
+            "FieldValueNotSupported",
+            "FieldValueRequired",
+            "FieldValueTooLong",
+            "FieldValueTooMany",
+            "FieldValueTypeInvalid",
+        ];
+        blocking.contains(&self.reason)
+    }
+
+    pub(crate) fn rules_not_checked() -> Self {
+        let detail = "some validation rules were not checked because the object was invalid; \
+                      correct the existing errors to complete validation";
+        Self::invalid("<nil>", &Value::Null, detail)
     }
 
     fn cause(&self) -> Value {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{CrdColumn, Resource, ScalePaths, SchemaSource};
 use crate::meta::{self, str_at};
 use crate::names::NameRule;
-use crate::schema::{Refs, Schema};
+use crate::schema::{Refs, Schema, check_rules};
 use crate::status::FieldError;
 use crate::store::TableId;
 
@@ -120,8 +120,9 @@ pub(crate) fn validate(crd: &Value) -> Vec<FieldError> {
                 "must be object at the root",
             ));
         }
-        if let Err(error) = Schema::compile(schema, Refs::none()) {
-            errors.push(FieldError::invalid(path, &Value::Null, error));
+        match Schema::compile(schema, Refs::none()) {
+            Ok(compiled) => errors.extend(check_rules(&compiled, schema, &path)),
+            Err(error) => errors.push(FieldError::invalid(path, &Value::Null, error)),
         }
     }
     errors

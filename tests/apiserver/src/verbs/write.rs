@@ -287,7 +287,12 @@ fn check(resource: &Resource, object: &Value, old: Option<&Value>) -> Result<()>
         }
     }
     if resource.custom {
-        errors.extend(resource.schema().validate(object));
+        errors.extend(resource.schema().validate(object, old));
+        if errors.iter().any(FieldError::blocks_rules) {
+            errors.push(FieldError::rules_not_checked());
+        } else {
+            errors.extend(resource.schema().broken_rules(object, old));
+        }
     }
     errors.extend(strategy::validate(resource, object, old));
     if errors.is_empty() {
