@@ -1,5 +1,6 @@
 //! An embedded Kubernetes API server for tests and the lab.
 
+mod admission;
 mod auth;
 mod backend;
 mod bootstrap;
@@ -27,5 +28,5 @@ mod verbs;
 
 pub use auth::User;
 pub use kubeconfig::kubeconfig;
-pub use server::{ApiServer, Config, StartError};
+pub use server::{ApiServer, Config, ServiceResolver, StartError};
 pub use tls::TlsError;
