@@ -107,8 +107,17 @@ pub(crate) fn validate(crd: &Value) -> Vec<FieldError> {
         let detail = "must have exactly one version marked as storage version";
         errors.push(FieldError::invalid("spec.versions", &given, detail));
     }
+    // The server thinks of a schema that all versions share as the definition's own.
+    let schemas: Vec<&Value> = versions(crd).map(|version| &version["schema"]).collect();
+    let shared = schemas.iter().all(|schema| *schema == schemas[0]);
     for (index, version) in versions(crd).enumerate() {
-        let path = format!("spec.versions[{index}].schema.openAPIV3Schema");
+        if shared && index > 0 {
+            break;
+        }
+        let path = match shared {
+            true => "spec.validation.openAPIV3Schema".to_owned(),
+            false => format!("spec.versions[{index}].schema.openAPIV3Schema"),
+        };
         let Some(schema) = meta::at(version, &["schema", "openAPIV3Schema"]) else {
             errors.push(FieldError::required(path, "schemas are required"));
             continue;

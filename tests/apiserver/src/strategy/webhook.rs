@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Map, Value, json};
 
 use crate::meta::{self, default_to, str_at};
@@ -116,18 +114,6 @@ fn check_client(client: &Value, at: &str, errors: &mut Vec<FieldError>) {
         }
         _ => errors.push(FieldError::required(at, "exactly one of url or service is required")),
     }
-    let bundle = str_at(client, &["caBundle"]).filter(|bundle| !bundle.is_empty());
-    if bundle.is_some_and(|bundle| !holds_certificates(bundle)) {
-        let detail = "unable to load root certificates: unable to parse bytes as PEM block";
-        errors.push(FieldError::invalid(format!("{at}.caBundle"), &client["caBundle"], detail));
-    }
-}
-
-fn holds_certificates(bundle: &str) -> bool {
-    use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(bundle).unwrap_or_default();
-    let mut certificates = CertificateDer::pem_slice_iter(&bytes).peekable();
-    certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
 }
 
 fn check_rule(rule: &Value, at: &str, errors: &mut Vec<FieldError>) {
