@@ -8,6 +8,7 @@
 mod bootstrap;
 mod proxy;
 mod routes;
+mod webhooks;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -91,6 +92,7 @@ impl Lab {
         bootstrap::install_crds(&client).await?;
         say("starting controllers, kubelets, coild and coil-router");
         self.start_world()?;
+        webhooks::install(&client, self.options.api_address()).await?;
         self.start_controllers()?;
         for node in self.options.node_names() {
             self.start_node(&node)?;
