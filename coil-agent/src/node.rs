@@ -1,5 +1,7 @@
 //! The node's pods: what is connected, and making kernel and datapath follow the index.
 
+mod attachments;
+
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -28,16 +30,16 @@ use crate::{
     ipam::{AttachmentId, NodeIpam},
     net::{
         self, Rtnl, RtnlError,
-        pod::{PodNetwork, RoutePolicy},
+        chained::Chained,
+        name,
+        pod::{PodNetError, PodNetwork, RoutePolicy},
         recover::Found,
     },
     plane::{Plane, PlaneError},
     watch::{Feed, index::PodInfo},
 };
 
-/// Alternative name of a pod's host link: this and the pod's UID. A restarted agent knows the pod by
-/// it, also when the API does not have the pod's addresses yet.
-const ALTNAME: &str = "coil-";
+pub use attachments::Attachment;
 
 /// What the node looks for by itself, besides what is announced.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -49,6 +51,8 @@ const SETTLE: Duration = Duration::from_millis(10);
 pub struct Settings {
     /// `COIL_NODE_NAME`.
     pub name: String,
+    /// `--enable-egress`: annotations and Egresses count.
+    pub egress: bool,
     /// `--devices`; empty to find the uplinks.
     pub devices: Vec<String>,
     /// What the flags say of [`NodeFacts`].
@@ -63,10 +67,12 @@ pub struct Node {
     pub client: Client,
     /// What is known of the cluster.
     pub feed: Feed,
-    /// Addresses.
-    pub ipam: NodeIpam,
+    /// Addresses; none when other plugins connect the pods and give them theirs.
+    pub ipam: Option<NodeIpam>,
     /// The kernel's part.
     pub network: PodNetwork,
+    /// The same for pods that other plugins connect.
+    pub chained: Chained,
     /// The eBPF part.
     pub plane: Plane,
     rtnl: Rtnl,
@@ -81,6 +87,8 @@ struct Entry {
     attached: Attached,
     /// From the link's alternative name; none for a pod that an older Coil connected.
     uid: Option<String>,
+    /// What GC needs to know.
+    attachment: Attachment,
     netns: Option<PathBuf>,
     /// The policy that the pod's routes follow; none when that is not known.
     routes: Option<RoutePolicy>,
@@ -92,8 +100,10 @@ struct Entry {
 /// A pod that ADD has connected.
 #[derive(Debug)]
 pub struct NewPod {
-    /// Its attachment.
+    /// By what it is known: container and interface, as its link's alias has them.
     pub owner: AttachmentId,
+    /// What it is to the runtime.
+    pub attachment: Attachment,
     /// What the datapath needs.
     pub attached: Attached,
     /// Path of its namespace.
@@ -117,12 +127,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The alternative name of a pod's host link.
-#[must_use]
-pub fn altname(uid: &str) -> String {
-    format!("{ALTNAME}{uid}")
-}
-
 impl Node {
     /// A node without pods.
     #[must_use]
@@ -130,12 +134,13 @@ impl Node {
         settings: Settings,
         client: Client,
         feed: Feed,
-        ipam: NodeIpam,
+        ipam: Option<NodeIpam>,
         network: PodNetwork,
         plane: Plane,
         rtnl: Rtnl,
     ) -> Arc<Self> {
         Arc::new(Self {
+            chained: Chained::new(rtnl.clone()),
             facts: Mutex::new(settings.facts.clone()),
             settings,
             client,
@@ -152,12 +157,18 @@ impl Node {
 
     /// Takes over the pods that earlier runs connected. To be called before anything is added.
     pub fn recover(&self, found: Vec<Found>) {
-        self.ipam.recover(found.iter().map(Found::allocation).collect());
+        if let Some(ipam) = &self.ipam {
+            let own = found.iter().filter(|pod| !pod.is_chained());
+            ipam.recover(own.map(Found::allocation).collect());
+        }
         let mut pods = lock(&self.pods);
         for pod in found {
-            let uid = pod.link.host.altnames.iter().find_map(|name| name.strip_prefix(ALTNAME));
+            let altnames = &pod.link.host.altnames;
+            // The alias of a chained pod has its UID.
+            let chained_uid = Some(pod.alias.owner.container_id.as_str()).filter(|_| pod.is_chained());
             let entry = Entry {
-                uid: uid.map(str::to_owned),
+                uid: name::uid_of(altnames).or(chained_uid).map(str::to_owned),
+                attachment: Attachment::of(altnames, &pod.alias.owner),
                 netns: pod.netns,
                 routes: None,
                 gateway: None,
@@ -176,6 +187,7 @@ impl Node {
     pub async fn add(self: &Arc<Self>, pod: NewPod) -> Result<(), ApplyError> {
         let entry = Entry {
             uid: pod.attached.pod.as_ref().map(|p| p.uid.clone()),
+            attachment: pod.attachment,
             attached: pod.attached,
             netns: Some(pod.netns),
             routes: Some(pod.routes),
@@ -255,7 +267,7 @@ impl Node {
             let result = async {
                 let ns = NetNs::open(&netns)?;
                 if routes.as_ref() != Some(&wanted) {
-                    self.network.update_routes(&ns, &owner.ifname, &attached.link, wanted.clone()).await?;
+                    self.update_routes(&ns, &owner, &attached, wanted.clone()).await?;
                     if let Some(entry) = lock(&self.pods).get_mut(&owner) {
                         entry.routes = Some(wanted);
                     }
@@ -269,6 +281,25 @@ impl Node {
                 warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
             }
         }
+    }
+
+    /// Makes the routes inside a pod follow a policy.
+    ///
+    /// # Errors
+    /// When the pod's namespace or link is gone, or the kernel refuses.
+    pub async fn update_routes(
+        &self,
+        ns: &NetNs,
+        owner: &AttachmentId,
+        pod: &Attached,
+        policy: RoutePolicy,
+    ) -> Result<(), PodNetError> {
+        if self.ipam.is_some() {
+            self.network.update_routes(ns, &owner.ifname, &pod.link, policy).await?;
+        } else {
+            self.chained.update_routes(ns, &owner.ifname, policy).await?;
+        }
+        Ok(())
     }
 
     fn serve_gateway(
@@ -351,6 +382,15 @@ impl Entry {
         } else {
             self.complaint = None;
         }
+        if self.attached.link.addresses().is_empty() {
+            // Of a pod that another plugin connected, and whose namespace was not found.
+            for address in &now.addresses {
+                match address {
+                    IpAddr::V4(a) => self.attached.link.ipv4 = Some(*a),
+                    IpAddr::V6(a) => self.attached.link.ipv6 = Some(*a),
+                }
+            }
+        }
         self.attached.pod = Some(now);
     }
 }
@@ -408,6 +448,7 @@ mod tests {
         let mut entry = Entry {
             attached: Attached { link, pod: None, kernel_client: false },
             uid: None,
+            attachment: Attachment { name: String::new(), network: None },
             netns: None,
             routes: None,
             gateway: None,

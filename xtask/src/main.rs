@@ -9,6 +9,7 @@ mod build_ebpf;
 mod crdgen;
 mod lab;
 mod lint;
+mod plugin;
 mod run;
 mod setup;
 mod test;

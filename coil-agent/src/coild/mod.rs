@@ -26,7 +26,11 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::{
-    cni::server::{self, CniService},
+    cni::{
+        health::{Health, Trouble},
+        server::{self, CniService},
+        socket,
+    },
     datapath::{Datapath, DatapathConfig},
     egress::plan::NodeFacts,
     ipam::NodeIpam,
@@ -40,7 +44,7 @@ use crate::{
     },
     node::{Node, Settings},
     plane::Plane,
-    watch::{Feed, objects},
+    watch::{Feed, Scope, objects},
 };
 use options::{Mode, Options};
 
@@ -75,14 +79,16 @@ pub async fn run(options: Options) -> Result<()> {
     coil_program::serve_http(options.health_addr, ready, options.metrics_addr, registry.clone())?;
 
     tokio::pin!(stopped);
-    let node = tokio::select! {
-        node = start(&options, &feed) => node?,
+    let (node, health) = tokio::select! {
+        started = start(&options, &feed) => started?,
         () = &mut stopped => return Ok(()),
     };
     metrics::datapath_info(&registry, node.plane.mode(), node.plane.reason())?;
     metrics::DatapathCounters::register(node.clone(), &registry)?;
-    let service = CniService::new(node, &registry)?;
-    let listener = server::listen(&options.socket).context("cannot start")?;
+    let service = CniService::new(node, health, &registry)?;
+    let listener = socket::listen(&options.socket).context("cannot start")?;
+    tokio::spawn(service.clone().let_go_of_lost_pods(options.addressblock_gc_interval.0));
+    tokio::spawn(service.clone().watch_health());
     serving.store(true, Ordering::Relaxed);
     info!(socket = %options.socket.display(), "ready for the plugin");
     server::serve(listener, service, stopped).await.map_err(anyhow::Error::from_boxed)?;
@@ -91,43 +97,56 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 /// Everything up to the socket.
-async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
+async fn start(options: &Options, feed: &Feed) -> Result<(Arc<Node>, Arc<Health>)> {
     let client = Client::try_default()
         .await
         .context("cannot find the API server: run in a pod with a service account, or set KUBECONFIG")?;
     let rtnl = Rtnl::open()?;
     let pod_routes = Owned { table: options.pod_table_id, protocol: options.protocol_id };
-    host::prepare(&rtnl, pod_routes.table, options.pod_rule_prio).await?;
+    if options.enable_ipam {
+        host::prepare(&rtnl, pod_routes.table, options.pod_rule_prio).await?;
+    } else {
+        // The routes to the pods are the other plugin's.
+        host::forward()?;
+    }
     let addresses = node_addresses(&client, &options.node_name).await;
     let mtu = host::mtu(&rtnl).await?;
     info!(node = options.node_name, ?addresses, mtu, "pods' gateways are this node's addresses");
     let network = PodNetwork::new(rtnl.clone(), pod_routes, HostAddresses::of(&addresses), mtu);
     let found = recover::pods(&rtnl, pod_routes).await?;
+    let health = Arc::new(Health::new(!found.is_empty()));
 
-    feed.start(&client, &options.node_name);
+    feed.start(&client, &options.node_name, Scope { ipam: options.enable_ipam, egress: options.enable_egress });
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
-    let ipam = NodeIpam::new(client.clone(), options.node_name.clone(), blocks);
+    let ipam =
+        options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
     let plane = choose_plane(options.datapath)?;
     let settings = Settings {
         name: options.node_name.clone(),
+        egress: options.enable_egress,
         devices: options.devices.clone(),
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
-            forward: plane.mode() == "ebpf",
+            // Behind another plugin its rules in the host's stack count.
+            forward: plane.mode() == "ebpf" && options.enable_ipam,
             fou_port: options.egress_port,
             ..NodeFacts::default()
         },
     };
     let node = Node::new(settings, client, feed.clone(), ipam.clone(), network, plane, rtnl.clone());
+    let mut found = found;
+    node.chained.complete(&mut found).await;
     node.recover(found);
     node.look_at_node().await?;
     tokio::spawn(node.clone().run());
-    let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
-    let interval = options.addressblock_gc_interval.0;
-    tokio::spawn(export_blocks(rtnl, export, on_blocks, interval));
-    tokio::spawn(collect_garbage(ipam, interval));
+    if let Some(ipam) = ipam {
+        let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
+        let interval = options.addressblock_gc_interval.0;
+        tokio::spawn(export_blocks(rtnl, export, on_blocks, interval, health.clone()));
+        tokio::spawn(collect_garbage(ipam, interval));
+    }
     tokio::spawn(sweep(node.clone()));
-    Ok(node)
+    Ok((node, health))
 }
 
 /// The node's InternalIPs. Without them there is no pod network, so this waits as long as it takes.
@@ -178,6 +197,7 @@ async fn export_blocks(
     table: Owned,
     mut blocks: watch::Receiver<BTreeSet<IpNet>>,
     interval: Duration,
+    health: Arc<Health>,
 ) {
     // Before the first list the set of blocks is not known, and what is exported stays.
     if blocks.changed().await.is_err() {
@@ -191,10 +211,13 @@ async fn export_blocks(
                     let (set, removed) = (changes.set, changes.removed);
                     info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
                 }
+                health.report("export", None);
                 interval
             }
             Err(e) => {
                 error!(error = %e, "cannot export the node's blocks; will try again");
+                let text = format!("cannot export the node's blocks to table {}: {e}", table.table);
+                health.report("export", Some(Trouble::Impaired(text)));
                 RETRY
             }
         };

@@ -13,15 +13,18 @@
 //!
 //! - [`host`]: what the node needs once.
 //! - [`pod`]: makes, checks and removes one pod's network; [`plan`] says which routes it has.
+//! - [`chained`]: the same for a pod that another plugin connected.
 //! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
 //! - [`export`]: table 119.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
 //! - `rtnl`, `link`, `addr`, `sysctl`: the kernel's words.
 
 mod addr;
+pub mod chained;
 pub mod export;
 pub mod host;
 mod link;
+pub mod name;
 pub mod plan;
 pub mod pod;
 pub mod recover;

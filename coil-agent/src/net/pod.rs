@@ -106,7 +106,7 @@ impl PodNetwork {
         PodGateways { ipv4: pod.ipv4.and(self.host.ipv4), ipv6: pod.ipv6.map(|_| pod.host.mac.link_local()) }
     }
 
-    /// Connects a pod. When anything fails, nothing is left behind. `altname` is a further name for the host
+    /// Connects a pod. When anything fails, nothing is left behind. `altnames` are further names for the host
     /// side, by which the pod is known again after a restart.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ impl PodNetwork {
         &self,
         ns: &NetNs,
         allocation: &Allocation,
-        altname: &str,
+        altnames: &[String],
         policy: RoutePolicy,
     ) -> Result<PodLink, PodNetError> {
         let ifname = &allocation.owner.ifname;
@@ -139,7 +139,7 @@ impl PodNetwork {
         let (mac, peer_mac) = (Mac::random()?, Mac::random()?);
         let veth = Veth { name: &name, mac, peer: ifname, peer_mac, mtu: self.mtu };
         self.rtnl.add_veth(&veth, ns).await?;
-        let made = self.connect(&name, ns, &inside, peer_mac, allocation, altname, policy).await;
+        let made = self.connect(&name, ns, &inside, peer_mac, allocation, altnames, policy).await;
         if made.is_err() {
             // Addresses and routes go with the link, and the pod's side goes with the host's.
             if let Ok(Some(link)) = self.rtnl.link_by_name(&name).await {
@@ -157,7 +157,7 @@ impl PodNetwork {
         inside: &Rtnl,
         mac: Mac,
         allocation: &Allocation,
-        altname: &str,
+        altnames: &[String],
         policy: RoutePolicy,
     ) -> Result<PodLink, PodNetError> {
         let alias = Alias { pool: allocation.pool.clone(), owner: allocation.owner.clone() };
@@ -171,7 +171,9 @@ impl PodNetwork {
 
         host_settings(name, ipv6.is_some())?;
         self.rtnl.set_up(index, Some(&alias)).await?;
-        self.rtnl.add_altname(index, altname).await?;
+        for altname in altnames {
+            self.rtnl.add_altname(index, altname).await?;
+        }
         ns.run(|| pod_settings(ifname, ipv6.is_some()))??;
         inside.set_up(inner.index, None).await?;
 
