@@ -1,48 +1,53 @@
 //! The node's pods: what is connected, and making kernel and datapath follow the index.
 
 mod attachments;
+mod gateways;
 
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use coil_api::{
-    annotation::{AnnotationError, EgressRef},
-    gateway::GatewayStatus,
-};
+use coil_api::annotation::{AnnotationError, EgressRef};
 use coil_netns::NetNs;
 use kube::Client;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
     egress::{
         gateway::GatewayPod,
         plan::{self, Attached, NodeFacts},
-        support,
     },
     ipam::{AttachmentId, NodeIpam},
     net::{
         self, Rtnl, RtnlError,
         chained::Chained,
+        host::HostAddresses,
+        monitor::{Monitor, is_about_node},
         name,
-        pod::{PodNetError, PodNetwork, RoutePolicy},
+        pod::{HostSide, PodNetwork, RoutePolicy},
         recover::Found,
     },
     plane::{Plane, PlaneError},
-    watch::{Feed, index::PodInfo},
+    watch::{
+        Feed,
+        index::{ObjectKey, PodInfo},
+    },
 };
 
 pub use attachments::Attachment;
 
 /// What the node looks for by itself, besides what is announced.
 const RESYNC: Duration = Duration::from_secs(30);
+/// How long after a change of a link or an address the node is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Changes that come together are applied together.
 const SETTLE: Duration = Duration::from_millis(10);
 
@@ -78,7 +83,10 @@ pub struct Node {
     rtnl: Rtnl,
     facts: Mutex<NodeFacts>,
     pods: Mutex<BTreeMap<AttachmentId, Entry>>,
+    /// Held while the datapath is changed, so that no older picture replaces a newer one.
     applying: tokio::sync::Mutex<()>,
+    /// Held while the insides of pods follow the index.
+    following: tokio::sync::Mutex<()>,
     applied: AtomicBool,
 }
 
@@ -87,7 +95,7 @@ struct Entry {
     attached: Attached,
     /// From the link's alternative name; none for a pod that an older Coil connected.
     uid: Option<String>,
-    /// What GC needs to know.
+    /// What it is to the runtime.
     attachment: Attachment,
     netns: Option<PathBuf>,
     /// The policy that the pod's routes follow; none when that is not known.
@@ -151,6 +159,7 @@ impl Node {
             rtnl,
             pods: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
+            following: tokio::sync::Mutex::default(),
             applied: AtomicBool::new(false),
         })
     }
@@ -194,8 +203,28 @@ impl Node {
             gateway: None,
             complaint: None,
         };
-        lock(&self.pods).insert(pod.owner, entry);
-        self.reconcile().await
+        lock(&self.pods).insert(pod.owner.clone(), entry);
+        if !self.feed.missing().is_empty() {
+            return Ok(());
+        }
+        if self.applied.load(Ordering::Relaxed) {
+            self.put(&pod.owner).await?;
+        } else {
+            self.apply().await?;
+        }
+        self.follow_inside(&pod.owner).await;
+        Ok(())
+    }
+
+    /// Adds one pod to a datapath that has all others already.
+    async fn put(&self, owner: &AttachmentId) -> Result<(), ApplyError> {
+        let _one_at_a_time = self.applying.lock().await;
+        let facts = lock(&self.facts).clone();
+        let part = self.feed.read(|index| {
+            let pods = lock(&self.pods);
+            plan::desired(index, &facts, pods.get(owner).map(|entry| &entry.attached))
+        });
+        self.plane.with(|plane| plane.put(&part)).unwrap_or(Ok(())).map_err(ApplyError)
     }
 
     /// Forgets a pod, and takes it out of the datapath.
@@ -204,10 +233,11 @@ impl Node {
     /// When the datapath cannot be programmed. The pod is forgotten anyway: the next attempt of anything
     /// takes it out.
     pub async fn forget(self: &Arc<Self>, owner: &AttachmentId) -> Result<(), ApplyError> {
-        if lock(&self.pods).remove(owner).is_none() {
-            return Ok(());
-        }
-        self.reconcile().await
+        let Some(entry) = lock(&self.pods).remove(owner) else { return Ok(()) };
+        let link = &entry.attached.link;
+        let _one_at_a_time = self.applying.lock().await;
+        let taken = self.plane.with(|plane| plane.take_out(link.host.index, &link.addresses()));
+        taken.unwrap_or(Ok(())).map_err(ApplyError)
     }
 
     /// Whether a gateway pod's socket is served.
@@ -232,6 +262,17 @@ impl Node {
         if !self.feed.missing().is_empty() {
             return Ok(());
         }
+        let result = self.apply().await;
+        let owners: Vec<AttachmentId> = lock(&self.pods).keys().cloned().collect();
+        let _one_at_a_time = self.following.lock().await;
+        for owner in owners {
+            self.follow_inside(&owner).await;
+        }
+        result
+    }
+
+    /// Makes the whole datapath follow the index.
+    async fn apply(&self) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
         let facts = lock(&self.facts).clone();
         let desired = self.feed.read(|index| {
@@ -247,76 +288,41 @@ impl Node {
         });
         let result = self.plane.with(|plane| plane.apply(&desired)).unwrap_or(Ok(()));
         self.applied.store(result.is_ok(), Ordering::Relaxed);
-        self.follow_inside_pods().await;
         result.map_err(ApplyError)
     }
 
-    /// Routes of clients, and gateways' namespaces.
-    async fn follow_inside_pods(self: &Arc<Self>) {
-        let owners: Vec<AttachmentId> = lock(&self.pods).keys().cloned().collect();
-        for owner in owners {
-            let Some((attached, routes, netns, served)) = lock(&self.pods).get(&owner).map(|entry| {
-                let served = entry.gateway.is_some();
-                (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
-            }) else {
-                continue;
-            };
-            let (Some(pod), Some(netns)) = (attached.pod.as_ref(), netns) else { continue };
-            let client = self.plane.serves_egress() && !attached.kernel_client;
-            let wanted = if client { self.route_policy(plan::egresses_of(pod)) } else { RoutePolicy::new() };
-            let result = async {
-                let ns = NetNs::open(&netns)?;
-                if routes.as_ref() != Some(&wanted) {
-                    self.update_routes(&ns, &owner, &attached, wanted.clone()).await?;
-                    if let Some(entry) = lock(&self.pods).get_mut(&owner) {
-                        entry.routes = Some(wanted);
-                    }
+    /// Routes of a client, and a gateway's namespace. Trouble is logged, and tried again later.
+    async fn follow_inside(self: &Arc<Self>, owner: &AttachmentId) {
+        let Some((attached, routes, netns, served)) = lock(&self.pods).get(owner).map(|entry| {
+            let served = entry.gateway.is_some();
+            (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
+        }) else {
+            return;
+        };
+        let (Some(pod), Some(netns)) = (attached.pod.as_ref(), netns) else { return };
+        let client = self.plane.serves_egress() && !attached.kernel_client;
+        let wanted = if client { self.route_policy(plan::egresses_of(pod)) } else { RoutePolicy::new() };
+        let other_routes = routes.as_ref() != Some(&wanted);
+        let to_serve = pod.gateway_of.as_ref().filter(|_| !served);
+        if !other_routes && to_serve.is_none() {
+            return;
+        }
+        let result = async {
+            let ns = NetNs::open(&netns)?;
+            if other_routes {
+                self.update_routes(&ns, owner, &attached, wanted.clone()).await?;
+                if let Some(entry) = lock(&self.pods).get_mut(owner) {
+                    entry.routes = Some(wanted);
                 }
-                if let (Some(egress), false) = (&pod.gateway_of, served) {
-                    self.serve_gateway(&owner, &ns, egress, attached.link.addresses())?;
-                }
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-            };
-            if let Err(e) = result.await {
-                warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
             }
+            if let Some(egress) = to_serve {
+                self.serve_gateway(owner, &ns, egress, attached.link.addresses())?;
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        };
+        if let Err(e) = result.await {
+            warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
         }
-    }
-
-    /// Makes the routes inside a pod follow a policy.
-    ///
-    /// # Errors
-    /// When the pod's namespace or link is gone, or the kernel refuses.
-    pub async fn update_routes(
-        &self,
-        ns: &NetNs,
-        owner: &AttachmentId,
-        pod: &Attached,
-        policy: RoutePolicy,
-    ) -> Result<(), PodNetError> {
-        if self.ipam.is_some() {
-            self.network.update_routes(ns, &owner.ifname, &pod.link, policy).await?;
-        } else {
-            self.chained.update_routes(ns, &owner.ifname, policy).await?;
-        }
-        Ok(())
-    }
-
-    fn serve_gateway(
-        self: &Arc<Self>,
-        owner: &AttachmentId,
-        ns: &NetNs,
-        egress: &EgressRef,
-        addresses: Vec<IpAddr>,
-    ) -> Result<(), crate::egress::gateway::GatewayError> {
-        // The socket's task must not keep its own owner alive.
-        let (node, egress) = (Arc::downgrade(self), egress.clone());
-        let status = Arc::new(move || status_of(&node, &egress, &addresses));
-        let gateway = GatewayPod::prepare(ns, status)?;
-        if let Some(entry) = lock(&self.pods).get_mut(owner) {
-            entry.gateway = Some(gateway);
-        }
-        Ok(())
     }
 
     /// Looks again at the node's own links and addresses.
@@ -339,27 +345,51 @@ impl Node {
             }
         }
         facts.own_addresses = net::host::own_addresses(&self.rtnl).await?;
-        facts.own_addresses.extend(internal);
+        facts.own_addresses.extend(&internal);
         facts.own_addresses.sort_unstable();
         facts.own_addresses.dedup();
         *lock(&self.facts) = facts;
+        if !internal.is_empty() {
+            let side =
+                HostSide { addresses: HostAddresses::of(&internal), mtu: net::host::mtu(&self.rtnl).await? };
+            if self.network.follow(side) {
+                info!(addresses = ?internal, mtu = side.mtu, "new pods follow the node's network");
+            }
+        }
         Ok(())
     }
 
-    /// Follows the index for ever.
-    pub async fn run(self: Arc<Self>) {
+    /// Follows the index, and the node's own links and addresses, for ever.
+    pub async fn run(self: Arc<Self>, mut monitor: Monitor) {
         let mut changes = self.feed.changes();
         self.feed.synced().await;
+        let mut internal = None;
+        let mut next_look = Instant::now();
         loop {
-            if let Err(e) = self.look_at_node().await {
-                error!(error = %e, "cannot look at the node's links; what was found before stays in use");
+            // Only what concerns the node itself is a reason to look at all its links.
+            let now =
+                self.feed.read(|index| index.nodes.get(&ObjectKey::new("", &self.settings.name)).cloned());
+            if Instant::now() >= next_look || internal != now {
+                internal = now;
+                next_look = Instant::now() + RESYNC;
+                if let Err(e) = self.look_at_node().await {
+                    error!(error = %e, "cannot look at the node's links; what was found before stays in use");
+                }
             }
             if let Err(e) = self.reconcile().await {
                 error!(error = %e, "will try again");
             }
-            tokio::select! {
-                _ = changes.changed() => tokio::time::sleep(SETTLE).await,
-                () = tokio::time::sleep(RESYNC) => {}
+            loop {
+                let soon = Instant::now() + LOOK_AGAIN;
+                tokio::select! {
+                    _ = changes.changed() => {
+                        tokio::time::sleep(SETTLE).await;
+                        break;
+                    }
+                    // Each pod that comes or goes is such a change, too: they are looked at together.
+                    () = monitor.changed(is_about_node), if next_look > soon => next_look = soon,
+                    () = tokio::time::sleep_until(next_look) => break,
+                }
             }
             changes.mark_unchanged();
         }
@@ -395,35 +425,6 @@ impl Entry {
     }
 }
 
-fn status_of(node: &Weak<Node>, egress: &EgressRef, addresses: &[IpAddr]) -> GatewayStatus {
-    let mut status = GatewayStatus {
-        ready: false,
-        reason: "coild is stopping".to_owned(),
-        namespace: egress.namespace.clone(),
-        egress: egress.name.clone(),
-        addresses: addresses.to_vec(),
-        flows: 0,
-    };
-    let Some(node) = node.upgrade() else { return status };
-    status.reason = match node.plane.with(|plane| plane.flows(addresses)) {
-        None => format!(
-            "this node's datapath is the kernel alone ({}): {}",
-            node.plane.reason(),
-            support::without_ebpf()
-        ),
-        Some(Err(e)) => format!("cannot read the datapath's maps: {e}"),
-        Some(Ok(_)) if !node.applied.load(Ordering::Relaxed) => {
-            "the datapath is not programmed; coild's log says why".to_owned()
-        }
-        Some(Ok(flows)) => {
-            status.flows = flows;
-            String::new()
-        }
-    };
-    status.ready = status.reason.is_empty();
-    status
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -438,6 +439,7 @@ mod tests {
             uid: "1".into(),
             egresses,
             gateway_of: None,
+            shaped: false,
             addresses: Vec::new(),
         }
     }

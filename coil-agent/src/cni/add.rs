@@ -71,15 +71,14 @@ async fn connect(
         uid: pod.uid.clone(),
         network: request.network.clone(),
     };
-    let altnames = identity.altnames(&request.owner);
-    let link = node.network.setup(ns, allocation, &altnames, routes.clone()).await?;
+    let link = node.network.setup(ns, allocation, &identity, routes.clone()).await?;
     phases.end("network");
     let (ifname, gateways) = (&request.owner.ifname, node.network.gateways(&link));
     let result = result::result(ns, ifname, &link, gateways, node.network.mtu(), routes.clone());
     let is_gateway = pod.gateway_of.is_some();
     let new = NewPod {
         owner: request.owner.clone(),
-        attachment: Attachment::of(&altnames, &request.owner),
+        attachment: Attachment::of(&identity.altnames(&request.owner), &request.owner),
         attached: Attached { link, pod: Some(pod), kernel_client: false },
         netns: request.netns.clone(),
         routes,

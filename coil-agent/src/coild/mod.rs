@@ -6,6 +6,7 @@
 //!                         ipam ─▶ blocks ─▶ table 119
 //! ```
 
+mod export;
 pub mod options;
 
 use std::{
@@ -19,15 +20,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     cni::{
-        health::{Health, Trouble},
+        health::Health,
         server::{self, CniService},
         socket,
     },
@@ -36,8 +36,9 @@ use crate::{
     ipam::NodeIpam,
     metrics,
     net::{
-        Rtnl, export,
+        Rtnl,
         host::{self, HostAddresses},
+        monitor::{Monitor, Topic},
         pod::PodNetwork,
         recover,
         route::Owned,
@@ -46,6 +47,7 @@ use crate::{
     plane::Plane,
     watch::{Feed, Scope, objects},
 };
+use export::Exporter;
 use options::{Mode, Options};
 
 /// How long to wait before asking the API server again at the start.
@@ -79,25 +81,36 @@ pub async fn run(options: Options) -> Result<()> {
     coil_program::serve_http(options.health_addr, ready, options.metrics_addr, registry.clone())?;
 
     tokio::pin!(stopped);
-    let (node, health) = tokio::select! {
+    let Started { node, exporter, health } = tokio::select! {
         started = start(&options, &feed) => started?,
         () = &mut stopped => return Ok(()),
     };
     metrics::datapath_info(&registry, node.plane.mode(), node.plane.reason())?;
     metrics::DatapathCounters::register(node.clone(), &registry)?;
-    let service = CniService::new(node, health, &registry)?;
+    let service = CniService::new(node.clone(), health, &registry)?;
     let listener = socket::listen(&options.socket).context("cannot start")?;
     tokio::spawn(service.clone().let_go_of_lost_pods(options.addressblock_gc_interval.0));
     tokio::spawn(service.clone().watch_health());
     serving.store(true, Ordering::Relaxed);
     info!(socket = %options.socket.display(), "ready for the plugin");
     server::serve(listener, service, stopped).await.map_err(anyhow::Error::from_boxed)?;
+    if let Some(exporter) = exporter.filter(|_| options.clear_routes_on_shutdown) {
+        exporter.end(node.client.clone(), &options.node_name).await;
+    }
     info!("stopped; pods and their traffic stay as they are");
     Ok(())
 }
 
+/// What runs before the plugin is served.
+struct Started {
+    node: Arc<Node>,
+    /// None when the node has no blocks.
+    exporter: Option<Exporter>,
+    health: Arc<Health>,
+}
+
 /// Everything up to the socket.
-async fn start(options: &Options, feed: &Feed) -> Result<(Arc<Node>, Arc<Health>)> {
+async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let client = Client::try_default()
         .await
         .context("cannot find the API server: run in a pod with a service account, or set KUBECONFIG")?;
@@ -112,8 +125,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<(Arc<Node>, Arc<Health>
     let addresses = node_addresses(&client, &options.node_name).await;
     let mtu = host::mtu(&rtnl).await?;
     info!(node = options.node_name, ?addresses, mtu, "pods' gateways are this node's addresses");
-    let network = PodNetwork::new(rtnl.clone(), pod_routes, HostAddresses::of(&addresses), mtu);
-    let found = recover::pods(&rtnl, pod_routes).await?;
+    let network = PodNetwork::new(rtnl.clone(), pod_routes, HostAddresses::of(&addresses), mtu)
+        .with_calico_names(options.compat_calico);
+    let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
     feed.start(&client, &options.node_name, Scope { ipam: options.enable_ipam, egress: options.enable_egress });
@@ -127,26 +141,26 @@ async fn start(options: &Options, feed: &Feed) -> Result<(Arc<Node>, Arc<Health>
         devices: options.devices.clone(),
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
-            // Behind another plugin its rules in the host's stack count.
-            forward: plane.mode() == "ebpf" && options.enable_ipam,
+            // Calico's policies, and another plugin's, are in the host's stack: no packet may pass it by.
+            forward: plane.mode() == "ebpf" && options.enable_ipam && !options.compat_calico,
             fou_port: options.egress_port,
             ..NodeFacts::default()
         },
     };
     let node = Node::new(settings, client, feed.clone(), ipam.clone(), network, plane, rtnl.clone());
-    let mut found = found;
     node.chained.complete(&mut found).await;
     node.recover(found);
     node.look_at_node().await?;
-    tokio::spawn(node.clone().run());
+    tokio::spawn(node.clone().run(Monitor::open(&[Topic::Node])?));
+    let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
+    let interval = options.addressblock_gc_interval.0;
+    let mut exporter = None;
     if let Some(ipam) = ipam {
-        let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
-        let interval = options.addressblock_gc_interval.0;
-        tokio::spawn(export_blocks(rtnl, export, on_blocks, interval, health.clone()));
+        exporter = Some(Exporter::start(rtnl, export, on_blocks, interval, health.clone())?);
         tokio::spawn(collect_garbage(ipam, interval));
     }
     tokio::spawn(sweep(node.clone()));
-    Ok((node, health))
+    Ok(Started { node, exporter, health })
 }
 
 /// The node's InternalIPs. Without them there is no pod network, so this waits as long as it takes.
@@ -189,43 +203,6 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
 fn open_ebpf() -> Result<Plane> {
     let datapath = Datapath::open(&DatapathConfig::default())?;
     Ok(Plane::ebpf(Box::new(datapath)))
-}
-
-/// Keeps table 119 the blocks that the node owns.
-async fn export_blocks(
-    rtnl: Rtnl,
-    table: Owned,
-    mut blocks: watch::Receiver<BTreeSet<IpNet>>,
-    interval: Duration,
-    health: Arc<Health>,
-) {
-    // Before the first list the set of blocks is not known, and what is exported stays.
-    if blocks.changed().await.is_err() {
-        return;
-    }
-    loop {
-        let wanted = blocks.borrow_and_update().clone();
-        let pause = match export::sync(&rtnl, table, &wanted).await {
-            Ok(changes) => {
-                if changes != export::Changes::default() {
-                    let (set, removed) = (changes.set, changes.removed);
-                    info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
-                }
-                health.report("export", None);
-                interval
-            }
-            Err(e) => {
-                error!(error = %e, "cannot export the node's blocks; will try again");
-                let text = format!("cannot export the node's blocks to table {}: {e}", table.table);
-                health.report("export", Some(Trouble::Impaired(text)));
-                RETRY
-            }
-        };
-        tokio::select! {
-            changed = blocks.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
 }
 
 async fn collect_garbage(ipam: NodeIpam, interval: Duration) {

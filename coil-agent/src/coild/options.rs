@@ -63,6 +63,18 @@ pub struct Options {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     pub enable_egress: bool,
+    /// Name the links of pods as Calico does, for its network policies
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub compat_calico: bool,
+    /// Take over pods whose routes are in the main table, where Coil 2.0.1 had them
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub register_from_main: bool,
+    /// Empty the table of address blocks when coild ends because its Node was deleted
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub clear_routes_on_shutdown: bool,
     #[command(flatten)]
     not_here: NotHere,
 }
@@ -83,16 +95,7 @@ pub enum Mode {
 struct NotHere {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    compat_calico: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    register_from_main: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     enable_originating_only: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    clear_routes_on_shutdown: bool,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     host_stack: bool,
@@ -136,10 +139,7 @@ impl Options {
         }
         let flags = &self.not_here;
         let asked = [
-            (flags.compat_calico, "--compat-calico"),
-            (flags.register_from_main, "--register-from-main"),
             (flags.enable_originating_only, "--enable-originating-only"),
-            (flags.clear_routes_on_shutdown, "--clear-routes-on-shutdown"),
             (flags.host_stack, "--host-stack"),
             (flags.fast_udp, "--fast-udp"),
             (flags.mark.is_some(), "--mark"),
@@ -192,10 +192,7 @@ mod tests {
     #[test]
     fn what_is_not_here_is_refused() {
         for flag in [
-            "--compat-calico",
-            "--register-from-main=true",
             "--enable-originating-only",
-            "--clear-routes-on-shutdown",
             "--host-stack",
             "--fast-udp",
             "--mark=0x1",

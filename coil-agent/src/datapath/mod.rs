@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Desired ──► image ──► table (difference) ──► pinned maps ◄──► programs
-//!    └──────► attach ─► pinned TCX links
+//!    └──────► attach ─► pinned TCX links of uplinks, filters of pods' links
 //! ```
 //!
 //! Maps and links are pinned, so that packets flow on while no agent runs. [`Datapath::open`] adopts
@@ -12,6 +12,7 @@ mod attach;
 mod desired;
 mod error;
 mod family;
+mod filter;
 mod image;
 mod maglev;
 mod object;
@@ -19,7 +20,7 @@ mod pins;
 mod state;
 mod table;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -28,7 +29,7 @@ use aya::{
 };
 use coil_packet::abi::{Config, UplinkValue};
 
-use attach::{Attachments, Place, Program, classifier};
+use attach::{Attachments, Hook, Place, Program, classifier};
 use family::FamilyTables;
 use state::Counters;
 use table::Table;
@@ -121,27 +122,48 @@ impl Datapath {
     /// # Errors
     /// Names the map, program or link. What was done before stays; calling again continues.
     pub fn apply(&mut self, desired: &Desired) -> Result<Report, DatapathError> {
-        let (config, uplinks) = image::common(desired);
-        let v4 = image::family(desired);
-        let v6 = image::family(desired);
-        let places = places(desired);
-        let mut report = Report::default();
+        let mut report = self.put(desired)?;
+        let (_, uplinks) = image::common(desired);
+        let (v4, v6) = (image::family(desired), image::family(desired));
+        report.detached = self.attachments.detach_others(&places(desired))?;
+        let now = monotonic_seconds();
+        report.entries.removed += self.v4.remove_others(&v4, now)?;
+        report.entries.removed += self.v6.remove_others(&v6, now)?;
+        report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
+        Ok(report)
+    }
 
+    /// Adds and replaces what is stated, and leaves everything else alone: a pod is added without
+    /// a look at all others.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn put(&mut self, part: &Desired) -> Result<Report, DatapathError> {
+        let (config, uplinks) = image::common(part);
+        let mut report = Report::default();
         let config_error = |action| move |source| DatapathError::Map { name: "coil_config", action, source };
         if self.config.get(&0, 0).map_err(config_error("read it"))? != config {
             self.config.set(0, config, 0).map_err(config_error("write it"))?;
             report.entries.put += 1;
         }
         report.entries += self.uplinks.put_all(&uplinks)?;
-        report.entries += self.v4.put_all(&v4)?;
-        report.entries += self.v6.put_all(&v6)?;
-        report.attached = self.attachments.attach(&mut self.ebpf, &places)?;
+        report.entries += self.v4.put_all(&image::family(part))?;
+        report.entries += self.v6.put_all(&image::family(part))?;
+        report.attached = self.attachments.attach(&mut self.ebpf, &places(part))?;
+        Ok(report)
+    }
 
-        report.detached = self.attachments.detach_others(&places)?;
+    /// Takes one pod out: its program, then its entries, flows and translations. What its policy was stays
+    /// until the next [`Self::apply`].
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
+        let mut report = Report::default();
+        report.detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
         let now = monotonic_seconds();
-        report.entries.removed += self.v4.remove_others(&v4, now)?;
-        report.entries.removed += self.v6.remove_others(&v6, now)?;
-        report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
+        report.entries.removed += self.v4.take_out(addresses, now)?;
+        report.entries.removed += self.v6.take_out(addresses, now)?;
         Ok(report)
     }
 
@@ -189,8 +211,13 @@ impl Datapath {
 
 /// Every place where a program belongs, with its owner for messages.
 fn places(desired: &Desired) -> BTreeMap<Place, String> {
-    let pods = desired.pods.iter().map(|pod| ((Program::FromPod, pod.ifindex), format!("pod {}", pod.name)));
-    let uplinks = desired.uplinks.iter().map(|ifindex| ((Program::FromNet, *ifindex), "uplink".to_owned()));
+    let pods = desired.pods.iter().map(|pod| {
+        let hook = if pod.shaped { Hook::Tcx } else { Hook::Filter };
+        (Place { program: Program::FromPod, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name))
+    });
+    let uplinks = desired.uplinks.iter().map(|ifindex| {
+        (Place { program: Program::FromNet, ifindex: *ifindex, hook: Hook::Tcx }, "uplink".to_owned())
+    });
     pods.chain(uplinks).collect()
 }
 

@@ -12,18 +12,22 @@
 //! ```
 //!
 //! - [`host`]: what the node needs once.
-//! - [`pod`]: makes, checks and removes one pod's network; [`plan`] says which routes it has.
+//! - [`pod`]: makes, checks and removes one pod's network, by `connect`; [`plan`] says which routes it has,
+//!   [`name`] how its link is found again.
 //! - [`chained`]: the same for a pod that another plugin connected.
 //! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
 //! - [`export`]: table 119.
+//! - [`monitor`]: what others change, as they do it.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
-//! - `rtnl`, `link`, `addr`, `sysctl`: the kernel's words.
+//! - `rtnl`, `wire`, `link`, `addr`, `sysctl`: the kernel's words; `wire` for threads that may wait.
 
 mod addr;
 pub mod chained;
+mod connect;
 pub mod export;
 pub mod host;
 mod link;
+pub mod monitor;
 pub mod name;
 pub mod plan;
 pub mod pod;
@@ -31,6 +35,7 @@ pub mod recover;
 pub mod route;
 mod rtnl;
 pub(crate) mod sysctl;
+mod wire;
 
 pub use link::{Alias, Link, Mac};
 pub use rtnl::{Rtnl, RtnlError};

@@ -13,6 +13,7 @@
 
 use sha1::{Digest as _, Sha1};
 
+use super::{link::random, rtnl::RtnlError};
 use crate::ipam::AttachmentId;
 
 /// Begins the alternative name by which the pod is known.
@@ -105,6 +106,11 @@ fn is_number(text: &str) -> bool {
 pub fn of_attachment(owner: &AttachmentId) -> String {
     let name = format!("{OF_ATTACHMENT}{}.{}", owner.container_id, owner.ifname);
     if name.len() <= ALTNAME_MAX { name } else { format!("{OF_ATTACHMENT}{}", hex(&name)) }
+}
+
+/// A name that no other link has, most likely.
+pub(super) fn random_name() -> Result<String, RtnlError> {
+    Ok(format!("veth{:08x}", u32::from_ne_bytes(random()?)))
 }
 
 fn hex(text: &str) -> String {

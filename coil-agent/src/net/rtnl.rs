@@ -55,7 +55,7 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    fn flags(self) -> u16 {
+    pub(super) fn flags(self) -> u16 {
         match self {
             Self::Change => 0,
             Self::Create => NLM_F_CREATE | NLM_F_EXCL,

@@ -2,13 +2,18 @@
 
 use std::sync::atomic::Ordering;
 
+use coil_netns::NetNs;
 use futures::FutureExt as _;
 
 use super::{Node, lock};
 use crate::{
     cni::health::Trouble,
+    egress::plan::Attached,
     ipam::AttachmentId,
-    net::{Link, RtnlError, name},
+    net::{
+        Link, RtnlError, name,
+        pod::{PodNetError, RoutePolicy},
+    },
 };
 
 /// What a connected pod is to the runtime, by the names of its link (see [`name`]).
@@ -60,6 +65,25 @@ impl Node {
         let Some(known) = self.link_of(owner) else { return Ok(false) };
         let found = self.rtnl.link_by_index(known.index).await?;
         Ok(found.is_none_or(|link| link.alias.is_none_or(|alias| alias.owner != *owner)))
+    }
+
+    /// Makes the routes inside a pod follow a policy.
+    ///
+    /// # Errors
+    /// When the pod's namespace or link is gone, or the kernel refuses.
+    pub async fn update_routes(
+        &self,
+        ns: &NetNs,
+        owner: &AttachmentId,
+        pod: &Attached,
+        policy: RoutePolicy,
+    ) -> Result<(), PodNetError> {
+        if self.ipam.is_some() {
+            self.network.update_routes(ns, &owner.ifname, &pod.link, policy).await?;
+        } else {
+            self.chained.update_routes(ns, &owner.ifname, policy).await?;
+        }
+        Ok(())
     }
 
     /// What keeps pods from being connected, or connected pods from what they need. Asks nobody.
