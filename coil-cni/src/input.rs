@@ -8,7 +8,7 @@ use coil_api::{
     rpc::CniArgs,
 };
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     environment::{Command, Environment, is_plain},
@@ -37,7 +37,9 @@ pub(crate) fn request(
     environment: &Environment,
     stdin: &[u8],
 ) -> Result<Request, ErrorDocument> {
-    let config: NetConf = serde_json::from_slice(stdin)
+    // A list would be taken for the fields in order.
+    let config = serde_json::from_slice::<Map<String, Value>>(stdin)
+        .and_then(|object| NetConf::deserialize(Value::Object(object)))
         .map_err(|e| error(code::DECODING_FAILURE, format!("cannot read the network configuration: {e}")))?;
     check_version(command, &config.cni_version)?;
     if !is_plain(&config.name) {
