@@ -83,15 +83,21 @@ impl Attachments {
     }
 
     /// Attaches what is missing; `wanted` says whose link it is. A place that an earlier agent left gets
-    /// the new program in place of its own: no packet is lost.
+    /// the new program in place of its own: no packet is lost. Links that are gone are left out when
+    /// `gone_ok`: a namespace may go before anybody says so, and no packet comes from there.
     pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         wanted: &BTreeMap<Place, String>,
+        gone_ok: bool,
     ) -> Result<usize, DatapathError> {
         let missing: Vec<_> = wanted.iter().filter(|(place, _)| !self.attached.contains(place)).collect();
+        let mut attached = 0;
         for (place, owner) in &missing {
             let Some(interface) = interface(place.ifindex) else {
+                if gone_ok {
+                    continue;
+                }
                 return Err(DatapathError::NoInterface {
                     program: place.program.name(),
                     ifindex: place.ifindex,
@@ -110,8 +116,9 @@ impl Attachments {
                 }
             }
             self.attached.insert(**place);
+            attached += 1;
         }
-        Ok(missing.len())
+        Ok(attached)
     }
 
     fn attach_link(&mut self, ebpf: &mut Ebpf, place: Place, interface: &str) -> Result<(), DatapathError> {
@@ -190,7 +197,9 @@ fn place(name: &str) -> Option<Place> {
 
 /// The name of an interface of this network namespace.
 fn interface(ifindex: u32) -> Option<String> {
-    nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()?;
+    // A link on its way out may have lost its name already.
+    Some(name).filter(|name| !name.is_empty())
 }
 
 fn program_error(

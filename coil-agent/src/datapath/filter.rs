@@ -39,13 +39,14 @@ pub(super) fn attach(code: &mut SchedClassifier, interface: &str) -> Result<(), 
 /// Detaches it; fine when it is not there.
 pub(super) fn detach(interface: &str) -> Result<(), ProgramError> {
     use aya::programs::Link as _;
-    match filter(interface)?.detach() {
+    match filter(interface).and_then(|filter| filter.detach()) {
         Err(ProgramError::NetlinkError(e)) if is_gone(e.raw_os_error()) => Ok(()),
         Err(ProgramError::TcError(e)) if is_gone(errno(&e)) => Ok(()),
         other => other,
     }
 }
 
+/// The filter of a link, which may not be there.
 fn filter(interface: &str) -> Result<SchedClassifierLink, ProgramError> {
     SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None)
         .map_err(|e| TcError::IoError(e).into())

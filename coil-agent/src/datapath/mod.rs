@@ -122,7 +122,7 @@ impl Datapath {
     /// # Errors
     /// Names the map, program or link. What was done before stays; calling again continues.
     pub fn apply(&mut self, desired: &Desired) -> Result<Report, DatapathError> {
-        let mut report = self.put(desired)?;
+        let mut report = self.add(desired, true)?;
         let (_, uplinks) = image::common(desired);
         let (v4, v6) = (image::family(desired), image::family(desired));
         report.detached = self.attachments.detach_others(&places(desired))?;
@@ -139,6 +139,10 @@ impl Datapath {
     /// # Errors
     /// As [`Self::apply`].
     pub fn put(&mut self, part: &Desired) -> Result<Report, DatapathError> {
+        self.add(part, false)
+    }
+
+    fn add(&mut self, part: &Desired, gone_ok: bool) -> Result<Report, DatapathError> {
         let (config, uplinks) = image::common(part);
         let mut report = Report::default();
         let config_error = |action| move |source| DatapathError::Map { name: "coil_config", action, source };
@@ -149,7 +153,7 @@ impl Datapath {
         report.entries += self.uplinks.put_all(&uplinks)?;
         report.entries += self.v4.put_all(&image::family(part))?;
         report.entries += self.v6.put_all(&image::family(part))?;
-        report.attached = self.attachments.attach(&mut self.ebpf, &places(part))?;
+        report.attached = self.attachments.attach(&mut self.ebpf, &places(part), gone_ok)?;
         Ok(report)
     }
 

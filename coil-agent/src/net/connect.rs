@@ -26,12 +26,13 @@ use super::{
     name::{self, PodIdentity},
     plan::{host_net, pod_routes},
     pod::{PodLink, PodNetError, PodNetwork, RoutePolicy},
+    ready,
     route::Path,
     rtnl::RtnlError,
     sysctl,
     wire::Wire,
 };
-use crate::ipam::Allocation;
+use crate::ipam::{Allocation, AttachmentId};
 
 /// How often making the pair is tried: again, after what was in its way is removed.
 const ATTEMPTS: usize = 3;
@@ -91,10 +92,12 @@ impl Connection {
 
     /// Makes the pair. What earlier attempts left in its way is removed.
     fn pair(&self, wire: &mut Wire, ns: &NetNs, peer_mac: Mac) -> Result<Link, PodNetError> {
-        let altname = name::of_attachment(&self.allocation.owner);
+        let owner = &self.allocation.owner;
+        let altname = name::of_attachment(owner);
+        let calico = self.network.calico_names;
+        let mut name = if calico { self.pod.calico_name() } else { name::of_link(owner) };
         let mut attempt = 1;
         loop {
-            let name = if self.network.calico_names { self.pod.calico_name() } else { name::random_name()? };
             let veth =
                 Veth { name: &name, mac: Mac::random()?, peer: self.ifname(), peer_mac, mtu: self.mtu };
             let [stale, made, named] = wire.three([
@@ -111,12 +114,12 @@ impl Connection {
                     let what = || PodNetError::Missing { what: format!("the veth {name} that was made") };
                     return named.ok_or_else(what);
                 }
-                Err(e) if !e.is_existing() => return Err(e.into()),
-                Err(e) if attempt == ATTEMPTS => return Err(e.into()),
+                Err(e) if !e.is_existing() || attempt == ATTEMPTS => return Err(e.into()),
                 Err(_) => match named {
-                    // A pod of this name was here before, and its DEL has not come yet.
-                    Some(other) if self.network.calico_names => remove(wire, other.index)?,
-                    Some(_) => {}
+                    // An earlier pod of this name, whose DEL has not come yet; or what an agent left that
+                    // was killed before it could give the link its alias.
+                    Some(other) if calico || other.is_of(owner) => remove(wire, other.index)?,
+                    Some(_) => name = name::random_name()?,
                     None if stale.is_some() => {}
                     None => {
                         let (path, ifname) = (ns.path().display().to_string(), self.ifname().to_owned());
@@ -140,8 +143,11 @@ impl Connection {
             link::set_up(index),
         ];
         requests.extend(self.host_addresses(&pod).into_iter().map(|net| add_address(index, net)));
+        // Nobody has to ask for the pod, either.
+        requests.extend(pod.addresses().into_iter().map(|a| add_neighbour(index, a, mac)));
         wire.change(requests)?;
         ns.run(|| self.furnish_inside(&pod))??;
+        ready::wait(wire, index, &[])?;
         // Last: what is sent to the pod finds all of it.
         let path = Path { ifindex: Some(index), ..Path::default() };
         let routes = pod.addresses().into_iter();
@@ -181,17 +187,22 @@ impl Connection {
         let (via, direct): (Vec<_>, Vec<_>) = routes.iter().partition(|(_, path)| path.gateway.is_some());
         let table = self.network.inside_routes();
         requests.extend(direct.into_iter().chain(via).map(|(dst, path)| table.add_request(*dst, path)));
-        Ok(wire.change(requests)?)
+        wire.change(requests)?;
+        Ok(ready::wait(&mut wire, index, &pod.addresses())?)
     }
 }
 
-/// Removes the link with a name; one that is not there is as good as removed.
+/// Removes the link of an attachment; one that is not there is as good as removed.
 ///
 /// The kernel answers only when it has freed the last of a link, tens of milliseconds after the link
 /// has gone from every table: this returns as soon as it has gone.
-pub(super) fn disconnect(name: &str) -> Result<(), PodNetError> {
+pub(super) fn disconnect(owner: &AttachmentId) -> Result<(), PodNetError> {
     let mut wire = Wire::open()?;
-    let Some(link) = found(wire.one(link::get_by_name(name)))? else { return Ok(()) };
+    let names = [name::of_attachment(owner), name::of_link(owner)].map(|name| link::get_by_name(&name));
+    let mut links = wire.ask(names.into())?.into_iter().map(found).collect::<Result<Vec<_>, _>>()?;
+    let Some(link) = links.iter_mut().find_map(|link| link.take_if(|link| link.is_of(owner))) else {
+        return Ok(());
+    };
     let (done, removed) = mpsc::channel();
     let mut remover = Wire::open()?;
     tokio::task::spawn_blocking(move || {

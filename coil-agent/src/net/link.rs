@@ -12,6 +12,7 @@ use rtnetlink::{
         RouteNetlinkMessage,
         link::{
             AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage, Prop,
+            State,
         },
     },
 };
@@ -105,6 +106,8 @@ pub struct Link {
     pub mac: Mac,
     /// MTU.
     pub mtu: u32,
+    /// Whether the link carries packets: it is up, and so is its other end.
+    pub running: bool,
     /// True for a link that is not made by software: it has no kind.
     pub physical: bool,
     /// Of a veth: this namespace's id for the one that the peer is in.
@@ -116,6 +119,11 @@ pub struct Link {
 }
 
 impl Link {
+    /// Whether it may be the link of an attachment that has its name: it is, or it has no alias yet.
+    pub(super) fn is_of(&self, owner: &AttachmentId) -> bool {
+        self.alias.as_ref().is_none_or(|alias| alias.owner == *owner)
+    }
+
     fn parse(message: &LinkMessage) -> Self {
         let mut link = Self { index: message.header.index, physical: true, ..Self::default() };
         for attribute in &message.attributes {
@@ -124,6 +132,7 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Alias::parse(alias),
                 LinkAttribute::Address(mac) => link.mac = Mac(mac.as_slice().try_into().unwrap_or_default()),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::OperState(state) => link.running = *state == State::Up,
                 LinkAttribute::LinkInfo(_) => link.physical = false,
                 LinkAttribute::LinkNetNsId(id) => link.peer_nsid = Some(*id),
                 LinkAttribute::Link(index) => link.lower = Some(*index),

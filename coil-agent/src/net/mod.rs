@@ -19,6 +19,7 @@
 //! - [`export`]: table 119.
 //! - [`monitor`]: what others change, as they do it.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
+//! - `ready`: waits for what the kernel finishes later.
 //! - `rtnl`, `wire`, `link`, `addr`, `sysctl`: the kernel's words; `wire` for threads that may wait.
 
 mod addr;
@@ -31,6 +32,7 @@ pub mod monitor;
 pub mod name;
 pub mod plan;
 pub mod pod;
+mod ready;
 pub mod recover;
 pub mod route;
 mod rtnl;

@@ -1,7 +1,7 @@
 //! Names of a pod's host link: how it is found again, in one step.
 //!
 //! ```text
-//! veth1a2b3c4d                         its name; with --compat-calico from namespace and name of the pod
+//! veth1a2b3c4d5e6                      its name: from the attachment; with --compat-calico from the pod
 //!   coil.CONTAINER.eth0                alternative name: the attachment, for DEL and CHECK
 //!   coil-UID.SUFFIX                    alternative name: the pod, for an agent that was restarted
 //!   coil_NETWORK_SUFFIX                alternative name: the network, for GC
@@ -106,6 +106,12 @@ fn is_number(text: &str) -> bool {
 pub fn of_attachment(owner: &AttachmentId) -> String {
     let name = format!("{OF_ATTACHMENT}{}.{}", owner.container_id, owner.ifname);
     if name.len() <= ALTNAME_MAX { name } else { format!("{OF_ATTACHMENT}{}", hex(&name)) }
+}
+
+/// The name of the host link of an attachment: what an agent that was killed right after making it left
+/// behind is found by the name alone.
+pub(super) fn of_link(owner: &AttachmentId) -> String {
+    format!("veth{}", &hex(&of_attachment(owner))[..11])
 }
 
 /// A name that no other link has, most likely.

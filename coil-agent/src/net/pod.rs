@@ -182,8 +182,8 @@ impl PodNetwork {
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove(&self, owner: &AttachmentId) -> Result<(), PodNetError> {
-        let name = name::of_attachment(owner);
-        blocking(move || disconnect(&name)).await
+        let owner = owner.clone();
+        blocking(move || disconnect(&owner)).await
     }
 
     async fn find(&self, owner: &AttachmentId) -> Result<Option<Link>, RtnlError> {

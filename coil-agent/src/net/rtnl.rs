@@ -36,6 +36,13 @@ impl RtnlError {
         matches!(self.source.raw_os_error(), Some(EADDRNOTAVAIL | ENODEV | ENOENT | ENXIO | ESRCH))
     }
 
+    /// Whether no route leads to what was asked for.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        use nix::libc::{EHOSTUNREACH, ENETUNREACH};
+        matches!(self.source.raw_os_error(), Some(EHOSTUNREACH | ENETUNREACH))
+    }
+
     /// Whether what should be made exists.
     #[must_use]
     pub fn is_existing(&self) -> bool {

@@ -87,7 +87,8 @@ fn a_failed_setup_leaves_nothing_and_works_once_mended() {
     topology.run(async |network, _| {
         // The last step is the one that fails.
         topology.node.ip("-6 route add fd64::5/128 dev lo table 116 proto static");
-        let error = network.setup(&pod.0, &alloc, &identity("uid-c"), Vec::new()).await.unwrap_err().to_string();
+        let error =
+            network.setup(&pod.0, &alloc, &identity("uid-c"), Vec::new()).await.unwrap_err().to_string();
         assert!(error.contains("fd64::5/128") && error.contains("table 116"), "{error}");
         assert_eq!(links(&topology.node), ["uplink"]);
         assert!(links(&pod).is_empty());
