@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use coil_api::cni::{CniResult, code};
-use coil_netns::NetNs;
+use coil_netns::{NetNs, NetNsError};
 use tracing::warn;
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     egress::plan::{Attached, egresses_of},
     ipam::{Allocation, AttachmentId, NodeIpam},
-    net::name::PodIdentity,
+    net::{name::PodIdentity, pod::PodNetError},
     node::{Attachment, NewPod, Node},
 };
 
@@ -30,10 +30,7 @@ pub(super) struct Added {
 
 pub(super) async fn add(node: &Arc<Node>, request: &Request, phases: &mut Phases) -> Result<Added, Failure> {
     request.check_place(node.ipam.is_some())?;
-    let ns = NetNs::open(&request.netns).map_err(|e| {
-        let msg = format!("CNI_NETNS: {}", super::failure::with_causes(&e));
-        Failure::new(code::INVALID_ENVIRONMENT, msg)
-    })?;
+    let ns = NetNs::open(&request.netns).map_err(|e| no_namespace(&e))?;
     let Some(ipam) = &node.ipam else {
         let link = chained::add(node, request, &ns, phases).await?;
         let addresses = link.map(|link| link.addresses()).unwrap_or_default();
@@ -55,6 +52,11 @@ pub(super) async fn add(node: &Arc<Node>, request: &Request, phases: &mut Phases
     }
 }
 
+fn no_namespace(error: &NetNsError) -> Failure {
+    let msg = format!("CNI_NETNS: {}", super::failure::with_causes(error));
+    Failure::new(code::INVALID_ENVIRONMENT, msg)
+}
+
 async fn connect(
     node: &Arc<Node>,
     request: &Request,
@@ -71,7 +73,10 @@ async fn connect(
         uid: pod.uid.clone(),
         network: request.network.clone(),
     };
-    let link = node.network.setup(ns, allocation, &identity, routes.clone()).await?;
+    let link = node.network.setup(ns, allocation, &identity, routes.clone()).await.map_err(|e| match e {
+        PodNetError::NetNs(e) if e.is_gone() => no_namespace(&e),
+        e => e.into(),
+    })?;
     phases.end("network");
     let (ifname, gateways) = (&request.owner.ifname, node.network.gateways(&link));
     let result = result::result(ns, ifname, &link, gateways, node.network.mtu(), routes.clone());
