@@ -257,7 +257,10 @@ mod tests {
             place("from_pod-12"),
             Some(Place { program: Program::FromPod, ifindex: 12, hook: Hook::Tcx })
         );
-        assert_eq!(place("from_net-3"), Some((Program::FromNet, 3)));
+        assert_eq!(
+            place("from_net-3"),
+            Some(Place { program: Program::FromNet, ifindex: 3, hook: Hook::Tcx })
+        );
         assert_eq!(place("from_net-x"), None);
         assert_eq!(place("other-3"), None);
     }

@@ -18,6 +18,7 @@
 //! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
 //! - [`export`]: table 119.
 //! - [`monitor`]: what others change, as they do it.
+//! - [`reach`]: which addresses are on the node's links.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
 //! - `ready`: waits for what the kernel finishes later.
 //! - `rtnl`, `wire`, `link`, `addr`, `sysctl`: the kernel's words; `wire` for threads that may wait.
@@ -32,6 +33,7 @@ pub mod monitor;
 pub mod name;
 pub mod plan;
 pub mod pod;
+pub mod reach;
 mod ready;
 pub mod recover;
 pub mod route;

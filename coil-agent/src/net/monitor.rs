@@ -66,8 +66,14 @@ impl Monitor {
 /// A route of ours is gone.
 #[must_use]
 pub fn is_lost_route(message: &RouteNetlinkMessage, owned: Owned) -> bool {
+    matches!(message, RouteNetlinkMessage::DelRoute(_)) && is_route_of(message, owned)
+}
+
+/// A route of ours was made, changed or removed.
+#[must_use]
+pub fn is_route_of(message: &RouteNetlinkMessage, owned: Owned) -> bool {
     match message {
-        RouteNetlinkMessage::DelRoute(route) => {
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             table(route) == owned.table && u8::from(route.header.protocol) == owned.protocol
         }
         _ => false,

@@ -5,4 +5,7 @@
 mod egress;
 mod ipam;
 mod lease;
+mod rotation;
 mod support;
+mod tls;
+mod webhook;

@@ -187,10 +187,12 @@ impl Lab {
     fn start_controllers(&self) -> Result<()> {
         let kubeconfig = self.state.inner_kubeconfig(ADMIN).display().to_string();
         self.run_own(CONTROL, "cluster", vec![kubeconfig])?;
+        // As in a cluster that has nobody else to make certificates.
+        let certificates = || "--enable-cert-rotation=true".to_owned();
         // Often, as Coil v2's own end-to-end tests have it.
-        self.run(CONTROL, "coil-ipam-controller", vec!["--gc-interval=10s".to_owned()], &[])?;
+        self.run(CONTROL, "coil-ipam-controller", vec!["--gc-interval=10s".to_owned(), certificates()], &[])?;
         // A container's command comes from the machine's own files: the image is a name only.
-        self.run(CONTROL, "coil-egress-controller", vec!["--image=coil".to_owned()], &[])
+        self.run(CONTROL, "coil-egress-controller", vec!["--image=coil".to_owned(), certificates()], &[])
     }
 
     fn start_node(&self, node: &str) -> Result<()> {
