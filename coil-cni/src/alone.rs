@@ -28,10 +28,11 @@ pub(crate) async fn del(request: &Request) -> Result<(), ErrorDocument> {
         error(code::TRY_AGAIN_LATER, msg)
     };
     for _ in 0..LOOKS {
-        let links = links_of(&handle, &request.args.container_id, &request.args.ifname).await.map_err(|e| {
-            let msg = format!("coild is down, and the node's links cannot be listed: {e}");
-            error(code::TRY_AGAIN_LATER, msg)
-        })?;
+        let links =
+            links_of(&handle, &request.args.container_id, &request.args.ifname).await.map_err(|e| {
+                let msg = format!("coild is down, and the node's links cannot be listed: {e}");
+                error(code::TRY_AGAIN_LATER, msg)
+            })?;
         if links.is_empty() {
             return Ok(());
         }

@@ -51,7 +51,9 @@ async fn ask(command: Command, request: &Request) -> Result<Option<Vec<u8>>, Err
         Ok(stream) => stream,
         // Nobody serves the socket, so nobody works on this attachment, and what a coild that starts later
         // knows of it is what the kernel has.
-        Err(e) if command == Command::Del && is_absent(&e) => return alone::del(request).await.map(|()| None),
+        Err(e) if command == Command::Del && is_absent(&e) => {
+            return alone::del(request).await.map(|()| None);
+        }
         Err(e) => {
             let msg = format!("cannot reach coild on {}: {e}; is it running?", request.socket);
             return Err(error(unavailable(command), msg));

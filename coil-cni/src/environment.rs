@@ -82,7 +82,11 @@ impl Environment {
         let known = Command::ALL.iter().find(|(_, name)| *name == self.command);
         let Some((command, _)) = known else {
             let names: Vec<&str> = Command::ALL.iter().map(|(_, name)| *name).collect();
-            return Err(invalid(format!("CNI_COMMAND {:?} is not one of {}", self.command, names.join(", "))));
+            return Err(invalid(format!(
+                "CNI_COMMAND {:?} is not one of {}",
+                self.command,
+                names.join(", ")
+            )));
         };
         let problems = self.problems(*command);
         if problems.is_empty() { Ok(*command) } else { Err(invalid(problems.join("; "))) }
@@ -177,7 +181,8 @@ mod tests {
         for (command, name) in Command::ALL {
             assert_eq!(environment(name, |_| {}).command().unwrap(), command);
         }
-        let none = |e: &mut Environment| *e = Environment { command: e.command.clone(), ..Environment::default() };
+        let none =
+            |e: &mut Environment| *e = Environment { command: e.command.clone(), ..Environment::default() };
         let all = "environment variables CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME";
         assert_eq!(refused("ADD", none), format!("ADD needs {all}"));
         assert_eq!(refused("CHECK", none), format!("CHECK needs {all}"));
@@ -198,7 +203,10 @@ mod tests {
             e.container_id = "-a".into();
             e.ifname = "a/b".into();
         });
-        assert!(["CNI_NETNS", "CNI_CONTAINERID", "CNI_IFNAME"].iter().all(|name| msg.contains(name)), "{msg}");
+        assert!(
+            ["CNI_NETNS", "CNI_CONTAINERID", "CNI_IFNAME"].iter().all(|name| msg.contains(name)),
+            "{msg}"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use coil_api::{
     names::{ARG_IS_CHAINED, DEFAULT_SOCKET},
     rpc::CniArgs,
 };
+use nix::sys::statfs::{FsType, statfs};
 use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
@@ -15,6 +16,8 @@ use crate::{
     error, is_supported, output,
 };
 
+/// NSFS_MAGIC of linux/magic.h: the file system of namespaces.
+const NSFS: FsType = FsType(0x6e73_6673);
 /// Values of capabilities that would change what Coil gives a pod, so cannot be passed over.
 const UNSUPPORTED_CAPABILITIES: [&str; 2] = ["ips", "mac"];
 
@@ -99,7 +102,8 @@ fn check_version(command: Command, version: &str) -> Result<(), ErrorDocument> {
     if allowed.contains(&version) {
         return Ok(());
     }
-    let msg = format!("cniVersion {version:?} is not one that has {}: {}", command.name(), allowed.join(", "));
+    let msg =
+        format!("cniVersion {version:?} is not one that has {}: {}", command.name(), allowed.join(", "));
     Err(error(code::INCOMPATIBLE_VERSION, msg))
 }
 
@@ -118,6 +122,9 @@ fn check_capabilities(config: &NetConf) -> Result<(), ErrorDocument> {
 fn check_namespace(path: &str) -> Result<(), ErrorDocument> {
     let wrong = |why: String| error(code::INVALID_ENVIRONMENT, format!("CNI_NETNS {path:?} {why}"));
     let given = std::fs::metadata(path).map_err(|e| wrong(format!("cannot be used: {e}")))?;
+    if statfs(path).is_ok_and(|fs| fs.filesystem_type() != NSFS) {
+        return Err(wrong("is no namespace: it may be gone".to_owned()));
+    }
     let own = std::fs::metadata("/proc/self/ns/net");
     if own.is_ok_and(|own| (own.dev(), own.ino()) == (given.dev(), given.ino())) {
         return Err(wrong("is the node's own network namespace, not a pod's".to_owned()));

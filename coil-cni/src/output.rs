@@ -98,7 +98,10 @@ mod tests {
                 assert_eq!(got["routes"][0].get(key).is_some(), version == "1.1.0", "{version} {key}");
             }
             assert_eq!(got["routes"][0]["gw"], "172.18.0.1");
-            assert_eq!((&got["dns"]["nameservers"][0], &got["other.example/key"]), (&json!("10.1.0.1"), &json!(1)));
+            assert_eq!(
+                (&got["dns"]["nameservers"][0], &got["other.example/key"]),
+                (&json!("10.1.0.1"), &json!(1))
+            );
         }
         assert_eq!(converted("0.4.0")["ips"][0]["version"], "4");
         assert_eq!(converted("0.3.1")["ips"][1]["version"], "6");

@@ -75,7 +75,8 @@ async fn verbs_reach_coild_and_answers_reach_the_runtime() {
 async fn behind_another_plugin_its_result_is_passed_on() {
     let dir = tempfile::tempdir().unwrap();
     let socket = socket_in(&dir);
-    let mut asked = serve(&socket, Script { result: "{\"cniVersion\":\"1.1.0\"}".into(), ..Script::default() });
+    let mut asked =
+        serve(&socket, Script { result: "{\"cniVersion\":\"1.1.0\"}".into(), ..Script::default() });
     let document = tokio::task::spawn_blocking(move || {
         let mut chained: Value = serde_json::from_str(&conf("1.0.0", &socket)).unwrap();
         chained["prevResult"] = json!({"cniVersion": "1.0.0", "dns": {"nameservers": ["10.1.0.1"]},
@@ -107,7 +108,8 @@ async fn status_is_coilds_and_an_older_coild_is_known() {
     };
     let _asked = serve(&socket, script);
     let other = dir.path().join("other.sock");
-    let unknown = Script { status: Some(Status::unimplemented("unknown method Status")), ..Script::default() };
+    let unknown =
+        Script { status: Some(Status::unimplemented("unknown method Status")), ..Script::default() };
     let _asked_too = serve(&other, unknown);
     tokio::task::spawn_blocking(move || {
         let path = [("CNI_PATH", "/opt/cni/bin")];

@@ -1,10 +1,6 @@
 //! The `coil` plugin as it is installed on nodes.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -23,7 +19,17 @@ pub(crate) fn build() -> Result<()> {
     let target = host_target()?;
     let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
     let mut command = run::cargo();
-    command.args(["build", "--package", "coil-cni", "--bin", "coil", "--profile", PROFILE, "--target", &target]);
+    command.args([
+        "build",
+        "--package",
+        "coil-cni",
+        "--bin",
+        "coil",
+        "--profile",
+        PROFILE,
+        "--target",
+        &target,
+    ]);
     // With a target of its own, build scripts and macros are built without the flag.
     command.env(variable, "-Ctarget-feature=+crt-static");
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
@@ -34,7 +40,8 @@ pub(crate) fn build() -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // By rename: one that is running stays as it is.
     let new = path.with_extension("new");
-    fs::copy(&built, &new).with_context(|| format!("cannot copy {} to {}", built.display(), new.display()))?;
+    fs::copy(&built, &new)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), new.display()))?;
     fs::rename(&new, &path).with_context(|| format!("cannot put {} in its place", path.display()))
 }
 

@@ -37,7 +37,8 @@ pub(super) async fn add(
         return Err(Failure::new(code::INVALID_NETWORK_CONFIG, msg));
     };
     if link.addresses().is_empty() {
-        let msg = format!("interface {ifname} has no address: the plugin before coil in the chain must give one");
+        let msg =
+            format!("interface {ifname} has no address: the plugin before coil in the chain must give one");
         return Err(Failure::new(code::INVALID_NETWORK_CONFIG, msg));
     }
     let owner = AttachmentId { container_id: pod.uid.clone(), ifname: ifname.clone() };

@@ -46,9 +46,8 @@ pub(super) async fn check(
 pub(super) fn expected(config: &coil_api::cni::NetConf) -> Result<CniResult, Failure> {
     match &config.prev_result {
         None => Ok(CniResult::default()),
-        Some(result) => CniResult::deserialize(result).map_err(|e| {
-            Failure::new(code::DECODING_FAILURE, format!("cannot read \"prevResult\": {e}"))
-        }),
+        Some(result) => CniResult::deserialize(result)
+            .map_err(|e| Failure::new(code::DECODING_FAILURE, format!("cannot read \"prevResult\": {e}"))),
     }
 }
 
@@ -61,10 +60,11 @@ fn own_addresses(expected: &CniResult, ifname: &str, allocation: &Allocation) ->
     for ip in expected.ips.iter().filter(|ip| interface_of(expected, ip.interface, ifname) == ifname) {
         let address = ip.address.addr();
         if allocation.ipv4.is_none_or(|a| address != a) && allocation.ipv6.is_none_or(|a| address != a) {
-            let has: Vec<String> = [allocation.ipv4.map(|a| a.to_string()), allocation.ipv6.map(|a| a.to_string())]
-                .into_iter()
-                .flatten()
-                .collect();
+            let has: Vec<String> =
+                [allocation.ipv4.map(|a| a.to_string()), allocation.ipv6.map(|a| a.to_string())]
+                    .into_iter()
+                    .flatten()
+                    .collect();
             return Err(wrong(format!(
                 "address {address} of prevResult is not the pod's: AddressPool {:?} gave it {}",
                 allocation.pool,
@@ -89,7 +89,8 @@ async fn present(expected: &CniResult, ifname: &str, ns: &NetNs) -> Result<(), F
     let inside = Rtnl::open_in(ns).map_err(|e| wrong(failure::with_causes(&e)))??;
     let (links, host) = (inside.links().await?, Rtnl::open()?.links().await?);
     for interface in &expected.interfaces {
-        let (links, place) = if is_inside(interface) { (&links, "in the pod") } else { (&host, "on the node") };
+        let (links, place) =
+            if is_inside(interface) { (&links, "in the pod") } else { (&host, "on the node") };
         compare(interface, links, place)?;
     }
     let addresses = inside.addresses().await?;
@@ -159,7 +160,8 @@ mod tests {
         assert!(error.msg.contains("10.64.0.2") && error.msg.contains("10.64.0.1"), "{}", error.msg);
         assert!(check(r#"{"ips":[{"address":"fd64::1/128"}]}"#).is_err());
         // A later plugin's.
-        check(r#"{"interfaces":[{"name":"net1"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}"#).unwrap();
+        check(r#"{"interfaces":[{"name":"net1"}],"ips":[{"address":"192.0.2.1/24","interface":0}]}"#)
+            .unwrap();
     }
 
     #[test]

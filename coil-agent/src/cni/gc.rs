@@ -106,7 +106,9 @@ mod tests {
         assert!(list.lacks(&attachment("other", "pods")), "another interface of the container");
         assert!(!list.lacks(&attachment("stale", "storage")), "another network's");
         assert!(!list.lacks(&Attachment::of(&[], &owner("stale"))), "nobody knows whose");
-        assert!(live(r#"{"name":"pods","cni.dev/attachments":[]}"#).unwrap().lacks(&attachment("live", "pods")));
+        assert!(
+            live(r#"{"name":"pods","cni.dev/attachments":[]}"#).unwrap().lacks(&attachment("live", "pods"))
+        );
         assert!(live(r#"{"name":"pods"}"#).is_none());
         let failed = Collected { failed: vec!["a: no".into(), "b: no".into()], ..Collected::default() };
         assert_eq!(failed.outcome().unwrap_err().msg, "cannot remove a: no; b: no");

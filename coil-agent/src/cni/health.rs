@@ -49,7 +49,8 @@ impl Health {
     /// `was_well`: an earlier coild served pods here, so that a short trouble at the start is no news either.
     #[must_use]
     pub fn new(was_well: bool) -> Self {
-        let told = if was_well { Vec::new() } else { vec![Trouble::NotReady("coild is starting".to_owned())] };
+        let told =
+            if was_well { Vec::new() } else { vec![Trouble::NotReady("coild is starting".to_owned())] };
         Self { state: Mutex::new(State { reported: BTreeMap::new(), since: None, told }) }
     }
 
@@ -158,7 +159,11 @@ mod tests {
         health.observe(start, waits());
         let failure = health.status().unwrap_err();
         assert_eq!(failure.code, code::LIMITED_CONNECTIVITY);
-        assert!(failure.msg.contains("table 119") && failure.msg.contains("waits for nodes"), "{}", failure.msg);
+        assert!(
+            failure.msg.contains("table 119") && failure.msg.contains("waits for nodes"),
+            "{}",
+            failure.msg
+        );
         health.report("export", None);
         health.observe(start, waits());
         assert_eq!(code_of(&health), Some(code::NOT_AVAILABLE));

@@ -130,10 +130,13 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
-    feed.start(&client, &options.node_name, Scope { ipam: options.enable_ipam, egress: options.enable_egress });
+    feed.start(
+        &client,
+        &options.node_name,
+        Scope { ipam: options.enable_ipam, egress: options.enable_egress },
+    );
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
-    let ipam =
-        options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
+    let ipam = options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
     let plane = choose_plane(options.datapath)?;
     let settings = Settings {
         name: options.node_name.clone(),

@@ -191,13 +191,9 @@ mod tests {
 
     #[test]
     fn what_is_not_here_is_refused() {
-        for flag in [
-            "--enable-originating-only",
-            "--host-stack",
-            "--fast-udp",
-            "--mark=0x1",
-            "--backend=other",
-        ] {
+        for flag in
+            ["--enable-originating-only", "--host-stack", "--fast-udp", "--mark=0x1", "--backend=other"]
+        {
             let error = parse(flag).unwrap().check().unwrap_err().to_string();
             let name = flag.split('=').next().unwrap();
             assert!(error.contains(name), "{error}");

@@ -150,10 +150,7 @@ impl Chained {
 }
 
 /// The first address of each family that others can reach.
-async fn addresses_of(
-    inside: &Rtnl,
-    link: &Link,
-) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), RtnlError> {
+async fn addresses_of(inside: &Rtnl, link: &Link) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), RtnlError> {
     let (mut ipv4, mut ipv6) = (None, None);
     for (_, net) in inside.addresses().await?.into_iter().filter(|(index, _)| *index == link.index) {
         match net.addr() {
@@ -205,7 +202,9 @@ fn routes(gateways: PodGateways, link: &Link, policy: RoutePolicy) -> Routes {
     for (dst, path) in pod_routes(gateways, link.index, link.mtu, policy) {
         let is_default = dst.prefix_len() == 0;
         match path.gateway {
-            Some(_) if is_default && path.mtu != 0 => routes.extend(halves(dst).map(|net| (net, path.clone()))),
+            Some(_) if is_default && path.mtu != 0 => {
+                routes.extend(halves(dst).map(|net| (net, path.clone())))
+            }
             Some(_) if !is_default => drop(routes.insert(dst, path)),
             _ => {}
         }
@@ -225,7 +224,8 @@ mod tests {
     fn the_default_route_is_covered_and_not_changed() {
         let gateways = PodGateways { ipv4: "10.244.0.1".parse().ok(), ipv6: "fd00:244::1".parse().ok() };
         let link = Link { index: 2, mtu: 1500, ..Link::default() };
-        let policy = [("0.0.0.0/0", true), ("10.0.0.0/8", false), ("10.244.0.1/32", false), ("2001:db8::/32", true)];
+        let policy =
+            [("0.0.0.0/0", true), ("10.0.0.0/8", false), ("10.244.0.1/32", false), ("2001:db8::/32", true)];
         let policy = policy.map(|(net, egress)| (net.parse().unwrap(), egress)).to_vec();
         let text: Vec<String> = routes(gateways, &link, policy)
             .iter()

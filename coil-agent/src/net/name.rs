@@ -151,7 +151,8 @@ mod tests {
         assert_eq!(network_of(&names), Some(network_number("k8s-pod-network").as_str()));
         assert_ne!(network_of(&names), Some(network_number("storage").as_str()));
         assert!(names.iter().all(|name| is_ours(name)) && !is_ours("veth0"));
-        let others = pod("k8s-pod-network").altnames(&AttachmentId { ifname: "net1".into(), ..owner("uid".into()) });
+        let others =
+            pod("k8s-pod-network").altnames(&AttachmentId { ifname: "net1".into(), ..owner("uid".into()) });
         assert!(names.iter().all(|name| !others.contains(name)), "no two links can have one name");
         let unknown = pod("").altnames(&owner("uid".into()));
         assert_eq!((unknown.len(), network_of(&unknown)), (2, None));

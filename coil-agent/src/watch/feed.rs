@@ -69,14 +69,20 @@ impl Feed {
             self.watch("namespaces", Api::all(client.clone()), all.clone(), objects::namespace, |i| {
                 &mut i.namespaces
             });
-            self.watch("addresspools", Api::all(client.clone()), all.clone(), objects::pool, |i| &mut i.pools);
+            self.watch("addresspools", Api::all(client.clone()), all.clone(), objects::pool, |i| {
+                &mut i.pools
+            });
         }
         if scope.egress {
-            self.watch("egresses", Api::all(client.clone()), all.clone(), objects::egress, |i| &mut i.egresses);
+            self.watch("egresses", Api::all(client.clone()), all.clone(), objects::egress, |i| {
+                &mut i.egresses
+            });
             let services = all
                 .clone()
                 .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
-            self.watch("endpointslices", Api::all(client.clone()), services, objects::slice, |i| &mut i.slices);
+            self.watch("endpointslices", Api::all(client.clone()), services, objects::slice, |i| {
+                &mut i.slices
+            });
             self.watch_service_ranges(client, all);
         }
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, Setup},
-    runtime::{Attachment, Network, VERSIONS, addresses, gc_env, understood},
+    runtime::{Attachment, Network, VERSIONS, addresses, gc_env, pod_routes, understood},
     topology::{NODE_V4, TestNs},
 };
 
@@ -18,7 +18,8 @@ fn sequence(v4: bool, v6: bool) {
             let (network, pod) = (Network::of(&cluster, version), Attachment::new(&name, &ns));
             let added = network.add(&pod);
             result_of_version(&added, version, &pod);
-            let families: Vec<bool> = understood(&added).ips.iter().map(|ip| ip.address.addr().is_ipv4()).collect();
+            let families: Vec<bool> =
+                understood(&added).ips.iter().map(|ip| ip.address.addr().is_ipv4()).collect();
             assert_eq!((families.contains(&true), families.contains(&false)), (v4, v6), "{added}");
             for address in addresses(&added) {
                 assert!(ns.ip("-o addr show dev eth0").contains(&address), "{address}");
@@ -37,8 +38,7 @@ fn sequence(v4: bool, v6: bool) {
                 network.check(&pod, &added).error(3, &["never added"]);
             }
         }
-        let left = cluster.node().ip("route show table 116") + &cluster.node().ip("-6 route show table 116");
-        assert_eq!(left.trim(), "");
+        assert_eq!(pod_routes(&cluster), "");
     });
 }
 
@@ -100,7 +100,7 @@ fn add_again_after_a_lost_answer_gives_the_same() {
         assert_eq!(links.lines().filter(|l| l.contains("COIL:")).count(), 1, "{links}");
         let last = [&one, &other].into_iter().find(|added| network.check(&pod, added).ok);
         network.del(&pod, last.unwrap()).done();
-        assert_eq!(cluster.node().ip("route show table 116").trim(), "");
+        assert_eq!(pod_routes(&cluster), "");
     });
 }
 
@@ -110,11 +110,11 @@ fn an_interface_that_is_there_is_not_taken() {
         cluster.objects.pod("p", json!({})).await;
         let ns = TestNs::new("p");
         let (network, pod) = (Network::of(&cluster, "1.0.0"), Attachment::new("p", &ns));
-        ns.ip("link add eth0 type dummy");
+        ns.ip("link add eth0 type bridge");
         network.call("ADD", &pod.env()).error(4, &["CNI_IFNAME", "eth0", "already"]);
-        assert!(ns.ip("-d link show eth0").contains("dummy"), "it is left alone");
+        assert!(ns.ip("-d link show eth0").contains("bridge"), "it is left alone");
         network.with("prevResult", json!({})).call("DEL", &pod.env()).done();
-        assert!(ns.ip("-d link show eth0").contains("dummy"), "by DEL too");
+        assert!(ns.ip("-d link show eth0").contains("bridge"), "by DEL too");
         ns.ip("link del eth0");
         network.add(&pod);
     });
@@ -147,7 +147,10 @@ fn del_in_any_order_and_state() {
         let pod = Attachment::new("p", &ns);
         // Before any ADD; without a result; with one that cannot be read; without arguments.
         network.call("DEL", &pod.env()).done();
-        network.with("prevResult", json!("nonsense")).call("DEL", &pod.env().set("CNI_ARGS", "nonsense")).done();
+        network
+            .with("prevResult", json!("nonsense"))
+            .call("DEL", &pod.env().set("CNI_ARGS", "nonsense"))
+            .done();
         let added = network.add(&pod);
         network.call("DEL", &pod.env().without("CNI_NETNS").without("CNI_ARGS")).done();
         assert!(!ns.ip("-o link").contains("eth0"));
@@ -159,10 +162,13 @@ fn del_in_any_order_and_state() {
         let (env, id) = (pod.env(), pod.id.clone());
         drop(ns);
         for netns in [gone.as_str(), ""] {
-            network.with("prevResult", added_again.clone()).call("DEL", &env.clone().set("CNI_NETNS", netns)).done();
+            network
+                .with("prevResult", added_again.clone())
+                .call("DEL", &env.clone().set("CNI_NETNS", netns))
+                .done();
         }
         network.with("prevResult", added_again).call("CHECK", &env).error(3, &[&id]);
-        assert_eq!(cluster.node().ip("route show table 116").trim(), "");
+        assert_eq!(pod_routes(&cluster), "");
     });
 }
 

@@ -28,8 +28,11 @@ impl Before {
             .flatten()
             .map(|subnet| json!([{"subnet": subnet}]))
             .collect();
-        let routes: Vec<Value> =
-            [of(v4, "0.0.0.0/0"), of(v6, "::/0")].into_iter().flatten().map(|dst| json!({"dst": dst})).collect();
+        let routes: Vec<Value> = [of(v4, "0.0.0.0/0"), of(v6, "::/0")]
+            .into_iter()
+            .flatten()
+            .map(|dst| json!({"dst": dst}))
+            .collect();
         let config = json!({"cniVersion": "1.0.0", "name": "k8s-pod-network", "type": kind, "ipMasq": false,
             "bridge": "cni0", "isGateway": true,
             "ipam": {"type": "host-local", "dataDir": state.path(), "ranges": ranges, "routes": routes}});
@@ -165,16 +168,16 @@ fn what_cannot_be_served_leaves_no_mark() {
         before.call("DEL", &pod);
 
         // A client behind a plugin that makes no veth; a pod that needs nothing of coil does not mind.
-        ns.ip("link add eth0 type dummy");
+        ns.ip("link add eth0 type bridge");
         ns.ip("addr add 10.244.9.9/24 dev eth0");
-        let dummy = network.with("prevResult", json!({"cniVersion": "1.0.0"}));
+        let other_kind = network.with("prevResult", json!({"cniVersion": "1.0.0"}));
         let plain_ns = TestNs::new("q");
         let plain = Attachment::new("q", &plain_ns);
         cluster.objects.pod("q", json!({})).await;
-        plain_ns.ip("link add eth0 type dummy");
-        dummy.call("ADD", &plain.env()).result();
-        dummy.call("CHECK", &plain.env()).done();
-        dummy.call("DEL", &plain.env()).done();
+        plain_ns.ip("link add eth0 type bridge");
+        other_kind.call("ADD", &plain.env()).result();
+        other_kind.call("CHECK", &plain.env()).done();
+        other_kind.call("DEL", &plain.env()).done();
 
         // With the daemon down there is nothing of coil's that keeps the other plugin from going on.
         cluster.stop();

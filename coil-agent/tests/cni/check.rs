@@ -63,8 +63,10 @@ fn a_result_of_something_else_is_refused() {
             change(&mut added);
             network.check(&pod, &added)
         };
-        changed(&|a| a["ips"][0]["address"] = json!("10.64.0.77/32")).error(999, &["10.64.0.77", "default/p"]);
-        changed(&|a| a["interfaces"][1]["mac"] = json!("02:00:00:00:00:01")).error(999, &["02:00:00:00:00:01"]);
+        changed(&|a| a["ips"][0]["address"] = json!("10.64.0.77/32"))
+            .error(999, &["10.64.0.77", "default/p"]);
+        changed(&|a| a["interfaces"][1]["mac"] = json!("02:00:00:00:00:01"))
+            .error(999, &["02:00:00:00:00:01"]);
         changed(&|a| a["interfaces"][0]["name"] = json!("veth-other")).error(999, &["veth-other", "missing"]);
         changed(&|a| a["interfaces"][1]["name"] = json!("eth7")).error(999, &["eth7"]);
         // Plugins after coil add what is theirs, and it need not be coil's to find it wrong.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::Cluster,
-    runtime::{Attachment, Network, addresses, gc_env},
+    runtime::{Attachment, Network, addresses, gc_env, pod_routes},
     topology::TestNs,
 };
 
@@ -52,10 +52,11 @@ fn stale_attachments_go_and_live_ones_stay() {
         assert!(!connected(&b) && connected(&d));
         other.gc(&[]).done();
         assert!(!connected(&d));
-        assert_eq!(cluster.node().ip("route show table 116").trim(), "");
+        assert_eq!(pod_routes(&cluster), "");
 
         // The addresses are free again.
-        let mut all: Vec<String> = [&a, &b, &c, &d].into_iter().flat_map(|p| addresses(&network.add(p))).collect();
+        let mut all: Vec<String> =
+            [&a, &b, &c, &d].into_iter().flat_map(|p| addresses(&network.add(p))).collect();
         all.sort();
         all.dedup();
         assert_eq!(all.len(), 8);

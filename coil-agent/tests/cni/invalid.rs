@@ -21,7 +21,11 @@ fn wrong_environments() {
             ("CHECK", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
             ("DEL", &["CNI_CONTAINERID", "CNI_IFNAME"]),
         ] {
-            let network = if verb == "ADD" { network.with("x", json!(1)) } else { network.with("prevResult", added.clone()) };
+            let network = if verb == "ADD" {
+                network.with("x", json!(1))
+            } else {
+                network.with("prevResult", added.clone())
+            };
             for &name in needed {
                 network.call(verb, &env.clone().without(name)).error(4, &[name]);
                 network.call(verb, &env.clone().set(name, "")).error(4, &[name]);
@@ -47,7 +51,8 @@ fn wrong_environments() {
         add(env.clone().without("CNI_ARGS")).error(4, &["K8S_POD_NAMESPACE", "K8S_POD_NAME"]);
         let some = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=";
         add(env.clone().set("CNI_ARGS", some)).error(4, &["no K8S_POD_NAME:"]);
-        add(env.clone().set("CNI_ARGS", &format!("{some}nobody"))).error(3, &["default/nobody", "does not exist"]);
+        add(env.clone().set("CNI_ARGS", &format!("{some}nobody")))
+            .error(3, &["default/nobody", "does not exist"]);
         assert!(!ns.ip("-o link").contains("eth0"));
         assert!(!cluster.node().ip("-o link").contains("COIL:"), "nothing is left");
         network.add(&pod);
@@ -83,17 +88,35 @@ fn wrong_configurations() {
             refused(verb, "name", json!("a/b"), 7, "a/b");
             refused(verb, "socket", json!("relative.sock"), 7, "relative.sock");
         }
-        refused("ADD", "runtimeConfig", json!({"mac": "02:00:00:00:00:01"}), 2, "\"mac\": \"02:00:00:00:00:01\"");
+        refused(
+            "ADD",
+            "runtimeConfig",
+            json!({"mac": "02:00:00:00:00:01"}),
+            2,
+            "\"mac\": \"02:00:00:00:00:01\"",
+        );
         refused("ADD", "runtimeConfig", json!({"ips": ["10.64.0.9/32"]}), 2, "ips");
         refused("CHECK", "prevResult", Value::Null, 7, "prevResult");
         for verb in ["ADD", "CHECK"] {
-            refused(verb, "prevResult", json!({"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.1/24"}}), 1, "0.2.0");
+            refused(
+                verb,
+                "prevResult",
+                json!({"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.1/24"}}),
+                1,
+                "0.2.0",
+            );
             refused(verb, "prevResult", json!({"cniVersion": "9.9.9"}), 1, "9.9.9");
             refused(verb, "prevResult", json!([]), 6, "prevResult");
             refused(verb, "prevResult", json!({"ips": [{"address": "10.0.0.1"}]}), 6, "prevResult");
         }
         // It gives the addresses, so nobody can have come before.
-        refused("ADD", "prevResult", json!({"ips": [{"address": "10.0.0.1/24"}]}), 7, "first plugin in the chain");
+        refused(
+            "ADD",
+            "prevResult",
+            json!({"ips": [{"address": "10.0.0.1/24"}]}),
+            7,
+            "first plugin in the chain",
+        );
         refused("ADD", "prevResult", json!({}), 7, "--enable-ipam=false");
         assert!(!ns.ip("-o link").contains("eth0"));
         network.add(&pod);

@@ -183,3 +183,10 @@ pub(crate) fn understood(result: &Value) -> CniResult {
 pub(crate) fn addresses(result: &Value) -> Vec<String> {
     understood(result).ips.iter().map(|ip| ip.address.addr().to_string()).collect()
 }
+
+/// The routes to pods, of both families. A table without routes does not exist, so all tables are asked.
+pub(crate) fn pod_routes(cluster: &Cluster) -> String {
+    let all = cluster.node().ip("route show table all") + &cluster.node().ip("-6 route show table all");
+    let ours = all.lines().filter(|line| line.contains("table 116")).map(|line| format!("{line}\n"));
+    ours.collect()
+}

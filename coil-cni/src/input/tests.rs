@@ -62,7 +62,8 @@ fn what_is_wrong_has_its_code() {
         assert_eq!(error.code, expected, "{}", error.msg);
         assert!(error.msg.contains(part), "{}", error.msg);
     };
-    for (command, version) in [(Add, "0.2.0"), (Check, "0.3.1"), (Gc, "1.0.0"), (Status, "1.0.0"), (Del, "")] {
+    for (command, version) in [(Add, "0.2.0"), (Check, "0.3.1"), (Gc, "1.0.0"), (Status, "1.0.0"), (Del, "")]
+    {
         refused(command, &set("cniVersion", json!(version)), code::INCOMPATIBLE_VERSION, command.name());
     }
     refused(Add, &set("cniVersion", json!(5)), code::DECODING_FAILURE, "configuration");
@@ -94,7 +95,11 @@ fn what_is_wrong_has_its_code() {
 #[test]
 fn the_namespace_must_be_another_one() {
     let conf = br#"{"cniVersion":"1.0.0","name":"net","type":"coil"}"#;
-    for (path, part) in [("/nowhere/netns", "/nowhere/netns"), ("/proc/self/ns/net", "the node's own")] {
+    for (path, part) in [
+        ("/nowhere/netns", "/nowhere/netns"),
+        ("/etc/passwd", "no namespace"),
+        ("/proc/self/ns/net", "the node's own"),
+    ] {
         let error = request(Command::Add, &environment(path), conf).unwrap_err();
         assert_eq!(error.code, code::INVALID_ENVIRONMENT);
         assert!(error.msg.contains("CNI_NETNS") && error.msg.contains(part), "{}", error.msg);

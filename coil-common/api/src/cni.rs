@@ -178,7 +178,8 @@ mod tests {
     fn live_attachments_have_two_names_and_may_be_absent() {
         let live = |rest: &str| {
             let conf: NetConf = serde_json::from_str(&format!(r#"{{"name":"n"{rest}}}"#)).unwrap();
-            conf.live_attachments().map(|all| all.into_iter().map(|a| a.container_id.clone()).collect::<Vec<_>>())
+            conf.live_attachments()
+                .map(|all| all.into_iter().map(|a| a.container_id.clone()).collect::<Vec<_>>())
         };
         let one = |key: &str, id: &str| format!(r#","{key}":[{{"containerID":"{id}","ifname":"eth0"}}]"#);
         let (new, old) = (one("cni.dev/valid-attachments", "a"), one("cni.dev/attachments", "b"));
