@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use crate::admission::Admission;
 use crate::auth::Tokens;
 use crate::registry::{Registry, Resource};
 use crate::services::ServiceIps;
@@ -17,6 +18,7 @@ pub(crate) struct Backend {
     pub(crate) registry: Registry,
     pub(crate) services: Arc<ServiceIps>,
     pub(crate) tokens: Tokens,
+    pub(crate) admission: Admission,
     /// PEM of the CA that signed the server's certificate.
     pub(crate) ca: String,
     /// Objects that the collector should look at.
@@ -86,6 +88,7 @@ impl Backend {
             let (crds, _) = self.store.list(&resource.table, None);
             self.registry.set_crds(crds.iter().map(|crd| crd.value()));
         }
+        self.admission.configured(resource.table.as_str(), self);
     }
 }
 

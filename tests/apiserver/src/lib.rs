@@ -1,8 +1,10 @@
 //! An embedded Kubernetes API server for tests and the lab.
 
+mod admission;
 mod auth;
 mod backend;
 mod bootstrap;
+mod cel;
 mod discovery;
 mod gc;
 mod http;
@@ -26,5 +28,5 @@ mod verbs;
 
 pub use auth::User;
 pub use kubeconfig::kubeconfig;
-pub use server::{ApiServer, Config, StartError};
+pub use server::{ApiServer, Config, ServiceResolver, StartError};
 pub use tls::TlsError;
