@@ -109,13 +109,14 @@ where
         _ = standby => {}
     }
 
+    let leader = candidate.fenced(&client);
     let result = tokio::select! {
         () = &mut stop => {
             info!("stopping");
             Ok(())
         }
         lost = candidate.hold() => return Err(lost.into()),
-        ended = work(client, ready) => match ended {
+        ended = work(leader, ready) => match ended {
             Ok(()) => Err(anyhow!("the controller ended by itself")),
             Err(e) => Err(e),
         },

@@ -40,7 +40,7 @@ use crate::{
     },
     node::{Node, Settings},
     plane::Plane,
-    watch::{Feed, objects},
+    watch::{Feed, index::Index, objects},
 };
 use options::{Mode, Options};
 
@@ -107,6 +107,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
     feed.start(&client, &options.node_name);
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
     let ipam = NodeIpam::new(client.clone(), options.node_name.clone(), blocks);
+    ipam.will_export();
     let plane = choose_plane(options.datapath)?;
     let settings = Settings {
         name: options.node_name.clone(),
@@ -124,7 +125,8 @@ async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
     tokio::spawn(node.clone().run());
     let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
     let interval = options.addressblock_gc_interval.0;
-    tokio::spawn(export_blocks(rtnl, export, on_blocks, interval));
+    tokio::spawn(export_blocks(rtnl, export, on_blocks, ipam.clone(), interval));
+    tokio::spawn(drain_pools(feed.clone(), ipam.clone()));
     tokio::spawn(collect_garbage(ipam, interval));
     tokio::spawn(sweep(node.clone()));
     Ok(node)
@@ -177,6 +179,7 @@ async fn export_blocks(
     rtnl: Rtnl,
     table: Owned,
     mut blocks: watch::Receiver<BTreeSet<IpNet>>,
+    ipam: NodeIpam,
     interval: Duration,
 ) {
     // Before the first list the set of blocks is not known, and what is exported stays.
@@ -191,6 +194,7 @@ async fn export_blocks(
                     let (set, removed) = (changes.set, changes.removed);
                     info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
                 }
+                ipam.exported(wanted);
                 interval
             }
             Err(e) => {
@@ -201,6 +205,22 @@ async fn export_blocks(
         tokio::select! {
             changed = blocks.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Tells the node's IPAM which pools are being deleted.
+async fn drain_pools(feed: Feed, ipam: NodeIpam) {
+    let mut changes = feed.changes();
+    let mut known = BTreeSet::new();
+    loop {
+        let draining = feed.read(Index::draining_pools);
+        if draining != known {
+            known.clone_from(&draining);
+            ipam.drain(draining);
+        }
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }
