@@ -24,7 +24,7 @@ mod world;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use random::Random;
-use world::World;
+use world::{Counts, World};
 
 const STEPS: u64 = 10_000;
 const STEPS_PER_RUN: u64 = 250;
@@ -43,6 +43,7 @@ fn addresses_survive_everything() {
     println!("seed {seed}; replay with: cargo xtask test --only host --seed {seed} -- addresses_survive");
     let runs = variable("COIL_TEST_STEPS").unwrap_or(STEPS).div_ceil(STEPS_PER_RUN);
     let mut seeds = Random::new(seed);
+    let mut all = Counts::default();
     for run in 0..runs {
         let mut world = World::new(seeds.next());
         let result = (0..STEPS_PER_RUN).try_for_each(|_| world.step()).and_then(|()| world.finish());
@@ -50,5 +51,15 @@ fn addresses_survive_everything() {
             let last = world.trace.len().saturating_sub(120);
             panic!("seed {seed}, run {run}: {broken}\n{}", world.trace[last..].join("\n"));
         }
+        let counts = world.count();
+        all.connected += counts.connected;
+        all.refused += counts.refused;
+        all.faults += counts.faults;
+        all.crashes += counts.crashes;
+        all.returned += counts.returned;
     }
+    println!("{all:?}");
+    // A cluster in which nothing happens would prove nothing.
+    let most = usize::try_from(runs).unwrap();
+    assert!(all.connected > 20 * most && all.returned > 10 * most && all.faults > 5 * most, "{all:?}");
 }

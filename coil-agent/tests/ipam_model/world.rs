@@ -18,6 +18,16 @@ use crate::{
 
 pub(crate) type Held = Result<(), String>;
 
+/// How much happened.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) connected: usize,
+    pub(crate) refused: usize,
+    pub(crate) faults: usize,
+    pub(crate) crashes: usize,
+    pub(crate) returned: usize,
+}
+
 struct Node {
     name: String,
     agent: Option<AgentProcess>,
@@ -47,6 +57,7 @@ pub(crate) struct World {
     deposed: Option<ControllerProcess>,
     pods: usize,
     calm: bool,
+    pub(crate) counts: Counts,
     pub(crate) trace: Vec<String>,
 }
 
@@ -103,6 +114,7 @@ impl World {
             deposed: None,
             pods: 0,
             calm: false,
+            counts: Counts::default(),
             trace: Vec::new(),
         };
         for at in 0..world.pools.len() {
@@ -156,6 +168,7 @@ impl World {
     fn ended(&mut self, at: usize, owner: AttachmentId, result: Result<Allocation, IpamError>) -> Held {
         let Ok(allocation) = result else {
             let error = result.map(drop).unwrap_err();
+            self.counts.refused += 1;
             self.note(format!("  node{at} {owner} got nothing: {error}"));
             return Ok(());
         };
@@ -171,6 +184,7 @@ impl World {
             }
         } else {
             self.nodes[at].live.insert(owner, allocation);
+            self.counts.connected += 1;
         }
         Ok(())
     }
@@ -238,6 +252,7 @@ impl World {
             _ => api.delay(id),
         }
         drop(api);
+        self.counts.faults += usize::from(how >= 80);
         let how = ["is carried out", "is carried out, its answer lost", "is lost", "is delayed"]
             [usize::from(how >= 80) + usize::from(how >= 88) + usize::from(how >= 95)];
         self.note(format!("{what} {how}"));
@@ -303,6 +318,7 @@ impl World {
     fn crash_agent(&mut self) {
         let at = self.random.below(self.nodes.len());
         if self.nodes[at].agent.take().is_some() {
+            self.counts.crashes += 1;
             self.note(format!("node{at} coild dies"));
         }
     }
@@ -321,6 +337,7 @@ impl World {
     fn controllers(&mut self) {
         let what = match self.random.below(5) {
             0 => {
+                self.counts.crashes += usize::from(self.leader.is_some());
                 self.leader = None;
                 "the controller dies"
             }
@@ -530,6 +547,13 @@ impl World {
             return Err(format!("{pool} was deleted, has no blocks, and does not go"));
         }
         Ok(())
+    }
+
+    /// Blocks that came back in this run.
+    pub(crate) fn count(mut self) -> Counts {
+        let gone = |c: &&crate::api::Change| c.plural == "addressblocks" && c.kind == "DELETED";
+        self.counts.returned = self.api.lock().history.iter().filter(gone).count();
+        self.counts
     }
 
     /// One node takes all addresses of a pool.
