@@ -18,6 +18,9 @@ use crate::{
 
 pub(crate) type Held = Result<(), String>;
 
+/// How often each kind of step comes, before a run's own taste.
+const WEIGHTS: [usize; 14] = [70, 110, 36, 36, 20, 8, 2, 4, 16, 8, 12, 4, 3, 6];
+
 /// How much happened.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
@@ -56,6 +59,7 @@ pub(crate) struct World {
     /// One that has lost the lease and does not know.
     deposed: Option<ControllerProcess>,
     pods: usize,
+    weights: [usize; 14],
     calm: bool,
     pub(crate) counts: Counts,
     pub(crate) trace: Vec<String>,
@@ -90,20 +94,22 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let families = [(true, false), (false, true), (true, true)];
-        let pools = (0..1 + random.below(3)).map(|number| {
+        let pools = (0..1 + random.below(2)).map(|number| {
             let bits = u8::try_from(random.below(3)).unwrap();
-            let host_bits = bits + u8::try_from(random.below(3)).unwrap();
+            let host_bits = bits + 1 + u8::try_from(random.below(2)).unwrap();
             let families = families[random.below(3)];
             Pool { name: format!("pool{number}"), bits, host_bits, families, number }
         });
         let pools: Vec<Pool> = pools.collect();
-        let nodes = (0..1 + random.below(4)).map(|n| Node {
+        let nodes = (0..2 + random.below(2)).map(|n| Node {
             name: format!("node{n}"),
             agent: None,
             live: BTreeMap::new(),
             table: BTreeSet::new(),
         });
         let nodes = nodes.collect();
+        // Runs differ: watches that are hardly served, agents that die all the time.
+        let weights = WEIGHTS.map(|weight| weight * [1, 3, 3, 9][random.below(4)]);
         let mut world = Self {
             api: ApiModel::default(),
             random,
@@ -113,6 +119,7 @@ impl World {
             leader: None,
             deposed: None,
             pods: 0,
+            weights,
             calm: false,
             counts: Counts::default(),
             trace: Vec::new(),
@@ -191,20 +198,26 @@ impl World {
 
     /// One thing happens.
     pub(crate) fn step(&mut self) -> Held {
-        match self.random.below(100) {
-            0..30 => self.deliver_one(),
-            30..58 => self.answer_one(),
-            58..70 => self.add(),
-            70..79 => self.del(),
-            79..84 => self.export_one(),
-            84 => self.with_agent("collects garbage", |_, agent| agent.gc()),
-            85 => self.tell_draining(),
-            86 => self.crash_agent(),
-            87 => self.start_agents(),
-            88..91 => self.controllers(),
-            91..95 => self.time_passes(),
-            95 => self.relist(),
-            96 => self.nodes_come_and_go(),
+        let mut at = self.random.below(self.weights.iter().sum());
+        let mut chosen = 0;
+        while at >= self.weights[chosen] {
+            at -= self.weights[chosen];
+            chosen += 1;
+        }
+        match chosen {
+            0 => self.deliver_one(),
+            1 => self.answer_one(),
+            2 => self.add(),
+            3 => self.del(),
+            4 => self.export_one(),
+            5 => self.with_agent("collects garbage", |_, agent| agent.gc()),
+            6 => self.tell_draining(),
+            7 => self.crash_agent(),
+            8 => self.start_agents(),
+            9 => self.controllers(),
+            10 => self.time_passes(),
+            11 => self.relist(),
+            12 => self.nodes_come_and_go(),
             _ => self.pools_change(),
         }
         self.settle()?;
@@ -246,15 +259,15 @@ impl World {
         let how = self.random.below(100);
         let what = api.describe(id);
         match how {
-            0..80 => api.carry_out(id),
-            80..88 => api.lose_answer(id),
-            88..95 => api.lose(id),
+            0..70 => api.carry_out(id),
+            70..82 => api.lose_answer(id),
+            82..90 => api.lose(id),
             _ => api.delay(id),
         }
         drop(api);
-        self.counts.faults += usize::from(how >= 80);
+        self.counts.faults += usize::from(how >= 70);
         let how = ["is carried out", "is carried out, its answer lost", "is lost", "is delayed"]
-            [usize::from(how >= 80) + usize::from(how >= 88) + usize::from(how >= 95)];
+            [usize::from(how >= 70) + usize::from(how >= 82) + usize::from(how >= 90)];
         self.note(format!("{what} {how}"));
     }
 
@@ -335,7 +348,7 @@ impl World {
     }
 
     fn controllers(&mut self) {
-        let what = match self.random.below(5) {
+        let what = match self.random.below(10) {
             0 => {
                 self.counts.crashes += usize::from(self.leader.is_some());
                 self.leader = None;
@@ -345,12 +358,12 @@ impl World {
                 self.deposed = None;
                 "the deposed controller dies"
             }
-            2 => {
+            2 | 3 => {
                 self.deposed = self.leader.take();
                 self.leader = Some(ControllerProcess::start(&self.api));
                 "another controller leads, and the old one does not know"
             }
-            3 => {
+            4 | 5 => {
                 self.leader.iter_mut().for_each(ControllerProcess::collect);
                 "the controller collects garbage"
             }
