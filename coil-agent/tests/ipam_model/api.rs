@@ -112,7 +112,8 @@ impl State {
         let decode = |s: &str| s.replace("%3D", "=").replace("%2F", "/").replace("%2C", ",");
         let query = parts.uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
         let query = query.map(|(k, v)| (k.to_owned(), decode(v))).collect();
-        let path: Vec<String> = parts.uri.path().split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        let path: Vec<String> =
+            parts.uri.path().split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect();
         if path.iter().any(|part| part == "events") {
             // Nobody waits for Events.
             let _ = answer.send(Ok(respond(201, &body)));
@@ -205,7 +206,9 @@ impl State {
             (&Method::POST, [plural]) => self.create(plural, sent.body.clone()),
             (&Method::PATCH, [plural, name]) => self.patch(plural, name, &sent.body, false),
             (&Method::PATCH, [plural, name, "status"]) => self.patch(plural, name, &sent.body, true),
-            (&Method::DELETE, [plural, name]) => self.delete(plural, name, text(&sent.body, "/preconditions/uid")),
+            (&Method::DELETE, [plural, name]) => {
+                self.delete(plural, name, text(&sent.body, "/preconditions/uid"))
+            }
             other => panic!("the model has no {other:?}"),
         };
         respond(code, &body)
@@ -218,7 +221,10 @@ impl State {
         };
         let items: Vec<Value> = self.all(plural).into_iter().filter(selected).collect();
         let version = self.version.to_string();
-        (200, json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}))
+        (
+            200,
+            json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
+        )
     }
 
     pub(crate) fn create(&mut self, plural: &str, mut object: Value) -> (u16, Value) {

@@ -67,7 +67,11 @@ impl Cursor {
             if change.plural == self.plural && self.selects(&change.object) {
                 let object = serde_json::from_value(change.object.clone()).unwrap();
                 let deleted = change.kind == "DELETED";
-                return vec![if deleted { watcher::Event::Delete(object) } else { watcher::Event::Apply(object) }];
+                return vec![if deleted {
+                    watcher::Event::Delete(object)
+                } else {
+                    watcher::Event::Apply(object)
+                }];
             }
         }
         Vec::new()
@@ -92,7 +96,8 @@ impl ControllerProcess {
         let registry = Registry::new();
         let inside = runtime.enter();
         let controller = Controller::new(api.client(), &registry).unwrap();
-        let cursors = ["addresspools", "addressblocks", "blockrequests", "nodes"].map(|p| Cursor::new(p, None));
+        let cursors =
+            ["addresspools", "addressblocks", "blockrequests", "nodes"].map(|p| Cursor::new(p, None));
         drop(inside);
         Self { controller, registry, cursors, runtime }
     }
@@ -146,6 +151,8 @@ pub(crate) struct AgentProcess {
     pub(crate) frees: Vec<(AttachmentId, JoinHandle<()>)>,
     gc: Option<JoinHandle<()>>,
     said: bool,
+    /// It was told what table 119 has.
+    pub(crate) told: bool,
     runtime: Runtime,
 }
 
@@ -162,7 +169,18 @@ impl AgentProcess {
         ipam.recover(found);
         drop(inside);
         let cursor = Cursor::new("addressblocks", Some(node.to_owned()));
-        Self { ipam, cursor, events, blocks, adds: Vec::new(), frees: Vec::new(), gc: None, said: false, runtime }
+        Self {
+            ipam,
+            cursor,
+            events,
+            blocks,
+            adds: Vec::new(),
+            frees: Vec::new(),
+            gc: None,
+            said: false,
+            told: false,
+            runtime,
+        }
     }
 
     pub(crate) fn is_behind(&self, api: &State) -> bool {

@@ -182,7 +182,11 @@ impl World {
         self.note(format!("  node{at} {owner} got {:?} {:?}", allocation.ipv4, allocation.ipv6));
         let again = self.nodes[at].live.get(&owner).cloned();
         if let Some(before) = again {
-            return if before == allocation { Ok(()) } else { Err(format!("{owner} had {before:?}, now {allocation:?}")) };
+            return if before == allocation {
+                Ok(())
+            } else {
+                Err(format!("{owner} had {before:?}, now {allocation:?}"))
+            };
         }
         if !self.calm && self.random.percent(10) {
             self.note("  but connecting the pod fails");
@@ -196,8 +200,20 @@ impl World {
         Ok(())
     }
 
-    /// One thing happens.
+    /// One thing happens: what is chosen may be impossible now, such as news when all is read.
     pub(crate) fn step(&mut self) -> Held {
+        let before = self.trace.len();
+        for _ in 0..50 {
+            self.try_step();
+            if self.trace.len() > before {
+                break;
+            }
+        }
+        self.settle()?;
+        self.check()
+    }
+
+    fn try_step(&mut self) {
         let mut at = self.random.below(self.weights.iter().sum());
         let mut chosen = 0;
         while at >= self.weights[chosen] {
@@ -207,8 +223,8 @@ impl World {
         match chosen {
             0 => self.deliver_one(),
             1 => self.answer_one(),
-            2 => self.add(),
-            3 => self.del(),
+            2 => (0..1 + self.random.below(3)).for_each(|_| self.add()),
+            3 => (0..1 + self.random.below(3)).for_each(|_| self.del()),
             4 => self.export_one(),
             5 => self.with_agent("collects garbage", |_, agent| agent.gc()),
             6 => self.tell_draining(),
@@ -220,8 +236,6 @@ impl World {
             12 => self.nodes_come_and_go(),
             _ => self.pools_change(),
         }
-        self.settle()?;
-        self.check()
     }
 
     fn with_agent(&mut self, what: &str, act: impl FnOnce(&mut Random, &mut AgentProcess)) {
@@ -312,6 +326,10 @@ impl World {
         // The channel's first value is no news.
         if agent.said_blocks() {
             let wanted = agent.blocks.borrow().clone();
+            if node.table == wanted && agent.told {
+                return;
+            }
+            agent.told = true;
             node.table.clone_from(&wanted);
             agent.ipam.exported(wanted);
             self.note(format!("node{at} exports"));
@@ -325,7 +343,11 @@ impl World {
 
     fn draining(&self) -> BTreeSet<String> {
         let pools = self.api.lock().all("addresspools");
-        pools.iter().filter(|p| !p["metadata"]["deletionTimestamp"].is_null()).map(|p| name(p).to_owned()).collect()
+        pools
+            .iter()
+            .filter(|p| !p["metadata"]["deletionTimestamp"].is_null())
+            .map(|p| name(p).to_owned())
+            .collect()
     }
 
     fn crash_agent(&mut self) {
@@ -377,6 +399,7 @@ impl World {
 
     fn time_passes(&mut self) {
         self.now += Duration::from_millis(100 * (1 << self.random.below(9)));
+        self.note("time passes");
     }
 
     fn relist(&mut self) {
@@ -538,7 +561,8 @@ impl World {
         }
         self.calm(3)?;
         let pending = self.nodes.iter().filter_map(|n| n.agent.as_ref()).map(|a| a.adds.len()).sum::<usize>();
-        let blocks: Vec<String> = self.api.lock().all("addressblocks").iter().map(|b| name(b).to_owned()).collect();
+        let blocks: Vec<String> =
+            self.api.lock().all("addressblocks").iter().map(|b| name(b).to_owned()).collect();
         let tables: Vec<_> = self.nodes.iter().filter(|n| !n.table.is_empty()).map(|n| &n.name).collect();
         let live = self.nodes.iter().map(|n| n.live.len()).sum::<usize>();
         if live > 0 {
@@ -546,7 +570,9 @@ impl World {
             return self.empty();
         }
         if pending > 0 || !blocks.is_empty() || !tables.is_empty() {
-            return Err(format!("not everything came back: {pending} ADDs wait, blocks {blocks:?}, exported by {tables:?}"));
+            return Err(format!(
+                "not everything came back: {pending} ADDs wait, blocks {blocks:?}, exported by {tables:?}"
+            ));
         }
         let families = self.leader.as_ref().unwrap().registry.gather();
         let allocated = families.iter().filter(|f| f.name() == "coil_controller_allocated_blocks");
@@ -595,7 +621,11 @@ impl World {
         }
         let had: BTreeSet<IpAddr> = self.nodes[0].live.values().flat_map(addresses).collect();
         if self.nodes[0].live.len() != expected || had.len() != expected * both {
-            return Err(format!("{} pods have {} addresses of {expected} in {pool}", self.nodes[0].live.len(), had.len()));
+            return Err(format!(
+                "{} pods have {} addresses of {expected} in {pool}",
+                self.nodes[0].live.len(),
+                had.len()
+            ));
         }
         Ok(())
     }
