@@ -15,7 +15,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource,
-    api::PostParams,
+    api::{ApiResource, DynamicObject, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,6 +32,19 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
+        let cluster = Self::empty().await;
+        cluster.define(true).await;
+        cluster
+    }
+
+    /// With definitions that judge nothing, as those of Coil v2.
+    pub(crate) async fn without_rules() -> Self {
+        let cluster = Self::empty().await;
+        cluster.define(false).await;
+        cluster
+    }
+
+    async fn empty() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let service_ranges = vec!["10.96.0.0/16".parse().unwrap(), "fd96::/112".parse().unwrap()];
         let server = ApiServer::start(listener, Config { service_ranges, ..Config::default() }).unwrap();
@@ -39,18 +52,32 @@ impl Cluster {
         let options = KubeConfigOptions::default();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
         let client = Client::try_from(config).unwrap();
-        let cluster = Self { client, _server: server };
+        Self { client, _server: server }
+    }
+
+    /// Makes or replaces Coil's definitions, with or without their rules.
+    pub(crate) async fn define(&self, rules: bool) {
+        let api = self.all::<CustomResourceDefinition>();
         for definition in definitions() {
-            cluster
-                .all::<CustomResourceDefinition>()
-                .create(&PostParams::default(), &definition)
-                .await
-                .unwrap();
+            let mut document = serde_json::to_value(&definition).unwrap();
+            if !rules {
+                unruled(&mut document);
+            }
+            let name = definition.metadata.name.clone().unwrap();
+            let known = api.get_opt(&name).await.unwrap();
+            document["metadata"]["resourceVersion"] =
+                json!(known.as_ref().and_then(|d| d.metadata.resource_version.clone()));
+            let definition = serde_json::from_value(document).unwrap();
+            let written = match known {
+                Some(_) => api.replace(&name, &PostParams::default(), &definition).await,
+                None => api.create(&PostParams::default(), &definition).await,
+            };
+            written.unwrap();
         }
-        let pools = cluster.all::<AddressPool>();
+        let pools = ApiResource::erase::<AddressPool>(&());
+        let pools = Api::<DynamicObject>::all_with(self.client.clone(), &pools);
         eventually("the definitions are served", async || pools.list(&Default::default()).await.is_ok())
             .await;
-        cluster
     }
 
     pub(crate) fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
@@ -92,6 +119,20 @@ impl Cluster {
         object["kind"] = json!(K::kind(&()));
         let object: K = serde_json::from_value(object).unwrap();
         self.all().create(&PostParams::default(), &object).await.unwrap()
+    }
+}
+
+/// Takes rules and bounds out of a definition.
+fn unruled(document: &mut Value) {
+    match document {
+        Value::Object(map) => {
+            for key in ["x-kubernetes-validations", "maxItems", "maxLength"] {
+                map.remove(key);
+            }
+            map.values_mut().for_each(unruled);
+        }
+        Value::Array(items) => items.iter_mut().for_each(unruled),
+        _ => {}
     }
 }
 
