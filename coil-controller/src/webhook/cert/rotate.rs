@@ -82,7 +82,7 @@ pub(super) async fn follow(
     state: State,
     restart: bool,
 ) -> Refreshed {
-    let mut rotator = Rotator::new(&client, &webhook, rotation, served);
+    let mut rotator = Rotator::new(&client, &webhook, rotation, served, state.clone());
     let mut changes = std::pin::pin!(rotator.changes());
     let mut retry = RETRY.0;
     loop {
@@ -129,6 +129,7 @@ struct Rotator {
     subject: Subject,
     rotation: Rotation,
     served: Arc<Served>,
+    state: State,
     /// Authorities of the last Secret that was in order.
     known: Vec<CertificateDer<'static>>,
     /// Since when API servers are told to trust which authorities.
@@ -140,7 +141,13 @@ struct Rotator {
 }
 
 impl Rotator {
-    fn new(client: &Client, webhook: &Webhook, rotation: Rotation, served: Arc<Served>) -> Self {
+    fn new(
+        client: &Client,
+        webhook: &Webhook,
+        rotation: Rotation,
+        served: Arc<Served>,
+        state: State,
+    ) -> Self {
         Self {
             secrets: Api::namespaced(client.clone(), &rotation.namespace),
             secret: webhook.secret(),
@@ -151,6 +158,7 @@ impl Rotator {
             },
             rotation,
             served,
+            state,
             known: Vec::new(),
             trusted: BTreeMap::new(),
             missing: Vec::new(),
@@ -209,6 +217,7 @@ impl Rotator {
             return done;
         }
         done.replaced = self.served.replace(material.key.clone());
+        self.state.serving(&material.key);
         let until = material.key.cert.first().and_then(pair::facts).map(|f| f.until.to_string());
         info!(secret = self.secret, until, replaced = done.replaced, "serving the webhook certificate");
         done

@@ -8,6 +8,7 @@
 mod bootstrap;
 mod proxy;
 mod routes;
+mod webhooks;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -96,8 +97,10 @@ impl Lab {
             self.start_node(&node)?;
         }
         bootstrap::create_pools(&client, self.options.family).await?;
+        webhooks::install(&client, self.options.api_address()).await?;
         say("waiting for the nodes");
-        bootstrap::wait_for_nodes(&client, &self.options.node_names()).await
+        bootstrap::wait_for_nodes(&client, &self.options.node_names()).await?;
+        webhooks::wait_until_trusted(&client).await
     }
 
     fn place(&self, name: &str) -> Result<OpenPlace> {
