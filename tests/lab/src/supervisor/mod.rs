@@ -92,15 +92,14 @@ impl Lab {
         bootstrap::install_crds(&client).await?;
         say("starting controllers, kubelets, coild and coil-router");
         self.start_world()?;
+        webhooks::install(&client, self.options.api_address()).await?;
         self.start_controllers()?;
         for node in self.options.node_names() {
             self.start_node(&node)?;
         }
         bootstrap::create_pools(&client, self.options.family).await?;
-        webhooks::install(&client, self.options.api_address()).await?;
         say("waiting for the nodes");
-        bootstrap::wait_for_nodes(&client, &self.options.node_names()).await?;
-        webhooks::wait_until_trusted(&client).await
+        bootstrap::wait_for_nodes(&client, &self.options.node_names()).await
     }
 
     fn place(&self, name: &str) -> Result<OpenPlace> {

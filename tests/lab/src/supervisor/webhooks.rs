@@ -1,87 +1,137 @@
-//! Has the API server ask the controllers about pools and Egresses, as the manifests in `deploy/webhooks` say.
+//! The shipped webhook configurations, and the way to the controllers that answer: these are no pods
+//! here, so their Services get their endpoints from the lab.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
-use k8s_openapi::api::{
-    admissionregistration::v1::{
-        MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+use anyhow::{Context as _, Result};
+use k8s_openapi::{
+    api::{
+        core::v1::{Service, ServicePort},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
-    core::v1::Service,
-    discovery::v1::EndpointSlice,
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DynamicObject, ListParams, PostParams},
-    core::GroupVersionKind,
-    discovery::ApiResource,
+    api::{DynamicObject, ObjectMeta, PostParams},
+    core::{ApiResource, GroupVersionKind, TypeMeta},
 };
 use serde::Deserialize as _;
-use serde_json::json;
 use tokio::time;
 
 use super::bootstrap::POLL;
 
-/// The manifests as they are shipped.
-const MANIFESTS: [&str; 2] = [
-    include_str!("../../../../deploy/webhooks/ipam.yaml"),
-    include_str!("../../../../deploy/webhooks/egress.yaml"),
-];
+/// As they are shipped.
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/webhooks");
+/// How long the controllers may take until they have certificates and are trusted.
+const LIMIT: Duration = Duration::from_secs(60);
 
-/// Applies the manifests. The controllers are no pods in the lab: they are at `address`.
-pub(super) async fn install(client: &Client, address: IpAddr) -> Result<()> {
-    for document in MANIFESTS.into_iter().flat_map(serde_yaml_ng::Deserializer::from_str) {
-        let object = DynamicObject::deserialize(document).context("deploy/webhooks has no manifest")?;
-        let types = object.types.clone().unwrap_or_default();
-        let Ok(kind) = GroupVersionKind::try_from(&types) else {
-            bail!("deploy/webhooks: what is {types:?}?")
-        };
-        let resource = ApiResource::from_gvk(&kind);
-        let api: Api<DynamicObject> = match object.namespace() {
-            Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
-            None => Api::all_with(client.clone(), &resource),
-        };
-        let name = object.name_any();
-        let made = api.create(&PostParams::default(), &object).await;
-        made.with_context(|| format!("cannot create {} {name}", kind.kind))?;
-        if kind.kind == "Service" {
-            endpoint(client, &serde_json::from_value(serde_json::to_value(&object)?)?, address).await?;
+/// Creates everything of `deploy/webhooks`; the controllers listen at `control`.
+pub(super) async fn install(client: &Client, control: IpAddr) -> Result<()> {
+    let files = std::fs::read_dir(MANIFESTS).with_context(|| format!("cannot read {MANIFESTS}"))?;
+    for path in files.flatten().map(|file| file.path()).filter(|p| p.extension().is_some_and(|e| e == "yaml"))
+    {
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        for object in objects(&text).with_context(|| format!("{} is no manifest", path.display()))? {
+            let name = object.name_any();
+            create(client, object, control).await.with_context(|| format!("cannot create {name}"))?;
         }
     }
     Ok(())
 }
 
-async fn endpoint(client: &Client, service: &Service, address: IpAddr) -> Result<()> {
-    let (name, namespace) = (service.name_any(), service.namespace().unwrap_or_default());
-    let ports = service.spec.as_ref().and_then(|s| s.ports.as_deref()).unwrap_or_default();
-    let ports: Vec<_> =
-        ports.iter().map(|p| json!({"name": "", "port": p.target_port, "protocol": "TCP"})).collect();
-    let slice: EndpointSlice = serde_json::from_value(json!({
-        "metadata": {"name": name, "namespace": namespace, "labels": {"kubernetes.io/service-name": name}},
-        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "ports": ports,
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-    }))?;
-    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &namespace);
-    api.create(&PostParams::default(), &slice)
-        .await
-        .with_context(|| format!("cannot create the EndpointSlice of {name}"))?;
+fn objects(manifest: &str) -> Result<Vec<DynamicObject>> {
+    let documents = serde_yaml_ng::Deserializer::from_str(manifest);
+    Ok(documents.map(DynamicObject::deserialize).collect::<Result<_, _>>()?)
+}
+
+async fn create(client: &Client, object: DynamicObject, control: IpAddr) -> Result<()> {
+    let types = object.types.clone().context("it has no kind")?;
+    let parameters = PostParams::default();
+    if types.kind == "Service" {
+        let mut service: Service = object.try_parse()?;
+        let namespace = service.namespace().context("it has no namespace")?;
+        let slice = slice(&service, control)?;
+        service.spec.get_or_insert_default().selector = None;
+        Api::namespaced(client.clone(), &namespace).create(&parameters, &service).await?;
+        Api::namespaced(client.clone(), &namespace).create(&parameters, &slice).await?;
+        return Ok(());
+    }
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(&types)?);
+    api.create(&parameters, &object).await?;
     Ok(())
 }
 
-/// Waits until the controllers have written their authorities: until then pools and Egresses are refused.
-pub(super) async fn wait_until_trusted(client: &Client) -> Result<()> {
-    let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+fn resource(types: &TypeMeta) -> Result<ApiResource> {
+    let kind = GroupVersionKind::try_from(types).context("its apiVersion is malformed")?;
+    Ok(ApiResource::from_gvk(&kind))
+}
+
+/// What the Service's selector would have found.
+fn slice(service: &Service, control: IpAddr) -> Result<EndpointSlice> {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let name = service.name_any();
+    let port = |port: &ServicePort| EndpointPort {
+        name: Some(port.name.clone().unwrap_or_default()),
+        port: port.target_port.as_ref().and_then(|target| match target {
+            IntOrString::Int(port) => Some(*port),
+            IntOrString::String(_) => None,
+        }),
+        protocol: port.protocol.clone(),
+        ..EndpointPort::default()
+    };
+    let metadata = ObjectMeta {
+        name: Some(format!("{name}-lab")),
+        namespace: service.namespace(),
+        labels: Some([("kubernetes.io/service-name".to_owned(), name)].into()),
+        ..ObjectMeta::default()
+    };
+    Ok(EndpointSlice {
+        metadata,
+        address_type: if control.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned(),
+        endpoints: vec![Endpoint {
+            addresses: vec![control.to_string()],
+            conditions: Some(EndpointConditions { ready: Some(true), ..EndpointConditions::default() }),
+            ..Endpoint::default()
+        }],
+        ports: Some(ports.iter().map(port).collect()),
+    })
+}
+
+/// Does a write that a webhook judges, until the webhook answers: the controllers start beside it.
+pub(super) async fn once_answered<T>(write: impl AsyncFn() -> Result<T, kube::Error>) -> Result<T> {
+    let until = time::Instant::now() + LIMIT;
     loop {
-        let one = mutating.list(&ListParams::default()).await.context("cannot list webhooks")?;
-        let other = validating.list(&ListParams::default()).await.context("cannot list webhooks")?;
-        let one = one.items.into_iter().flat_map(|c| c.webhooks.unwrap_or_default()).map(|w| w.client_config);
-        let other =
-            other.items.into_iter().flat_map(|c| c.webhooks.unwrap_or_default()).map(|w| w.client_config);
-        if one.chain(other).all(|client: WebhookClientConfig| client.ca_bundle.is_some()) {
-            return Ok(());
+        match write().await {
+            Ok(done) => return Ok(done),
+            Err(kube::Error::Api(status)) if status.code == 500 && time::Instant::now() < until => {
+                time::sleep(POLL).await;
+            }
+            Err(error) => return Err(error.into()),
         }
-        time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_services_endpoints_are_where_the_controller_listens() {
+        let mut found = 0;
+        for file in std::fs::read_dir(MANIFESTS).unwrap().flatten() {
+            for object in objects(&std::fs::read_to_string(file.path()).unwrap()).unwrap() {
+                let types = object.types.clone().unwrap();
+                assert!(!resource(&types).unwrap().plural.is_empty());
+                if types.kind == "Service" {
+                    let slice = slice(&object.try_parse().unwrap(), "fd00::1".parse().unwrap()).unwrap();
+                    assert_eq!(slice.address_type, "IPv6");
+                    assert!(matches!(slice.ports.unwrap()[0].port, Some(9443 | 9444)));
+                    found += 1;
+                }
+            }
+        }
+        assert_eq!(found, 2);
     }
 }
