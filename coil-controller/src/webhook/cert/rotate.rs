@@ -15,7 +15,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::{
-    ByteString,
     api::core::v1::Secret,
     jiff::{SignedDuration, Timestamp},
 };
@@ -210,10 +209,12 @@ impl Rotator {
             .map_or(SignedDuration::ZERO, |since| self.rotation.propagation - now.duration_since(*since));
         if left.is_positive() && self.serves_well(now) {
             done.wait = Duration::try_from(left).unwrap_or(done.wait).min(done.wait);
-            info!(
-                seconds = left.as_secs(),
-                "the new webhook certificate is served when API servers trust it"
-            );
+            let leaf = material.key.cert.first().cloned();
+            if self.waiting != leaf {
+                let seconds = left.as_secs();
+                info!(seconds, "the new webhook certificate is served when API servers trust it");
+                self.waiting = leaf;
+            }
             return done;
         }
         done.replaced = self.served.replace(material.key.clone());
@@ -298,6 +299,3 @@ where
         })
         .boxed()
 }
-
-/// Keeps the type of the Secret's data in one place.
-const _: fn(Data) -> BTreeMap<String, ByteString> = |data| data;
