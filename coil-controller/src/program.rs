@@ -50,7 +50,7 @@ where
     tokio::pin!(stop);
     registry.register(Box::new(ProcessCollector::for_self())).context("cannot register process metrics")?;
     let (ready, readiness) = watch::channel(Some("the API server was not reached yet".to_owned()));
-    let certificate = State::new();
+    let certificate = State::new(&registry).context("cannot register the metrics of the webhooks")?;
     let (state, listener) =
         (certificate.clone(), coil_program::listen("--webhook-addr", flags.address(&webhook))?);
     let readiness: Readiness = Arc::new(move || {
