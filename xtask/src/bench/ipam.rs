@@ -9,7 +9,8 @@ use super::Measurement;
 /// Blocks per second and their latency, start-up with 10,000 nodes and 50,000 blocks, memory.
 ///
 /// Runs coil-ipam-controller and coild against the embedded API server, each a process of its own, in
-/// network and mount namespaces that are gone afterwards. Takes about two minutes.
+/// network and mount namespaces that are gone afterwards. Takes about two minutes. Results are a table and, with
+/// --json, {"results":[{"scenario","metric","value","unit"}]}.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these scenarios: requests, start, coild; again for more

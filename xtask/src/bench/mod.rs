@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 
 use crate::{build_ebpf, run, setup};
 
+mod cni;
 mod ipam;
 
 /// Measure the release-built programs. Needs root.
 ///
-/// Results are printed as a table and, with --json, written as
-/// {"results":[{"scenario","metric","value","unit"}]}.
+/// Results are printed as a table and, with --json, written as {"results":[…]}; each bench says with what.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Write the results to this file, too
@@ -33,6 +33,7 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum What {
     Ipam(ipam::Args),
+    Cni(cni::Args),
 }
 
 /// One result.
@@ -47,8 +48,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     run::need_root("bench");
     setup::ensure()?;
     let results = match &args.what {
-        What::Ipam(args) => ipam::run(args),
-    }?;
+        What::Ipam(ipam) => ipam::run(ipam)?,
+        What::Cni(cni) => return cni::run(cni, args.json.as_deref()),
+    };
     ensure!(!results.is_empty(), "nothing was measured");
     for m in &results {
         println!("{:<44} {:<28} {:>12.2} {}", m.scenario, m.metric, m.value, m.unit);
