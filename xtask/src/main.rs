@@ -10,6 +10,7 @@ mod built;
 mod crdgen;
 mod lab;
 mod lint;
+mod plugin;
 mod run;
 mod setup;
 mod test;

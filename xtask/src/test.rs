@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::{build_ebpf, built, run, setup};
+use crate::{build_ebpf, built, plugin, run, setup};
 
 /// Run the tests: host, kernel and lab. Needs root.
 ///
@@ -52,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     run::need_root("test");
     setup::ensure()?;
     build_ebpf::build()?;
+    plugin::build()?;
     let built = built::cargo(&[&["build"], &WORKSPACE[..], &["--bins", "--tests"]].concat())?;
     let (mut ran, mut failed) = (0, Vec::new());
     for tier in Tier::ALL.into_iter().filter(|tier| args.only.is_none_or(|only| only == *tier)) {

@@ -59,6 +59,12 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
     })
 }
 
+/// The same on a node that does no egress: the pod is neither client nor gateway, whatever it says.
+#[must_use]
+pub fn pod_without_egress(pod: &Pod) -> Option<PodInfo> {
+    self::pod(pod).map(|info| PodInfo { egresses: Ok(Vec::new()), gateway_of: None, ..info })
+}
+
 /// The pool that a namespace's pods get addresses of.
 #[must_use]
 pub fn namespace(namespace: &Namespace) -> Option<String> {
@@ -172,8 +178,9 @@ mod tests {
             pod(&from(json!({"metadata": {"name": "h"}, "spec": {"hostNetwork": true, "containers": []}}))),
             None
         );
-        let bad = pod(&from(json!({"metadata": {"annotations": {"egress.coil.cybozu.com/internet": ","}}})));
-        assert!(bad.unwrap().egresses.is_err());
+        let bad = from(json!({"metadata": {"annotations": {"egress.coil.cybozu.com/internet": ","}}}));
+        assert!(pod(&bad).unwrap().egresses.is_err());
+        assert_eq!(pod_without_egress(&bad).unwrap().egresses, Ok(Vec::new()));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - `addresses`: pools, pods and blocks through kubectl.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
 //! - `failures`: pods that cannot have a network, and how they recover.
+//! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
 //! - `restart`: coild killed while packets flow.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
 
@@ -16,4 +17,5 @@ mod demo;
 mod failures;
 mod ipam;
 mod lifecycle;
+mod refusals;
 mod restart;
