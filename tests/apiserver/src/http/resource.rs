@@ -18,7 +18,8 @@ use crate::patch::PatchKind;
 use crate::registry::Resource;
 use crate::status::{ApiError, Result};
 use crate::verbs::{
-    self, Caller, DeleteOptions, Deleted, ListMeta, ListOptions, Outcome, Part, Place, WatchOptions, WriteOptions,
+    self, Caller, DeleteOptions, Deleted, ListMeta, ListOptions, Outcome, Part, Place, WatchOptions,
+    WriteOptions,
 };
 
 /// Answers a request for a target; warnings go with the answer, a refusal included.

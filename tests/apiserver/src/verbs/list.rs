@@ -109,7 +109,8 @@ fn taken(backend: &Backend, resource: &Resource, options: &ListOptions) -> Snaps
 }
 
 fn token_of(snapshot: &Snapshot, next: usize) -> String {
-    let token = json!({"v": "meta.k8s.io/v1", "rv": snapshot.version, "next": next, "of": snapshot.objects.len()});
+    let token =
+        json!({"v": "meta.k8s.io/v1", "rv": snapshot.version, "next": next, "of": snapshot.objects.len()});
     URL_SAFE_NO_PAD.encode(token.to_string())
 }
 
