@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
 
+mod admission;
 mod egress;
 mod ipam;
 mod lease;

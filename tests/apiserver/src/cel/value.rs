@@ -6,7 +6,7 @@ use cel::common::types::{
     CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelTimestamp,
 };
 use cel::common::value::Val;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::schema::{Schema, Type};
 
@@ -46,6 +46,60 @@ pub(super) fn escape(field: &str) -> Option<String> {
     Some(name.replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__"))
 }
 
+/// A whole resource as an expression sees it: besides what the schema declares, its type, and the two fields of its
+/// metadata that rules may look at.
+pub(super) fn root(schema: &Schema, value: &Value) -> Box<dyn Val> {
+    let Value::Object(map) = value else { return of(schema, value) };
+    let mut seen = fields(schema, map);
+    seen.extend(texts(value, &["apiVersion", "kind"]));
+    let metadata: HashMap<_, _> = texts(&value["metadata"], &["name", "generateName"]).collect();
+    seen.insert(CelMapKey::from("metadata".to_owned()), Box::new(CelMap::from(metadata)));
+    Box::new(CelMap::from(seen))
+}
+
+fn texts(value: &Value, names: &[&str]) -> impl Iterator<Item = (CelMapKey<'static>, Box<dyn Val>)> {
+    names.iter().filter_map(|name| {
+        let text: Box<dyn Val> = Box::new(CelString::from(value.get(*name)?.as_str()?.to_owned()));
+        Some((CelMapKey::from((*name).to_owned()), text))
+    })
+}
+
+/// The value of a resource itself, which has more fields than its schema declares.
+pub(super) fn of_root(schema: &Schema, object: &Value) -> Box<dyn Val> {
+    let mut fields = fields(schema, object.as_object().into_iter().flatten());
+    let text = |value: &Value| {
+        Box::new(CelString::from(value.as_str().unwrap_or_default().to_owned())) as Box<dyn Val>
+    };
+    for key in ["apiVersion", "kind"] {
+        if let Some(value) = object.get(key) {
+            fields.insert(CelMapKey::from(key.to_owned()), text(value));
+        }
+    }
+    let mut metadata: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
+    for key in ["name", "generateName"] {
+        if let Some(value) = object.get("metadata").and_then(|metadata| metadata.get(key)) {
+            metadata.insert(CelMapKey::from(key.to_owned()), text(value));
+        }
+    }
+    fields.insert(CelMapKey::from("metadata".to_owned()), Box::new(CelMap::from(metadata)));
+    Box::new(CelMap::from(fields))
+}
+
+fn fields<'a>(
+    schema: &Schema,
+    entries: impl Iterator<Item = (&'a String, &'a Value)>,
+) -> HashMap<CelMapKey<'static>, Box<dyn Val>> {
+    let mut fields: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
+    for (key, child) in entries {
+        let named = schema.properties.get(key).and_then(|schema| Some((escape(key)?, schema)));
+        let entry = schema.additional.as_deref().map(|schema| (key.clone(), schema));
+        if let Some((name, schema)) = named.or(entry) {
+            fields.insert(CelMapKey::from(name), of(schema, child));
+        }
+    }
+    fields
+}
+
 /// The value as an expression sees it. What the schema does not declare is not there.
 pub(super) fn of(schema: &Schema, value: &Value) -> Box<dyn Val> {
     match value {
@@ -64,18 +118,20 @@ pub(super) fn of(schema: &Schema, value: &Value) -> Box<dyn Val> {
             let items: Vec<Box<dyn Val>> = items.iter().map(|item| of(element, item)).collect();
             Box::new(CelList::from(items))
         }
-        Value::Object(map) => {
-            let mut fields: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
-            for (key, child) in map {
-                let named = schema.properties.get(key).and_then(|schema| Some((escape(key)?, schema)));
-                let entry = schema.additional.as_deref().map(|schema| (key.clone(), schema));
-                if let Some((name, schema)) = named.or(entry) {
-                    fields.insert(CelMapKey::from(name), of(schema, child));
-                }
-            }
-            Box::new(CelMap::from(fields))
+        Value::Object(map) => Box::new(CelMap::from(fields(schema, map))),
+    }
+}
+
+fn fields(schema: &Schema, map: &Map<String, Value>) -> HashMap<CelMapKey<'static>, Box<dyn Val>> {
+    let mut fields: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
+    for (key, child) in map {
+        let named = schema.properties.get(key).and_then(|schema| Some((escape(key)?, schema)));
+        let entry = schema.additional.as_deref().map(|schema| (key.clone(), schema));
+        if let Some((name, schema)) = named.or(entry) {
+            fields.insert(CelMapKey::from(name), of(schema, child));
         }
     }
+    fields
 }
 
 /// Times are values of their own; other formats stay strings.
