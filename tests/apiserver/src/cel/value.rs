@@ -64,42 +64,6 @@ fn texts(value: &Value, names: &[&str]) -> impl Iterator<Item = (CelMapKey<'stat
     })
 }
 
-/// The value of a resource itself, which has more fields than its schema declares.
-pub(super) fn of_root(schema: &Schema, object: &Value) -> Box<dyn Val> {
-    let mut fields = fields(schema, object.as_object().into_iter().flatten());
-    let text = |value: &Value| {
-        Box::new(CelString::from(value.as_str().unwrap_or_default().to_owned())) as Box<dyn Val>
-    };
-    for key in ["apiVersion", "kind"] {
-        if let Some(value) = object.get(key) {
-            fields.insert(CelMapKey::from(key.to_owned()), text(value));
-        }
-    }
-    let mut metadata: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
-    for key in ["name", "generateName"] {
-        if let Some(value) = object.get("metadata").and_then(|metadata| metadata.get(key)) {
-            metadata.insert(CelMapKey::from(key.to_owned()), text(value));
-        }
-    }
-    fields.insert(CelMapKey::from("metadata".to_owned()), Box::new(CelMap::from(metadata)));
-    Box::new(CelMap::from(fields))
-}
-
-fn fields<'a>(
-    schema: &Schema,
-    entries: impl Iterator<Item = (&'a String, &'a Value)>,
-) -> HashMap<CelMapKey<'static>, Box<dyn Val>> {
-    let mut fields: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
-    for (key, child) in entries {
-        let named = schema.properties.get(key).and_then(|schema| Some((escape(key)?, schema)));
-        let entry = schema.additional.as_deref().map(|schema| (key.clone(), schema));
-        if let Some((name, schema)) = named.or(entry) {
-            fields.insert(CelMapKey::from(name), of(schema, child));
-        }
-    }
-    fields
-}
-
 /// The value as an expression sees it. What the schema does not declare is not there.
 pub(super) fn of(schema: &Schema, value: &Value) -> Box<dyn Val> {
     match value {
