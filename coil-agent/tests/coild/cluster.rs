@@ -1,7 +1,6 @@
 //! An API server and a coild in a node's namespace.
 
 use std::{
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command},
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use coil_api::{
     crd::{self, AddressPool, Egress},
     rpc::{CniArgs, CniError, cni_client::CniClient, status},
 };
-use coil_apiserver::{ApiServer, Config, kubeconfig};
+use coil_apitest::{Options, Server};
 use coil_controller::ipam;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::{
@@ -22,7 +21,6 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -82,7 +80,7 @@ pub(crate) struct Cluster {
     pub(crate) setup: Setup,
     directory: TempDir,
     coild: Child,
-    _server: ApiServer,
+    _server: Server,
 }
 
 impl Drop for Cluster {
@@ -111,14 +109,9 @@ impl Cluster {
 
     async fn start(topology: Topology, setup: Setup) -> Self {
         let directory = TempDir::new().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = ApiServer::start(listener, Config::default()).unwrap();
-        let text = kubeconfig(&server.url(), server.ca_pem(), "admin", server.token("admin").unwrap());
-        std::fs::write(directory.path().join("kubeconfig"), &text).unwrap();
-        let options = KubeConfigOptions::default();
-        let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        let objects = Objects(Client::try_from(config).unwrap());
+        let server = Server::start(Options::default()).await.unwrap();
+        std::fs::write(directory.path().join("kubeconfig"), server.kubeconfig("admin").unwrap()).unwrap();
+        let objects = Objects(server.client().await.unwrap());
         objects.populate(setup).await;
         if setup.ipam {
             let client = objects.0.clone();

@@ -48,7 +48,7 @@ impl World {
             panic!("no block for {uid}")
         };
         block.metadata.uid = Some(format!("block-{uid}"));
-        self.index.apply_block(&block.metadata, Some(&block));
+        self.index.apply_block(&block.metadata, Ok(&block));
         *block
     }
 
@@ -85,7 +85,7 @@ fn a_block_that_was_made_before_a_crash_answers_its_request() {
     let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
     let block = w.block("r1", "default");
     let mut restarted = World::new(&[("default", &["10.0.0.0/29"])]);
-    restarted.index.apply_block(&block.metadata, Some(&block));
+    restarted.index.apply_block(&block.metadata, Ok(&block));
     let work = restarted.request("r1", "default");
     assert!(matches!(work, Some(Work::Answer { block, .. }) if block == "default-0"));
 }
@@ -105,8 +105,8 @@ fn a_taken_name_leads_to_another_block() {
     let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
     let Some(Work::Carve { mut block, .. }) = w.request("r1", "default") else { panic!() };
     block.metadata.labels.as_mut().unwrap().insert(LABEL_REQUEST.into(), "other".into());
-    w.index.apply_block(&block.metadata, Some(&block));
-    w.index.forget("r1");
+    w.index.apply_block(&block.metadata, Ok(&block));
+    w.index.taken("r1");
     assert_eq!(name(&w.block("r1", "default")), "default-1");
 }
 
@@ -194,7 +194,7 @@ fn blocks_of_absent_nodes_are_orphans() {
 fn an_unreadable_block_still_takes_its_place() {
     let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
     let meta = ObjectMeta { name: Some("default-1".into()), uid: Some("u".into()), ..Default::default() };
-    w.index.apply_block(&meta, None);
+    w.index.apply_block(&meta, Err("unreadable".into()));
     let names: Vec<String> = (0..3).map(|n| name(&w.block(&format!("r{n}"), "default")).to_owned()).collect();
     assert_eq!(names, ["default-2", "default-3", "default-0"]);
     assert_eq!(w.refused("r9", "default").reason, "out of blocks");
@@ -224,7 +224,7 @@ proptest::proptest! {
                         block.metadata.uid = Some(format!("block-{uid}"));
                         // A crash before the block is made, or after it.
                         if op == 0 {
-                            w.index.apply_block(&block.metadata, Some(&block));
+                            w.index.apply_block(&block.metadata, Ok(&block));
                             live.push(*block);
                         } else {
                             w.index.delete_request(&uid, &uid);
@@ -238,7 +238,7 @@ proptest::proptest! {
                 _ => {
                     w = World::new(&[("a", &["10.0.0.0/28"]), ("b", &["10.0.0.8/29", "fd00::/126"])]);
                     for block in &live {
-                        w.index.apply_block(&block.metadata, Some(block));
+                        w.index.apply_block(&block.metadata, Ok(block));
                     }
                 }
             }

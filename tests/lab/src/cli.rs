@@ -53,11 +53,11 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Run a command on a node (or in `control`): node node1 -- ip route show table 119
+    /// Run a command on a node (or in `control` or `far`): node node1 -- ip route show table 119
     Node {
         #[command(flatten)]
         lab: Name,
-        /// node1, node2, ... or control
+        /// node1, node2, ..., control or far
         node: String,
         /// The command, from the machine's own files
         #[arg(last = true, required = true)]

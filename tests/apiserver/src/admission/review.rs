@@ -124,7 +124,7 @@ fn patch(response: &Value, mutating: bool) -> Result<Option<json_patch::Patch>, 
 mod tests {
     use super::*;
 
-    fn read(response: Value, mutating: bool) -> Result<Answer, String> {
+    fn read(response: &Value, mutating: bool) -> Result<Answer, String> {
         let review = json!({"apiVersion": API_VERSION, "kind": KIND, "response": response});
         answer(review.to_string().as_bytes(), "u", mutating)
     }
@@ -133,11 +133,11 @@ mod tests {
     fn answers() {
         let patch = STANDARD.encode(r#"[{"op": "add", "path": "/a", "value": 1}]"#);
         let mutated =
-            read(json!({"uid": "u", "allowed": true, "patchType": "JSONPatch", "patch": patch}), true)
+            read(&json!({"uid": "u", "allowed": true, "patchType": "JSONPatch", "patch": patch}), true)
                 .unwrap();
         assert!(mutated.patch.is_some() && mutated.refusal.is_none());
         let refused =
-            read(json!({"uid": "u", "allowed": false, "status": {"message": "no"}}), false).unwrap();
+            read(&json!({"uid": "u", "allowed": false, "status": {"message": "no"}}), false).unwrap();
         assert_eq!(refused.refusal.unwrap()["message"], "no");
         for (response, mutating, part) in [
             (json!({"uid": "x", "allowed": true}), true, "expected response.uid=\"u\", got \"x\""),
@@ -145,7 +145,7 @@ mod tests {
             (json!({"uid": "u", "allowed": true, "patch": "e30="}), false, "may not return response.patch"),
             (json!(null), true, "webhook response was absent"),
         ] {
-            let error = read(response, mutating).err().unwrap_or_default();
+            let error = read(&response, mutating).err().unwrap_or_default();
             assert!(error.contains(part), "{error}");
         }
         assert!(answer(b"no", "u", true).is_err());

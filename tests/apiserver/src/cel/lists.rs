@@ -1,5 +1,7 @@
 //! Kubernetes' functions on lists, and those on strings by regular expression.
 
+#![expect(clippy::needless_pass_by_value, reason = "the cel crate gives a function its arguments in a Vec")]
+
 use std::cmp::Ordering;
 
 use cel::common::types::{CelBool, CelInt, CelList, CelString, DYN_TYPE, LIST_TYPE};

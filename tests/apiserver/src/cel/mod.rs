@@ -107,8 +107,9 @@ impl Rule {
             Err(error) => return complain(format!("rule compile error: compilation failed: {error}")),
         };
         let mut context = Context::with_env(ENV.clone());
-        context.add_variable_as_val(SELF, value::of(schema, now));
-        let before = old.map(|old| value::of(schema, old));
+        let seen = if path.is_empty() { value::root } else { value::of };
+        context.add_variable_as_val(SELF, seen(schema, now));
+        let before = old.map(|old| seen(schema, old));
         if self.optional_old {
             context.add_variable_as_val(OLD, Box::new(CelOptional::from(before)));
         } else if let Some(before) = before {

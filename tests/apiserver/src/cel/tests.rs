@@ -19,7 +19,7 @@ fn pool() -> Value {
 }
 
 /// The schema with one rule on its spec.
-fn ruled(rule: Value) -> (Value, Schema) {
+fn ruled(rule: &Value) -> (Value, Schema) {
     let mut source = pool();
     source["properties"]["spec"]["x-kubernetes-validations"] = json!([rule]);
     let schema = Schema::compile(&source, Refs::none()).unwrap();
@@ -27,7 +27,7 @@ fn ruled(rule: Value) -> (Value, Schema) {
 }
 
 fn errors(rule: &str, spec: &Value, old: Option<&Value>) -> Vec<String> {
-    let (source, schema) = ruled(json!({"rule": rule}));
+    let (source, schema) = ruled(&json!({"rule": rule}));
     assert_eq!(check_rules(&schema, &source, "s"), [], "{rule}");
     let old = old.map(|spec| json!({"spec": spec}));
     let errors = schema.broken_rules(&json!({"spec": spec}), old.as_ref());
@@ -41,7 +41,7 @@ fn holds(rule: &str) {
     assert_eq!(errors(rule, &spec, None), Vec::<String>::new(), "{rule}");
 }
 
-fn refused(rule: Value) -> String {
+fn refused(rule: &Value) -> String {
     let (source, schema) = ruled(rule);
     let errors = check_rules(&schema, &source, "s");
     errors.first().map(ToString::to_string).unwrap_or_default()
@@ -100,12 +100,12 @@ fn messages_are_those_of_kubernetes() {
     );
     let rule = json!({"rule": "self.blockSizeBits > 5", "message": "too small", "fieldPath": ".blockSizeBits",
         "reason": "FieldValueForbidden"});
-    let (_, schema) = ruled(rule);
+    let (_, schema) = ruled(&rule);
     let error = &schema.broken_rules(&json!({"spec": spec}), None)[0];
     assert_eq!(error.to_string(), "spec.blockSizeBits: Forbidden: too small");
     let rule =
         json!({"rule": "self.blockSizeBits > 5", "messageExpression": "'is ' + string(self.blockSizeBits)"});
-    let (_, schema) = ruled(rule);
+    let (_, schema) = ruled(&rule);
     let error = &schema.broken_rules(&json!({"spec": spec}), None)[0];
     assert_eq!(error.to_string(), "spec: Invalid value: is 5");
 }
@@ -121,7 +121,7 @@ fn transitions() {
     assert_eq!(errors("self.blockSizeBits > 5", &five, Some(&five)), Vec::<String>::new());
     assert_eq!(errors("self.blockSizeBits > 6", &six, Some(&five)).len(), 1);
     let optional = json!({"rule": "oldSelf.hasValue() || self.blockSizeBits == 5", "optionalOldSelf": true});
-    let (source, schema) = ruled(optional);
+    let (source, schema) = ruled(&optional);
     assert_eq!(check_rules(&schema, &source, "s"), []);
     assert_eq!(schema.broken_rules(&json!({"spec": six}), None).len(), 1);
     assert_eq!(schema.broken_rules(&json!({"spec": six}), Some(&json!({"spec": five}))), []);
@@ -129,7 +129,7 @@ fn transitions() {
 
 #[test]
 fn wrong_rules_are_refused_with_their_place() {
-    let undefined = refused(json!({"rule": "self.bits > 5"}));
+    let undefined = refused(&json!({"rule": "self.bits > 5"}));
     assert!(
         undefined.starts_with("s.properties[spec].x-kubernetes-validations[0].rule: Invalid value: {"),
         "{undefined}"
@@ -150,11 +150,11 @@ fn wrong_rules_are_refused_with_their_place() {
         ("self.blockSizeBits.all(s, true)", "cannot be range of a comprehension"),
         ("self.blockSizeBits ==", "Syntax error"),
     ] {
-        let error = refused(json!({"rule": rule}));
+        let error = refused(&json!({"rule": rule}));
         assert!(error.contains(part), "{rule}: {error}");
     }
-    assert!(refused(json!({"rule": "true", "optionalOldSelf": true})).contains("may not be set"));
-    assert!(refused(json!({"rule": "true", "fieldPath": ".none"})).contains("must be a valid path"));
+    assert!(refused(&json!({"rule": "true", "optionalOldSelf": true})).contains("may not be set"));
+    assert!(refused(&json!({"rule": "true", "fieldPath": ".none"})).contains("must be a valid path"));
     let mut source = pool();
     let rule = json!([{"rule": "self.ipv4 == oldSelf.ipv4"}]);
     source["properties"]["spec"]["properties"]["subnets"]["items"]["x-kubernetes-validations"] = rule;

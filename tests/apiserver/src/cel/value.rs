@@ -6,7 +6,7 @@ use cel::common::types::{
     CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelTimestamp,
 };
 use cel::common::value::Val;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::schema::{Schema, Type};
 
@@ -46,6 +46,24 @@ pub(super) fn escape(field: &str) -> Option<String> {
     Some(name.replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__"))
 }
 
+/// A whole resource as an expression sees it: besides what the schema declares, its type, and the two fields of its
+/// metadata that rules may look at.
+pub(super) fn root(schema: &Schema, value: &Value) -> Box<dyn Val> {
+    let Value::Object(map) = value else { return of(schema, value) };
+    let mut seen = fields(schema, map);
+    seen.extend(texts(value, &["apiVersion", "kind"]));
+    let metadata: HashMap<_, _> = texts(&value["metadata"], &["name", "generateName"]).collect();
+    seen.insert(CelMapKey::from("metadata".to_owned()), Box::new(CelMap::from(metadata)));
+    Box::new(CelMap::from(seen))
+}
+
+fn texts(value: &Value, names: &[&str]) -> impl Iterator<Item = (CelMapKey<'static>, Box<dyn Val>)> {
+    names.iter().filter_map(|name| {
+        let text: Box<dyn Val> = Box::new(CelString::from(value.get(*name)?.as_str()?.to_owned()));
+        Some((CelMapKey::from((*name).to_owned()), text))
+    })
+}
+
 /// The value as an expression sees it. What the schema does not declare is not there.
 pub(super) fn of(schema: &Schema, value: &Value) -> Box<dyn Val> {
     match value {
@@ -64,18 +82,20 @@ pub(super) fn of(schema: &Schema, value: &Value) -> Box<dyn Val> {
             let items: Vec<Box<dyn Val>> = items.iter().map(|item| of(element, item)).collect();
             Box::new(CelList::from(items))
         }
-        Value::Object(map) => {
-            let mut fields: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
-            for (key, child) in map {
-                let named = schema.properties.get(key).and_then(|schema| Some((escape(key)?, schema)));
-                let entry = schema.additional.as_deref().map(|schema| (key.clone(), schema));
-                if let Some((name, schema)) = named.or(entry) {
-                    fields.insert(CelMapKey::from(name), of(schema, child));
-                }
-            }
-            Box::new(CelMap::from(fields))
+        Value::Object(map) => Box::new(CelMap::from(fields(schema, map))),
+    }
+}
+
+fn fields(schema: &Schema, map: &Map<String, Value>) -> HashMap<CelMapKey<'static>, Box<dyn Val>> {
+    let mut fields: HashMap<CelMapKey<'static>, Box<dyn Val>> = HashMap::new();
+    for (key, child) in map {
+        let named = schema.properties.get(key).and_then(|schema| Some((escape(key)?, schema)));
+        let entry = schema.additional.as_deref().map(|schema| (key.clone(), schema));
+        if let Some((name, schema)) = named.or(entry) {
+            fields.insert(CelMapKey::from(name), of(schema, child));
         }
     }
+    fields
 }
 
 /// Times are values of their own; other formats stay strings.

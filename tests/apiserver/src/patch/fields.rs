@@ -161,7 +161,7 @@ pub(super) fn compare(old: &Value, new: &Value, place: Place<'_>) -> (Value, Val
                         }
                         Some(was) if was == *item => {}
                         Some(was) => {
-                            both(key(&keys, item), &was, item, place.element(), &mut changed, &mut gone)
+                            both(key(&keys, item), &was, item, place.element(), &mut changed, &mut gone);
                         }
                     }
                 }

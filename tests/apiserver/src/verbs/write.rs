@@ -348,12 +348,9 @@ const FIXED: [&str; 9] = [
 
 /// The part of `wanted` that this write may set, over the rest of `old`.
 fn combine(resource: &Resource, old: &Value, wanted: Value, part: Part) -> Value {
-    let mut new = match part {
-        Part::Main | Part::Scale => wanted.clone(),
-        Part::Status | Part::Finalize => old.clone(),
-    };
     match part {
         Part::Main | Part::Scale => {
+            let mut new = wanted;
             let old_metadata = old["metadata"].as_object().cloned().unwrap_or_default();
             let metadata = meta::metadata_mut(&mut new);
             for key in FIXED {
@@ -370,19 +367,23 @@ fn combine(resource: &Resource, old: &Value, wanted: Value, part: Part) -> Value
             if resource.has_status {
                 set_or_remove(&mut new, "status", old.get("status"));
             }
+            new
         }
         Part::Status => {
+            let mut new = old.clone();
             set_or_remove(&mut new, "status", wanted.get("status"));
             if let Some(managed) = meta::at(&wanted, &["metadata", "managedFields"]) {
                 meta::metadata_mut(&mut new).insert("managedFields".into(), managed.clone());
             }
+            new
         }
         Part::Finalize => {
+            let mut new = old.clone();
             let finalizers = meta::at(&wanted, &["spec", "finalizers"]).cloned().unwrap_or(json!([]));
             meta::child_mut(&mut new, "spec").insert("finalizers".into(), finalizers);
+            new
         }
     }
-    new
 }
 
 fn set_or_remove(object: &mut Value, key: &str, value: Option<&Value>) {

@@ -67,7 +67,7 @@ impl Hook {
     }
 
     /// One webhook that points here; `more` is laid over it.
-    fn webhook(&self, name: &str, resources: &[&str], more: Value) -> Value {
+    fn webhook(&self, name: &str, resources: &[&str], more: &Value) -> Value {
         use base64::Engine as _;
         let bundle = base64::engine::general_purpose::STANDARD.encode(&self.ca);
         let rule =
@@ -153,7 +153,7 @@ fn map(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
 }
 
-fn patch_of(operations: Value) -> Value {
+fn patch_of(operations: &Value) -> Value {
     use base64::Engine as _;
     let patch = base64::engine::general_purpose::STANDARD.encode(operations.to_string());
     json!({"allowed": true, "patchType": "JSONPatch", "patch": patch})
@@ -178,7 +178,7 @@ async fn a_validating_webhook_refuses_with_its_own_words() {
         }
     })
     .await;
-    let webhook = hook.webhook("vaddresspool.kb.io", &["addresspools"], json!({}));
+    let webhook = hook.webhook("vaddresspool.kb.io", &["addresspools"], &json!({}));
     configure(&cluster, VALIDATING, "pools", &[webhook], async || {
         probe_is_refused(&cluster, POOLS, pool(PROBE)).await
     })
@@ -243,7 +243,7 @@ async fn mutating_comes_first_then_the_schema_then_validating() {
         if request["name"] == "unknown" {
             operations.push(json!({"op": "add", "path": "/spec/unknown", "value": 1}));
         }
-        patch_of(json!(operations))
+        patch_of(&json!(operations))
     })
     .await;
     let judge = Hook::start(|request| {
@@ -253,8 +253,8 @@ async fn mutating_comes_first_then_the_schema_then_validating() {
     .await;
     let created = json!({"rules": [{"apiGroups": ["coil.cybozu.com"], "apiVersions": ["v2"], "operations": ["CREATE"],
         "resources": ["addresspools"], "scope": "Cluster"}]});
-    let mutating = finalizer.webhook("maddresspool.kb.io", &[], created.clone());
-    let validating = judge.webhook("vaddresspool.kb.io", &[], created);
+    let mutating = finalizer.webhook("maddresspool.kb.io", &[], &created);
+    let validating = judge.webhook("vaddresspool.kb.io", &[], &created);
     configure(&cluster, VALIDATING, "pools", &[validating], async || {
         probe_is_refused(&cluster, POOLS, pool(PROBE)).await
     })
@@ -287,21 +287,22 @@ async fn failures_follow_the_policy() {
     let strict = hook.webhook(
         "strict.kb.io",
         &["configmaps"],
-        json!({"timeoutSeconds": 1,
+        &json!({"timeoutSeconds": 1,
         "objectSelector": {"matchLabels": {"hook": "strict"}}}),
     );
     let mut stranger = hook.webhook(
         "stranger.kb.io",
         &["configmaps"],
-        json!({
+        &json!({
         "objectSelector": {"matchLabels": {"hook": "stranger"}}}),
     );
-    stranger["clientConfig"]["caBundle"] =
-        Hook::start(|_| json!({})).await.webhook("x.y.z", &[], json!({}))["clientConfig"]["caBundle"].clone();
+    stranger["clientConfig"]["caBundle"] = Hook::start(|_| json!({})).await.webhook("x.y.z", &[], &json!({}))
+        ["clientConfig"]["caBundle"]
+        .clone();
     let mut absent = hook.webhook(
         "absent.kb.io",
         &["configmaps"],
-        json!({
+        &json!({
         "objectSelector": {"matchLabels": {"hook": "absent"}}}),
     );
     absent["clientConfig"] = json!({"service": {"namespace": "default", "name": "nothing", "path": "/x"}});
@@ -344,7 +345,7 @@ async fn failures_follow_the_policy() {
 async fn dry_run_asks_only_those_without_side_effects() {
     let cluster = Cluster::start().await;
     let hook = Hook::start(|request| json!({"allowed": request["name"] != PROBE})).await;
-    let some = hook.webhook("some.kb.io", &["configmaps"], json!({"sideEffects": "NoneOnDryRun"}));
+    let some = hook.webhook("some.kb.io", &["configmaps"], &json!({"sideEffects": "NoneOnDryRun"}));
     configure(&cluster, VALIDATING, "maps", &[some], async || {
         probe_is_refused(&cluster, MAPS, map(PROBE)).await
     })
@@ -362,11 +363,11 @@ async fn selectors_and_subresources() {
     let here = hook.webhook(
         "here.kb.io",
         &["configmaps"],
-        json!({
+        &json!({
         "namespaceSelector": {"matchExpressions": [
             {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["watched"]}]}}),
     );
-    let status = hook.webhook("status.kb.io", &["nodes/status"], json!({}));
+    let status = hook.webhook("status.kb.io", &["nodes/status"], &json!({}));
     let watched = "/api/v1/namespaces/watched/configmaps";
     configure(&cluster, VALIDATING, "some", &[here, status], async || {
         probe_is_refused(&cluster, watched, map(PROBE)).await

@@ -14,6 +14,7 @@ use kube::{
 };
 use tokio::time;
 
+use super::webhooks;
 use crate::config::{DEFAULT_POOL, EGRESS_POOL, Family, Ip};
 
 /// How often a condition is looked at.
@@ -74,7 +75,7 @@ pub(super) async fn create_pools(client: &Client, family: Family) -> Result<()> 
         let of = |ip| family.each().contains(&ip).then(|| subnet(ip).to_owned());
         let subnets = vec![SubnetSet { ipv4: of(Ip::V4), ipv6: of(Ip::V6) }];
         let pool = AddressPool::new(name, AddressPoolSpec { block_size_bits: bits, subnets });
-        api.create(&PostParams::default(), &pool)
+        webhooks::once_answered(async || api.create(&PostParams::default(), &pool).await)
             .await
             .with_context(|| format!("cannot create pool {name}"))?;
     }

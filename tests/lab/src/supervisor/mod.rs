@@ -5,9 +5,11 @@
 //! topology ─▶ API server, world ─▶ CRDs ─▶ controllers, kubelets ─▶ coild, coil-router ─▶ ready
 //! ```
 
+mod bird;
 mod bootstrap;
 mod proxy;
 mod routes;
+mod webhooks;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -21,7 +23,7 @@ use tokio::{sync::mpsc, time};
 
 use crate::{
     access::Access,
-    config::{API_PORT, CONTROL, Family, Options, WORLD},
+    config::{API_PORT, CONTROL, Family, Options, Routing, WORLD},
     keeper::{self, own_program, say},
     kubelet::Role,
     place::OpenPlace,
@@ -91,6 +93,7 @@ impl Lab {
         bootstrap::install_crds(&client).await?;
         say("starting controllers, kubelets, coild and coil-router");
         self.start_world()?;
+        webhooks::install(&client, self.options.api_address()).await?;
         self.start_controllers()?;
         for node in self.options.node_names() {
             self.start_node(&node)?;
@@ -174,12 +177,31 @@ impl Lab {
         let family = clap::ValueEnum::to_possible_value(&self.options.family);
         let family = family.context("a family without a name")?.get_name().to_owned();
         self.run_own(WORLD, "serve-world", vec![family])?;
+        if self.options.routing == Routing::Bird {
+            return self.start_birds();
+        }
         for node in self.options.node_names() {
             let importers = vec![
                 routes::Importer { place: self.place(CONTROL)?, only_routable: false },
                 routes::Importer { place: self.place(WORLD)?, only_routable: true },
             ];
             routes::follow(self.options.family, node.clone(), self.place(&node)?, importers);
+        }
+        Ok(())
+    }
+
+    /// Starts BIRD on every member of the LAN.
+    fn start_birds(&self) -> Result<()> {
+        let program = bird::program()?;
+        let dir = self.state.path().join("bird");
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        for (member, host) in self.options.members() {
+            let config = dir.join(format!("{member}.conf"));
+            state::replace(&config, &bird::config(&self.options, &member, host)?)?;
+            let at = |path: PathBuf| path.display().to_string();
+            let socket = at(dir.join(format!("{member}.ctl")));
+            let args = vec!["-f".to_owned(), "-c".to_owned(), at(config), "-s".to_owned(), socket];
+            self.launch(&member, "bird", program.clone(), args, Vec::new(), OnExit::Restart)?;
         }
         Ok(())
     }
@@ -201,7 +223,10 @@ impl Lab {
         let env = [(ENV_NODE_NAME, node)];
         let datapath = vec!["--datapath".to_owned(), self.options.datapath.clone()];
         self.run(node, "coild", datapath, &env)?;
-        self.run(node, "coil-router", Vec::new(), &env)
+        match self.options.routing {
+            Routing::Router => self.run(node, "coil-router", Vec::new(), &env),
+            Routing::Bird => Ok(()),
+        }
     }
 }
 
