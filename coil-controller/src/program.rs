@@ -50,7 +50,7 @@ where
     tokio::pin!(stop);
     registry.register(Box::new(ProcessCollector::for_self())).context("cannot register process metrics")?;
     let (ready, readiness) = watch::channel(Some("the API server was not reached yet".to_owned()));
-    let certificate = State::new();
+    let certificate = State::new(&registry).context("cannot register the metrics of the webhooks")?;
     let (state, listener) =
         (certificate.clone(), coil_program::listen("--webhook-addr", flags.address(&webhook))?);
     let readiness: Readiness = Arc::new(move || {
@@ -110,10 +110,11 @@ where
         _ = standby => {}
     }
 
+    let leader = candidate.fenced(&client);
     let result = tokio::select! {
         result = &mut ended => result,
         lost = candidate.hold() => return Err(lost.into()),
-        worked = work(client.clone(), ready) => match worked {
+        worked = work(leader, ready) => match worked {
             Ok(()) => Err(anyhow!("the controller ended by itself")),
             Err(e) => Err(e),
         },

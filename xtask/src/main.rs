@@ -11,6 +11,7 @@ mod built;
 mod crdgen;
 mod lab;
 mod lint;
+mod plugin;
 mod run;
 mod setup;
 mod test;
@@ -31,8 +32,8 @@ enum Verb {
     Crdgen(crdgen::Args),
     Lint(lint::Args),
     Test(test::Args),
-    Lab(lab::Args),
     Bench(bench::Args),
+    Lab(lab::Args),
     Vm(vm::Args),
 }
 
@@ -43,8 +44,8 @@ fn main() -> ExitCode {
         Verb::Crdgen(args) => crdgen::run(&args),
         Verb::Lint(args) => lint::run(&args),
         Verb::Test(args) => test::run(&args),
-        Verb::Lab(args) => lab::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Lab(args) => lab::run(&args),
         Verb::Vm(args) => vm::run(&args),
     };
     match done {

@@ -15,7 +15,7 @@ const LLVM: &str = "22";
 /// Find what building and testing need, and install what is missing.
 ///
 /// Debian packages: a compiler with the BPF target, LLVM for bpf-linker, and the tools of the lab
-/// (iproute2, ping, bpftool, kubectl, bird). Then bpf-linker by cargo. Without root it installs
+/// (iproute2, ping, bpftool, kubectl, bird, the reference CNI plugins). Then bpf-linker by cargo. Without root it installs
 /// nothing and prints the commands to run. Another way to the compiler, on any distribution:
 /// `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`.
 #[derive(clap::Args)]
@@ -46,11 +46,12 @@ impl Tool {
     }
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     Tool::new("ip", "iproute2"),
     Tool::new("ping", "iputils-ping"),
     Tool::new("bpftool", "bpftool"),
     Tool::new("kubectl", "kubernetes-client"),
+    Tool::new("ptp", "containernetworking-plugins"),
     Tool::new("bird", "bird2"),
 ];
 
@@ -190,11 +191,14 @@ impl Missing {
     }
 }
 
-/// A program on the path, or where the administrator's programs are.
+/// Where Debian has the CNI plugins of other projects.
+const CNI_DIR: &str = "/usr/lib/cni";
+
+/// A program on the path, or where the administrator's programs and CNI plugins are.
 pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .chain(["/usr/sbin".into(), "/sbin".into(), CNI_DIR.into()])
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }

@@ -159,8 +159,15 @@ async fn certificates_are_renewed_before_their_end_and_an_old_authority_is_forgo
     let replica = started(&cluster, &rotation).await;
     let field = async |name: &str| secret(&cluster, &EGRESS).await.unwrap().data.unwrap()[name].0.clone();
     let (authority, certificate) = (field("ca.crt").await, field("tls.crt").await);
+    let end = || replica.registry.gather()[0].get_metric()[0].get_gauge().get_value();
+    let year = f64::from(365 * 86_400);
+    let since_1970 = |days: i64| Timestamp::now().as_second() + days * 86_400;
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are exact")]
+    let about = |end: f64, days: i64| (end - year - since_1970(days) as f64).abs() < 3600.0;
+    assert!(about(end(), 0), "{}", end());
     days.store(250, SeqCst);
     eventually("the certificate is renewed", async || field("tls.crt").await != certificate).await;
+    eventually("the new one is served", async || about(end(), 250)).await;
     assert_eq!(field("ca.crt").await, authority);
     days.store(2500, SeqCst);
     eventually("the authority is renewed", async || certificates(&field("ca.crt").await) == 2).await;

@@ -15,6 +15,7 @@ use coil_controller::webhook::{
 };
 use k8s_openapi::{ByteString, jiff::SignedDuration};
 use kube::api::{DeleteParams, PostParams};
+use prometheus::Registry;
 use serde_json::{Value, json};
 
 use crate::{
@@ -36,17 +37,19 @@ pub(crate) struct Replica {
     pub(crate) address: SocketAddr,
     pub(crate) state: State,
     pub(crate) running: Running,
+    pub(crate) registry: Registry,
 }
 
 impl Replica {
     pub(crate) fn start(cluster: &Cluster, judge: impl Judge, source: Source, restart: bool) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (webhook, state) = (judge.webhook(), State::new());
+        let registry = Registry::new();
+        let (webhook, state) = (judge.webhook(), State::new(&registry).unwrap());
         let client = cluster.client.clone();
         let running =
             Running::start(listener, routes(judge), client, webhook, source, state.clone(), restart).unwrap();
-        Self { address, state, running }
+        Self { address, state, running, registry }
     }
 
     pub(crate) async fn is_ready(&self) {

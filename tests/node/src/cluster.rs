@@ -65,7 +65,8 @@ impl Programs {
             );
             Ok(path)
         };
-        Ok(Self { coild: find("coild")?, plugin: find("coil")? })
+        // As it is installed.
+        Ok(Self { coild: find("coild")?, plugin: find("../static/coil")? })
     }
 
     /// Those that were built with the running test.

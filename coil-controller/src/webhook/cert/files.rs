@@ -25,6 +25,7 @@ pub(super) async fn follow(dir: PathBuf, served: Arc<Served>, state: State, rest
         match watch.look() {
             Look::Same => {}
             Look::New(key) => {
+                state.serving(&key);
                 let replaced = served.replace(key);
                 info!(directory = %watch.dir.display(), replaced, "serving the webhook certificate");
                 state.ready();

@@ -12,7 +12,9 @@ mod served;
 use std::{error::Error, path::PathBuf, sync::Arc};
 
 use kube::Client;
+use prometheus::{IntGauge, Registry};
 use tokio::sync::watch;
+use tokio_rustls::rustls::sign::CertifiedKey;
 
 pub use pair::{PairError, certified};
 pub use rotate::{Clock, Rotation};
@@ -66,39 +68,51 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Tells `/readyz` how it stands.
+/// Tells `/readyz` and `/metrics` how it stands.
 #[derive(Debug, Clone)]
-pub struct State(Arc<watch::Sender<Option<String>>>);
+pub struct State {
+    missing: Arc<watch::Sender<Option<String>>>,
+    expiration: IntGauge,
+}
 
 impl State {
-    /// Nothing is there yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(Some("the webhook certificate is not there yet".to_owned()))))
+    /// Nothing is there yet. The certificate's end becomes a metric of the registry.
+    ///
+    /// # Errors
+    /// When the registry has that metric already.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let expiration = IntGauge::new(
+            "coil_webhook_certificate_expiration_timestamp_seconds",
+            "The end of the certificate that webhooks are served with, in seconds since 1970.",
+        )?;
+        registry.register(Box::new(expiration.clone()))?;
+        let missing = watch::Sender::new(Some("the webhook certificate is not there yet".to_owned()));
+        Ok(Self { missing: Arc::new(missing), expiration })
     }
 
     /// Why not, while it is not in order.
     #[must_use]
     pub fn missing(&self) -> Option<String> {
-        self.0.borrow().clone()
+        self.missing.borrow().clone()
     }
 
     fn is_ready(&self) -> bool {
-        self.0.borrow().is_none()
+        self.missing.borrow().is_none()
     }
 
     fn ready(&self) {
-        self.0.send_replace(None);
+        self.missing.send_replace(None);
     }
 
     fn waiting(&self, why: &str) {
-        self.0.send_replace(Some(format!("webhook certificate: {why}")));
+        self.missing.send_replace(Some(format!("webhook certificate: {why}")));
     }
-}
 
-impl Default for State {
-    fn default() -> Self {
-        Self::new()
+    /// Tells until when the certificate is good that is served now.
+    fn serving(&self, key: &CertifiedKey) {
+        if let Some(facts) = key.cert.first().and_then(pair::facts) {
+            self.expiration.set(facts.until.as_second());
+        }
     }
 }
 

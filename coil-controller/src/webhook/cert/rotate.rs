@@ -15,7 +15,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::{
-    ByteString,
     api::core::v1::Secret,
     jiff::{SignedDuration, Timestamp},
 };
@@ -82,7 +81,7 @@ pub(super) async fn follow(
     state: State,
     restart: bool,
 ) -> Refreshed {
-    let mut rotator = Rotator::new(&client, &webhook, rotation, served);
+    let mut rotator = Rotator::new(&client, &webhook, rotation, served, state.clone());
     let mut changes = std::pin::pin!(rotator.changes());
     let mut retry = RETRY.0;
     loop {
@@ -129,6 +128,7 @@ struct Rotator {
     subject: Subject,
     rotation: Rotation,
     served: Arc<Served>,
+    state: State,
     /// Authorities of the last Secret that was in order.
     known: Vec<CertificateDer<'static>>,
     /// Since when API servers are told to trust which authorities.
@@ -140,7 +140,13 @@ struct Rotator {
 }
 
 impl Rotator {
-    fn new(client: &Client, webhook: &Webhook, rotation: Rotation, served: Arc<Served>) -> Self {
+    fn new(
+        client: &Client,
+        webhook: &Webhook,
+        rotation: Rotation,
+        served: Arc<Served>,
+        state: State,
+    ) -> Self {
         Self {
             secrets: Api::namespaced(client.clone(), &rotation.namespace),
             secret: webhook.secret(),
@@ -151,6 +157,7 @@ impl Rotator {
             },
             rotation,
             served,
+            state,
             known: Vec::new(),
             trusted: BTreeMap::new(),
             missing: Vec::new(),
@@ -202,13 +209,16 @@ impl Rotator {
             .map_or(SignedDuration::ZERO, |since| self.rotation.propagation - now.duration_since(*since));
         if left.is_positive() && self.serves_well(now) {
             done.wait = Duration::try_from(left).unwrap_or(done.wait).min(done.wait);
-            info!(
-                seconds = left.as_secs(),
-                "the new webhook certificate is served when API servers trust it"
-            );
+            let leaf = material.key.cert.first().cloned();
+            if self.waiting != leaf {
+                let seconds = left.as_secs();
+                info!(seconds, "the new webhook certificate is served when API servers trust it");
+                self.waiting = leaf;
+            }
             return done;
         }
         done.replaced = self.served.replace(material.key.clone());
+        self.state.serving(&material.key);
         let until = material.key.cert.first().and_then(pair::facts).map(|f| f.until.to_string());
         info!(secret = self.secret, until, replaced = done.replaced, "serving the webhook certificate");
         done
@@ -289,6 +299,3 @@ where
         })
         .boxed()
 }
-
-/// Keeps the type of the Secret's data in one place.
-const _: fn(Data) -> BTreeMap<String, ByteString> = |data| data;
