@@ -110,10 +110,11 @@ where
         _ = standby => {}
     }
 
+    let leader = candidate.fenced(&client);
     let result = tokio::select! {
         result = &mut ended => result,
         lost = candidate.hold() => return Err(lost.into()),
-        worked = work(client.clone(), ready) => match worked {
+        worked = work(leader, ready) => match worked {
             Ok(()) => Err(anyhow!("the controller ended by itself")),
             Err(e) => Err(e),
         },

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::RETRY;
 use crate::{
     cni::health::{Health, Trouble},
+    ipam::NodeIpam,
     net::{
         Rtnl, RtnlError, export,
         monitor::{Monitor, Topic, is_lost_route},
@@ -36,11 +37,13 @@ impl Exporter {
         rtnl: Rtnl,
         table: Owned,
         blocks: watch::Receiver<BTreeSet<IpNet>>,
+        ipam: NodeIpam,
         interval: Duration,
         health: Arc<Health>,
     ) -> Result<Self, RtnlError> {
+        ipam.will_export();
         let monitor = Monitor::open(&[Topic::LostRoutes])?;
-        let task = tokio::spawn(follow(rtnl.clone(), table, blocks, monitor, interval, health));
+        let task = tokio::spawn(follow(rtnl.clone(), table, blocks, ipam, monitor, interval, health));
         Ok(Self { rtnl, table, task })
     }
 
@@ -72,6 +75,7 @@ async fn follow(
     rtnl: Rtnl,
     table: Owned,
     mut blocks: watch::Receiver<BTreeSet<IpNet>>,
+    ipam: NodeIpam,
     mut monitor: Monitor,
     interval: Duration,
     health: Arc<Health>,
@@ -89,6 +93,7 @@ async fn follow(
                     info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
                 }
                 health.report("export", None);
+                ipam.exported(wanted);
                 interval
             }
             Err(e) => {

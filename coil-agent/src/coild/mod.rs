@@ -45,7 +45,7 @@ use crate::{
     },
     node::{Node, Settings},
     plane::Plane,
-    watch::{Feed, Scope, objects},
+    watch::{Feed, Scope, index::Index, objects},
 };
 use export::Exporter;
 use options::{Mode, Options};
@@ -159,7 +159,8 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let interval = options.addressblock_gc_interval.0;
     let mut exporter = None;
     if let Some(ipam) = ipam {
-        exporter = Some(Exporter::start(rtnl, export, on_blocks, interval, health.clone())?);
+        exporter = Some(Exporter::start(rtnl, export, on_blocks, ipam.clone(), interval, health.clone())?);
+        tokio::spawn(drain_pools(feed.clone(), ipam.clone()));
         tokio::spawn(collect_garbage(ipam, interval));
     }
     tokio::spawn(sweep(node.clone()));
@@ -206,6 +207,22 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
 fn open_ebpf() -> Result<Plane> {
     let datapath = Datapath::open(&DatapathConfig::default())?;
     Ok(Plane::ebpf(Box::new(datapath)))
+}
+
+/// Tells the node's IPAM which pools are being deleted.
+async fn drain_pools(feed: Feed, ipam: NodeIpam) {
+    let mut changes = feed.changes();
+    let mut known = BTreeSet::new();
+    loop {
+        let draining = feed.read(Index::draining_pools);
+        if draining != known {
+            known.clone_from(&draining);
+            ipam.drain(draining);
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn collect_garbage(ipam: NodeIpam, interval: Duration) {

@@ -1,7 +1,6 @@
 //! An API server and a coild in a node's namespace.
 
 use std::{
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command},
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use coil_api::{
     crd::{self, AddressPool, Egress},
     rpc::{CniArgs, CniError, cni_client::CniClient, status},
 };
-use coil_apiserver::{ApiServer, Config, kubeconfig};
+use coil_apitest::{Options, Server};
 use coil_controller::ipam;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::{
@@ -22,7 +21,6 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -46,18 +44,22 @@ pub(crate) struct Setup {
     pub(crate) egress: bool,
     /// `--addressblock-gc-interval`.
     pub(crate) interval: &'static str,
+    /// With programs in the kernel, pinned where nobody else sees them.
+    pub(crate) ebpf: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { v4: true, v6: true, ipam: true, egress: true, interval: "5m" }
+        Self { v4: true, v6: true, ipam: true, egress: true, interval: "5m", ebpf: false }
     }
 }
 
 impl Setup {
     /// coild's flags.
     fn flags(self) -> Vec<String> {
-        let mut flags = vec![format!("--addressblock-gc-interval={}", self.interval)];
+        let datapath = if self.ebpf { "ebpf" } else { "kernel" };
+        let mut flags =
+            vec![format!("--addressblock-gc-interval={}", self.interval), format!("--datapath={datapath}")];
         if !self.ipam {
             // As the documentation of Coil v2 has it.
             let table = if self.v4 { 0 } else { 255 };
@@ -78,7 +80,7 @@ pub(crate) struct Cluster {
     pub(crate) setup: Setup,
     directory: TempDir,
     coild: Child,
-    _server: ApiServer,
+    _server: Server,
 }
 
 impl Drop for Cluster {
@@ -107,14 +109,9 @@ impl Cluster {
 
     async fn start(topology: Topology, setup: Setup) -> Self {
         let directory = TempDir::new().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = ApiServer::start(listener, Config::default()).unwrap();
-        let text = kubeconfig(&server.url(), server.ca_pem(), "admin", server.token("admin").unwrap());
-        std::fs::write(directory.path().join("kubeconfig"), &text).unwrap();
-        let options = KubeConfigOptions::default();
-        let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        let objects = Objects(Client::try_from(config).unwrap());
+        let server = Server::start(Options::default()).await.unwrap();
+        std::fs::write(directory.path().join("kubeconfig"), server.kubeconfig("admin").unwrap()).unwrap();
+        let objects = Objects(server.client().await.unwrap());
         objects.populate(setup).await;
         if setup.ipam {
             let client = objects.0.clone();
@@ -229,16 +226,12 @@ fn error(status: &Status) -> CniError {
 
 fn spawn(directory: &TempDir, setup: Setup) -> Child {
     let at = |name: &str| directory.path().join(name);
-    Command::new(env!("CARGO_BIN_EXE_coild"))
-        .args([
-            "--datapath",
-            "kernel",
-            "--metrics-addr",
-            "127.0.0.1:0",
-            "--health-addr",
-            "127.0.0.1:0",
-            "--socket",
-        ])
+    let mut command = Command::new("unshare");
+    // Namespaces of pods that are made later are seen, and what is mounted here is not.
+    command.args(["--mount", "--propagation", "slave", "sh", "-ec"]);
+    command.args(["mount -t bpf bpf /sys/fs/bpf; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_coild")]);
+    command
+        .args(["--metrics-addr", "127.0.0.1:0", "--health-addr", "127.0.0.1:0", "--socket"])
         .arg(at("coild.sock"))
         .args(setup.flags())
         .env("KUBECONFIG", at("kubeconfig"))

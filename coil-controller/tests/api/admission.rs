@@ -237,7 +237,7 @@ async fn what_an_older_definition_took_can_be_changed_and_deleted() {
         }
     }
     assert!(names.len() > 10, "{names:?}");
-    cluster.define(true).await;
+    cluster.define(true).await.unwrap();
     eventually("the rules are in force", async || {
         let result = pools.create(&PostParams::default(), &object(&IPAM, "probe", &bad[0])).await;
         if result.is_ok() {

@@ -11,6 +11,7 @@ use crate::registry::{Registry, Resource};
 use crate::services::ServiceIps;
 use crate::status::{ApiError, Result};
 use crate::store::{Key, Object, Refused, Store};
+use crate::verbs::Pages;
 
 /// The server's state.
 pub(crate) struct Backend {
@@ -19,6 +20,7 @@ pub(crate) struct Backend {
     pub(crate) services: Arc<ServiceIps>,
     pub(crate) tokens: Tokens,
     pub(crate) admission: Admission,
+    pub(crate) pages: Pages,
     /// PEM of the CA that signed the server's certificate.
     pub(crate) ca: String,
     /// Objects that the collector should look at.

@@ -21,6 +21,7 @@ use crate::registry::Registry;
 use crate::services::ServiceIps;
 use crate::store::Store;
 use crate::tls::{Tls, TlsError};
+use crate::verbs::Pages;
 use crate::{bootstrap, gc, http};
 
 /// How long a client may take for its TLS handshake.
@@ -145,6 +146,7 @@ impl ApiServer {
             services,
             tokens: Tokens::default(),
             admission: Admission::new(Arc::new(config.services)),
+            pages: Pages::default(),
             ca: tls.ca,
             collector,
         });

@@ -8,7 +8,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, PostParams};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -33,9 +33,24 @@ impl Cluster {
     ///
     /// When it does not become ready.
     pub async fn start() -> Self {
-        let ranges = ["10.96.0.0/16", "fd96::/112"].map(|range| range.parse().expect("a constant range"));
-        let options = Options { service_ranges: ranges.into(), ..Options::default() };
-        match Self::with(options).await {
+        match Self::with(dual_stack()).await {
+            Ok(cluster) => cluster,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The same, with definitions that judge nothing, as those of Coil v2.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become ready.
+    pub async fn without_rules() -> Self {
+        let start = async {
+            let cluster = Self::empty(dual_stack()).await?;
+            cluster.define(false).await?;
+            Ok::<_, Error>(cluster)
+        };
+        match start.await {
             Ok(cluster) => cluster,
             Err(error) => panic!("{error}"),
         }
@@ -47,18 +62,44 @@ impl Cluster {
     ///
     /// When the server does not become ready, or refuses the definitions.
     pub async fn with(options: Options) -> Result<Self, Error> {
+        let cluster = Self::empty(options).await?;
+        cluster.define(true).await?;
+        Ok(cluster)
+    }
+
+    async fn empty(options: Options) -> Result<Self, Error> {
         let server = Server::start(options).await?;
         let client = server.client().await?;
-        let cluster = Self { client, server };
-        for definition in definitions() {
-            let api = cluster.all::<CustomResourceDefinition>();
-            let created = api.create(&PostParams::default(), &definition).await;
-            created.map_err(|error| Error::Client(error.to_string()))?;
+        Ok(Self { client, server })
+    }
+
+    /// Makes or replaces Coil's definitions, with or without their rules. A server may need a moment until it
+    /// judges by new ones.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses them.
+    pub async fn define(&self, rules: bool) -> Result<(), Error> {
+        let api = self.all::<CustomResourceDefinition>();
+        for mut definition in definitions() {
+            if !rules {
+                definition = unruled(&definition)?;
+            }
+            let name = definition.name_any();
+            let known = api.get_opt(&name).await.map_err(|error| Error::Client(error.to_string()))?;
+            let written = match known {
+                Some(known) => {
+                    definition.metadata.resource_version = known.metadata.resource_version;
+                    api.replace(&name, &PostParams::default(), &definition).await
+                }
+                None => api.create(&PostParams::default(), &definition).await,
+            };
+            written.map_err(|error| Error::Client(error.to_string()))?;
         }
         for definition in definitions() {
-            cluster.until_served(&definition).await;
+            self.until_served(&definition).await;
         }
-        Ok(cluster)
+        Ok(())
     }
 
     async fn until_served(&self, definition: &CustomResourceDefinition) {
@@ -161,6 +202,32 @@ where
         Err(error) => Err(error.to_string()),
     };
     created.unwrap_or_else(|error| panic!("creating {shown}: {error}"))
+}
+
+fn dual_stack() -> Options {
+    let ranges = ["10.96.0.0/16", "fd96::/112"].map(|range| range.parse().expect("a constant range"));
+    Options { service_ranges: ranges.into(), ..Options::default() }
+}
+
+/// A definition without its rules and bounds.
+fn unruled(definition: &CustomResourceDefinition) -> Result<CustomResourceDefinition, Error> {
+    fn strip(document: &mut Value) {
+        match document {
+            Value::Object(map) => {
+                for key in ["x-kubernetes-validations", "maxItems", "maxLength"] {
+                    map.remove(key);
+                }
+                map.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let written = serde_json::to_value(definition).and_then(|mut document| {
+        strip(&mut document);
+        serde_json::from_value(document)
+    });
+    written.map_err(|error| Error::Client(error.to_string()))
 }
 
 /// Waits until a condition holds.

@@ -17,7 +17,10 @@ use crate::meta;
 use crate::patch::PatchKind;
 use crate::registry::Resource;
 use crate::status::{ApiError, Result};
-use crate::verbs::{self, Caller, DeleteOptions, Deleted, Outcome, Part, Place, WatchOptions, WriteOptions};
+use crate::verbs::{
+    self, Caller, DeleteOptions, Deleted, ListMeta, ListOptions, Outcome, Part, Place, WatchOptions,
+    WriteOptions,
+};
 
 /// Answers a request for a target; warnings go with the answer, a refusal included.
 pub(super) async fn handle(
@@ -123,8 +126,15 @@ async fn collection(
             watch(backend, resource, namespace, query.selector()?, &query, view)
         }
         Method::GET => {
-            let list = verbs::list(backend, resource, namespace.as_deref(), &query.selector()?, view);
-            Ok(body::bytes(StatusCode::OK, list))
+            let options = ListOptions {
+                namespace,
+                selector: query.selector()?,
+                view,
+                version: query.number("resourceVersion")?,
+                limit: query.number("limit")?.unwrap_or(0),
+                token: query.get("continue").map(str::to_owned),
+            };
+            Ok(body::bytes(StatusCode::OK, verbs::list(backend, resource, &options)?))
         }
         Method::POST => {
             let options = query.write_options(&agent)?;
@@ -142,9 +152,9 @@ async fn collection(
             let options = delete_options(&query, &body::read(request).await?)?;
             let place = Place { backend, resource, namespace: "", caller };
             let gone = verbs::delete_collection(place, namespace.as_deref(), &selector, &options).await?;
-            let version = backend.store.version();
+            let meta = ListMeta { version: backend.store.version(), ..ListMeta::default() };
             let objects = gone.iter().map(AsRef::as_ref);
-            Ok(body::bytes(StatusCode::OK, verbs::shown_list(resource, view, objects, version)))
+            Ok(body::bytes(StatusCode::OK, verbs::shown_list(resource, view, objects, &meta)))
         }
         _ => Err(ApiError::method_not_allowed()),
     }

@@ -20,11 +20,11 @@ use crate::backend::Backend;
 use crate::registry::Resource;
 
 pub(crate) use delete::{DeleteOptions, Deleted, collection as delete_collection, delete};
-pub(crate) use list::{get, list};
+pub(crate) use list::{ListOptions, Pages, get, list};
 pub(crate) use patch::patch;
 pub(crate) use reviews::{REVIEWS, review};
 pub(crate) use subresource::{bind, evict, get_scale, issue_token, patch_scale, put_scale};
-pub(crate) use view::{list as shown_list, object as shown};
+pub(crate) use view::{ListMeta, list as shown_list, object as shown};
 pub(crate) use watch::{WatchOptions, watch};
 pub(crate) use write::{Outcome, Part, create, create_unasked, may_go, update};
 

@@ -10,6 +10,7 @@
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
 //! - `restart`: coild killed while packets flow.
+//! - `routing`: routed addresses, the path's MTU, BIRD.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
 
 mod addresses;
@@ -21,3 +22,4 @@ mod ipam;
 mod lifecycle;
 mod refusals;
 mod restart;
+mod routing;
