@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::Result;
 
 use super::build;
-use crate::{run, setup};
+use crate::{plugin, run, setup};
 
 /// Where Debian's containernetworking-plugins are.
 const REFERENCE: &str = "/usr/lib/cni";
@@ -26,7 +26,8 @@ pub(super) fn run(args: &Args, json: Option<&Path>) -> Result<()> {
     if !Path::new(REFERENCE).join("ptp").exists() {
         setup::install(&["containernetworking-plugins".to_owned()])?;
     }
-    let programs = build(&["coil-agent/coild", "coil-cni/coil", "coil-node-tests/coil-bench-cni"])?;
+    plugin::build()?;
+    let programs = build(&["coil-agent/coild", "coil-node-tests/coil-bench-cni"])?;
     let mut bench = Command::new(programs.join("coil-bench-cni"));
     bench.arg("--programs").arg(&programs).args(["--reference", REFERENCE]);
     bench.args(["--rounds", &args.rounds.to_string()]);
