@@ -1,5 +1,6 @@
 //! What Coil's long-running programs share: command line, logging, signals, health and metrics.
 
+pub mod memory;
 pub mod serve;
 
 use std::{io::IsTerminal as _, net::TcpListener, process::ExitCode, sync::Arc};
@@ -18,6 +19,7 @@ use serve::Readiness;
 /// Logging flags of Coil v2's framework are accepted with a warning.
 #[must_use]
 pub fn start<A: Parser>() -> A {
+    memory::keep_small();
     let (args, ignored) = strip_zap(std::env::args_os());
     let args = A::parse_from(args);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
