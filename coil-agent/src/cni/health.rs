@@ -2,7 +2,8 @@
 //!
 //! Runtimes make a node not ready by this, so a moment's trouble is no news: what was well is called broken only
 //! when trouble has lasted, and what was broken is called well at once. Nothing is asked of the API server here, and
-//! that it does not answer is no trouble: pods start from what the node has.
+//! that it does not answer is no trouble: pods start from what the node has. A pool without addresses is none
+//! of the node's either: pods of other namespaces still get theirs, and ADD says what to do.
 
 use std::{
     collections::BTreeMap,
@@ -77,7 +78,9 @@ impl Health {
         }
         let since = *state.since.get_or_insert(now);
         if (!state.told.is_empty() || now.duration_since(since) >= HOLD) && state.told != all {
-            warn!(trouble = ?all, "STATUS: not ready");
+            if state.told.is_empty() {
+                warn!(trouble = ?all, "STATUS: not ready");
+            }
             state.told = all;
         }
     }

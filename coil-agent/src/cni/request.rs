@@ -48,6 +48,12 @@ pub(super) fn owner(args: &CniArgs) -> Result<AttachmentId, Failure> {
     Ok(AttachmentId { container_id: args.container_id.clone(), ifname: args.ifname.clone() })
 }
 
+/// What DEL says of the pod, for the log: it may say nothing.
+pub(super) fn pod(args: &CniArgs) -> String {
+    let arg = |name: &str| args.args.get(name).cloned().unwrap_or_default();
+    ObjectKey { namespace: arg(ARG_POD_NAMESPACE), name: arg(ARG_POD_NAME) }.to_string()
+}
+
 /// The network configuration that the plugin was given.
 pub(super) fn config(args: &CniArgs) -> Result<NetConf, Failure> {
     serde_json::from_slice(&args.stdin_data).map_err(|e| {

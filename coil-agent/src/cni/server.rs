@@ -117,14 +117,15 @@ impl CniService {
 
     async fn do_del(&self, args: &CniArgs) -> Result<(), Failure> {
         let owner = request::owner(args)?;
+        let pod = request::pod(args);
         let mut phases = Phases::default();
         let _alone = self.locks.lock(&owner).await;
         phases.end("lock");
         let result = del::del(&self.node, &owner, &mut phases).await;
         let total = phases.total();
         match &result {
-            Ok(()) => info!(%owner, %phases, total, "DEL"),
-            Err(e) => warn!(%owner, code = e.code, error = %e, %phases, total, "DEL failed"),
+            Ok(()) => info!(pod, %owner, %phases, total, "DEL"),
+            Err(e) => warn!(pod, %owner, code = e.code, error = %e, %phases, total, "DEL failed"),
         }
         result
     }

@@ -170,13 +170,11 @@ async fn gateways_on(inside: &Rtnl, index: u32) -> Result<PodGateways, RtnlError
         filter.header.address_family = family;
         filter.attributes.push(RouteAttribute::Table(MAIN_TABLE));
         for message in inside.dump(RouteNetlinkMessage::GetRoute(filter), "the pod's routes").await? {
-            match message {
-                RouteNetlinkMessage::NewRoute(route) => match default_gateway(&route, index) {
-                    Some(IpAddr::V4(a)) => gateways.ipv4 = gateways.ipv4.or(Some(a)),
-                    Some(IpAddr::V6(a)) => gateways.ipv6 = gateways.ipv6.or(Some(a)),
-                    None => {}
-                },
-                _ => {}
+            let RouteNetlinkMessage::NewRoute(route) = message else { continue };
+            match default_gateway(&route, index) {
+                Some(IpAddr::V4(a)) => gateways.ipv4 = gateways.ipv4.or(Some(a)),
+                Some(IpAddr::V6(a)) => gateways.ipv6 = gateways.ipv6.or(Some(a)),
+                None => {}
             }
         }
     }
@@ -203,7 +201,7 @@ fn routes(gateways: PodGateways, link: &Link, policy: RoutePolicy) -> Routes {
         let is_default = dst.prefix_len() == 0;
         match path.gateway {
             Some(_) if is_default && path.mtu != 0 => {
-                routes.extend(halves(dst).map(|net| (net, path.clone())))
+                routes.extend(halves(dst).map(|net| (net, path.clone())));
             }
             Some(_) if !is_default => drop(routes.insert(dst, path)),
             _ => {}

@@ -185,3 +185,41 @@ fn what_cannot_be_served_leaves_no_mark() {
         assert!(plain_ns.ip("-o link").contains("eth0"));
     });
 }
+
+#[test]
+fn a_client_behind_ptp_has_its_egress_from_the_first_packet() {
+    Cluster::run_with(Setup { ipam: false, ebpf: true, ..Setup::default() }, async |mut cluster| {
+        let before = Before::new("ptp", true, true);
+        let network = Network::of(&cluster, "1.0.0");
+        let ns = TestNs::new("p");
+        let pod = Attachment::new("p", &ns);
+        cluster.objects.egress("internet", "nat").await;
+        let uid = cluster.objects.pod("p", json!({"egress.coil.cybozu.com/internet": "nat"})).await;
+        let first = before.call("ADD", &pod);
+        let added = network.with("prevResult", first.clone()).call("ADD", &pod.env()).result();
+        assert_eq!(added, first);
+        let filters = || {
+            let [(_, line)] = &marked(&cluster, &uid)[..] else { panic!("one link has the alias") };
+            let link = line.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned();
+            cluster.node().0.run(|| {
+                let tc = std::process::Command::new("tc")
+                    .args(["filter", "show", "dev", &link, "ingress"])
+                    .output();
+                String::from_utf8(tc.unwrap().stdout).unwrap()
+            })
+        };
+        assert!(filters().unwrap().contains("from_pod"), "the program sees the first packet");
+        let route = ns.ip("route show 198.51.100.0/24");
+        assert!(
+            route.contains("mtu 1472") && route.contains("proto 30"),
+            "room for the outer headers: {route}"
+        );
+        assert!(ns.ip("route show default").contains("via"), "ptp's own is there as before");
+        network.check(&pod, &added).done();
+        cluster.restart().await;
+        network.check(&pod, &added).done();
+        network.del(&pod, &added).done();
+        assert!(marked(&cluster, &uid).is_empty());
+        before.call("DEL", &pod);
+    });
+}

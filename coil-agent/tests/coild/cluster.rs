@@ -44,18 +44,22 @@ pub(crate) struct Setup {
     pub(crate) egress: bool,
     /// `--addressblock-gc-interval`.
     pub(crate) interval: &'static str,
+    /// With programs in the kernel, pinned where nobody else sees them.
+    pub(crate) ebpf: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { v4: true, v6: true, ipam: true, egress: true, interval: "5m" }
+        Self { v4: true, v6: true, ipam: true, egress: true, interval: "5m", ebpf: false }
     }
 }
 
 impl Setup {
     /// coild's flags.
     fn flags(self) -> Vec<String> {
-        let mut flags = vec![format!("--addressblock-gc-interval={}", self.interval)];
+        let datapath = if self.ebpf { "ebpf" } else { "kernel" };
+        let mut flags =
+            vec![format!("--addressblock-gc-interval={}", self.interval), format!("--datapath={datapath}")];
         if !self.ipam {
             // As the documentation of Coil v2 has it.
             let table = if self.v4 { 0 } else { 255 };
@@ -222,16 +226,12 @@ fn error(status: &Status) -> CniError {
 
 fn spawn(directory: &TempDir, setup: Setup) -> Child {
     let at = |name: &str| directory.path().join(name);
-    Command::new(env!("CARGO_BIN_EXE_coild"))
-        .args([
-            "--datapath",
-            "kernel",
-            "--metrics-addr",
-            "127.0.0.1:0",
-            "--health-addr",
-            "127.0.0.1:0",
-            "--socket",
-        ])
+    let mut command = Command::new("unshare");
+    // Namespaces of pods that are made later are seen, and what is mounted here is not.
+    command.args(["--mount", "--propagation", "slave", "sh", "-ec"]);
+    command.args(["mount -t bpf bpf /sys/fs/bpf; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_coild")]);
+    command
+        .args(["--metrics-addr", "127.0.0.1:0", "--health-addr", "127.0.0.1:0", "--socket"])
         .arg(at("coild.sock"))
         .args(setup.flags())
         .env("KUBECONFIG", at("kubeconfig"))
