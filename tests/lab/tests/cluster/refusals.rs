@@ -213,7 +213,7 @@ fn malformed_objects_are_told_and_harm_nobody(lab: &Lab) -> Result<()> {
     let events = "get events -A --field-selector involvedObject.name=broken -o jsonpath={.items[*].message}";
     lab.wait_for("an Event about the malformed pool", LIMIT, |lab| {
         let text = lab.kubectl(events)?.success()?;
-        Ok(if text.contains("blockSizeBits") { Ok(()) } else { Err(text) })
+        Ok(if text.contains("gives no blocks") { Ok(()) } else { Err(text) })
     })?;
     lab.apply(&idle_pod("default", "neighbour", "node2", ""))?;
     wait_ready(lab, "default", &["neighbour"])
