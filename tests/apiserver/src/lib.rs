@@ -30,6 +30,8 @@
 //!   makes another type than string. Types that cannot be told are accepted.
 //! - **Owned fields.** Maps have no `.` entry of their own, and old updaters are never merged.
 //!
+//! - **Answers.** What is not there is told by a `Status` also where a real server answers in plain text.
+//!
 //! # What differed, and was mended
 //!
 //! Found by running the tests on kube-apiserver 1.36:
@@ -41,6 +43,9 @@
 //! - A `caBundle` is not read before a webhook is called.
 //! - Warnings go with refusals too; a finalizer without a path earns one.
 //! - Values that an update does not change are not judged by the schema again.
+//! - The words and codes of refused preconditions, of a changed uid, of an apply without a manager, of
+//!   owner references without a uid, and of a new object that has a version.
+//! - Applying an empty map conflicts with nobody; an orphan has no empty list of owners.
 
 mod admission;
 mod auth;

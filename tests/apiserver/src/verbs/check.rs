@@ -70,7 +70,7 @@ fn check_owners(object: &Value, errors: &mut Vec<FieldError>) {
                 errors.push(FieldError::invalid(
                     path,
                     &"".into(),
-                    format!("{} must not be empty", owner_word(key)),
+                    if key == "apiVersion" { "version must not be empty" } else { "must not be empty" },
                 ));
             }
         }
@@ -82,8 +82,4 @@ fn check_owners(object: &Value, errors: &mut Vec<FieldError>) {
         let shown = serde_json::to_value(owners).unwrap_or_default();
         errors.push(FieldError::invalid("metadata.ownerReferences", &shown, detail));
     }
-}
-
-fn owner_word(key: &str) -> &str {
-    if key == "apiVersion" { "version" } else { key }
 }
