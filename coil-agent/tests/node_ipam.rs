@@ -175,6 +175,18 @@ async fn errors_name_the_object_and_go_when_it_is_mended() {
     assert!(matches!(&error, IpamError::PoolDeleted { pool } if pool == "later"), "{error}");
 }
 
+/// A pool of one block, which goes back with its last pod while the next one comes.
+#[tokio::test]
+async fn a_full_pool_waits_for_the_block_that_this_node_returns() {
+    let cluster = Cluster::start().await;
+    cluster.pool("one", 0, json!({"ipv4": "10.0.0.7/32", "ipv6": "fd00::7/128"})).await;
+    let (ipam, _owned) = cluster.ipam();
+    for n in 0..20 {
+        ipam.allocate("one", &pod(n)).await.unwrap();
+        ipam.free(&pod(n)).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn without_a_controller_the_wait_ends_and_the_next_one_goes_on() {
     let mut cluster = Cluster::start().await;

@@ -157,17 +157,17 @@ impl Datapath {
         Ok(report)
     }
 
-    /// Takes one pod out: its program, then its entries, flows and translations. What its policy was stays
-    /// until the next [`Self::apply`].
+    /// Takes one pod out: its program, then its entries. What its policy was stays until the next
+    /// [`Self::apply`]; its flows and translations go at the next [`Self::sweep`], or when another pod gets
+    /// one of its addresses.
     ///
     /// # Errors
     /// As [`Self::apply`].
     pub fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
         let mut report = Report::default();
         report.detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
-        let now = monotonic_seconds();
-        report.entries.removed += self.v4.take_out(addresses, now)?;
-        report.entries.removed += self.v6.take_out(addresses, now)?;
+        report.entries.removed += self.v4.take_out(addresses)?;
+        report.entries.removed += self.v6.take_out(addresses)?;
         Ok(report)
     }
 
@@ -194,7 +194,7 @@ impl Datapath {
     /// # Errors
     /// When a map cannot be read or written.
     pub fn sweep(&mut self, now: u32) -> Result<Swept, DatapathError> {
-        let (v4, v6) = (self.v4.state.sweep(now, &[])?, self.v6.state.sweep(now, &[])?);
+        let (v4, v6) = (self.v4.sweep(now)?, self.v6.sweep(now)?);
         Ok(Swept { flows: v4.flows + v6.flows, translations: v4.translations + v6.translations })
     }
 

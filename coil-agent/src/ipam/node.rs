@@ -31,10 +31,12 @@ use super::{
 
 /// How long one allocation waits for a new block.
 const ALLOCATE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the controller may take to learn that a block came back.
+const RETURN_NEWS: Duration = Duration::from_secs(2);
 /// How long a block on its way out waits until table 119 does not have it any more.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two attempts of one step of a request.
+/// Between two attempts of one step of a request. Tests without time have none, and wait for nothing else either.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// News of the node's blocks, as a watch gives them.
@@ -67,6 +69,8 @@ struct Inner {
     table: Mutex<Table>,
     /// Pool → the request that all its waiters share.
     requests: Mutex<HashMap<String, Answer>>,
+    /// Pool → when this node last returned a block of it.
+    returned: Mutex<HashMap<String, Instant>>,
     /// Counts changes of the table; waiters look again at each.
     changes: watch::Sender<u64>,
     on_blocks: watch::Sender<BTreeSet<IpNet>>,
@@ -138,6 +142,7 @@ impl NodeIpam {
             node: node_name,
             table: Mutex::default(),
             requests: Mutex::default(),
+            returned: Mutex::default(),
             changes: watch::Sender::new(0),
             on_blocks,
             exported: watch::Sender::new(Exported::Nowhere),
@@ -203,6 +208,11 @@ impl NodeIpam {
                     // Meanwhile an address may have been freed.
                     if let Some(allocation) = lock(&inner.table).allocate(pool, owner) {
                         return Ok(allocation);
+                    }
+                    if matches!(e, IpamError::OutOfBlocks { .. }) && inner.returns(pool) && Instant::now() < deadline {
+                        let changed = tokio::time::timeout(inner.pause * 2, changes.changed());
+                        let _ = changed.await;
+                        continue;
                     }
                     // The one who asked may have waited longer than this one.
                     if !matches!(e, IpamError::Timeout { .. }) || Instant::now() >= deadline {
@@ -404,6 +414,13 @@ impl Inner {
         }
     }
 
+    /// Whether a block of the pool is on its way back, or was so recently that the controller may not know
+    /// yet that it is free.
+    fn returns(&self, pool: &str) -> bool {
+        let recent = |at: &Instant| !self.pause.is_zero() && at.elapsed() < RETURN_NEWS;
+        lock(&self.table).returning(pool) || lock(&self.returned).get(pool).is_some_and(recent)
+    }
+
     async fn depart(self: Arc<Self>, d: Departure) -> Result<(), IpamError> {
         let api = Api::all(self.client.clone());
         let leaves = async {
@@ -415,6 +432,7 @@ impl Inner {
         let result = match outcome {
             Outcome::Gone => {
                 lock(&self.table).remove(&d.name, &d.uid);
+                lock(&self.returned).insert(d.pool.clone(), Instant::now());
                 info!(block = d.name, "returned to its pool");
                 Ok(())
             }

@@ -84,6 +84,7 @@ pub(super) struct Departure {
     /// Whether our finalizer still holds it: then deleting it takes nothing away yet.
     pub(super) finalizer: bool,
     pub(super) networks: Networks,
+    pub(super) pool: String,
 }
 
 #[derive(Debug, Default)]
@@ -170,6 +171,11 @@ impl Table {
         self.owners.get(owner)
     }
 
+    /// Whether a block of this pool is on its way back.
+    pub(super) fn returning(&self, pool: &str) -> bool {
+        self.blocks.values().any(|b| b.info.pool == pool && b.state == State::Returning)
+    }
+
     pub(super) fn contains(&self, name: &str) -> bool {
         self.blocks.contains_key(name)
     }
@@ -237,6 +243,7 @@ impl Table {
             uid: block.info.uid.clone(),
             finalizer: block.info.finalizer,
             networks: block.info.networks,
+            pool: block.info.pool.clone(),
         })
     }
 

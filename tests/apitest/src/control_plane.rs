@@ -29,6 +29,8 @@ pub struct ControlPlane {
     pub service_ranges: Vec<IpNet>,
     /// Names and addresses that the certificate carries besides the listening address.
     pub extra_sans: Vec<String>,
+    /// Admission plugins that are turned off.
+    pub without_plugins: Vec<String>,
 }
 
 /// A user and the token that stands for it.
@@ -126,6 +128,9 @@ impl ControlPlane {
             "--endpoint-reconciler-type=none".into(),
             "--enable-aggregator-routing=true".into(),
         ];
+        if !self.without_plugins.is_empty() {
+            args.push(format!("--disable-admission-plugins={}", self.without_plugins.join(",")));
+        }
         if !self.service_ranges.is_empty() {
             let ranges: Vec<String> = self.service_ranges.iter().map(ToString::to_string).collect();
             args.push(format!("--service-cluster-ip-range={}", ranges.join(",")));

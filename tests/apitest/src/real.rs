@@ -45,6 +45,7 @@ impl Real {
             address,
             service_ranges: options.service_ranges.clone(),
             extra_sans: Vec::new(),
+            without_plugins: Vec::new(),
         };
         let mut users = vec![User::admin()];
         users.extend(options.users.iter().cloned());

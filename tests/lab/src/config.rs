@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
+use coil_apitest::Assets;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -166,6 +167,16 @@ fn net(address: impl Into<IpAddr>, prefix: u8) -> IpNet {
     IpNet::new_assert(address.into(), prefix)
 }
 
+/// A kind of API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Api {
+    /// The one of the tests
+    Embedded,
+    /// kube-apiserver with etcd
+    Real,
+}
+
 /// What carries routes to pods between nodes and to the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -188,6 +199,10 @@ pub struct Options {
     /// Address families of the cluster
     #[arg(long, value_enum, default_value_t = Family::Dual)]
     pub family: Family,
+    /// The API server: the embedded one, or a real kube-apiserver; by default the real one where
+    /// KUBEBUILDER_ASSETS or /usr/local/kubebuilder/bin has it
+    #[arg(long, value_enum)]
+    pub api: Option<Api>,
     /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_NODES)))]
     pub nodes: u8,
@@ -204,8 +219,21 @@ impl Options {
             name: name.to_owned(),
             datapath: "auto".into(),
             family: Family::Dual,
+            api: None,
             nodes: 3,
             routing: Routing::Router,
+        }
+    }
+
+    /// The programs of the real API server, when the lab runs on it.
+    ///
+    /// # Errors
+    /// When it is asked for and not there.
+    pub fn real_api(&self) -> Result<Option<Assets>> {
+        match (self.api, Assets::find()?) {
+            (Some(Api::Embedded), _) => Ok(None),
+            (Some(Api::Real), None) => Err(coil_apitest::Error::NoAssets.into()),
+            (_, found) => Ok(found),
         }
     }
 

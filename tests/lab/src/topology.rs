@@ -91,7 +91,9 @@ fn far_links(family: Family) -> String {
     let mut lines = String::from("link set lo up\nlink set eth0 up\n");
     for ip in family.each() {
         let _ = writeln!(lines, "addr add {} dev eth0{}", ip.far(2), nodad(*ip));
-        let _ = writeln!(lines, "route add default via {} dev eth0", ip.far(1).addr());
+        // It asks for segments of 1500 bytes, as a host does that is behind the narrow link and not on it.
+        let advmss = if *ip == Ip::V6 { MTU - 60 } else { MTU - 40 };
+        let _ = writeln!(lines, "route add default via {} dev eth0 advmss {advmss}", ip.far(1).addr());
     }
     lines
 }

@@ -63,10 +63,10 @@ fn check_finalizers(place: Place<'_>, object: &Value, old: Option<&Value>, error
 
 fn check_owners(object: &Value, errors: &mut Vec<FieldError>) {
     let mut controllers = 0;
-    for (index, owner) in meta::owners(object).enumerate() {
+    for owner in meta::owners(object) {
         for key in ["apiVersion", "kind", "name", "uid"] {
             if owner.get(key).and_then(Value::as_str).is_none_or(str::is_empty) {
-                let path = format!("metadata.ownerReferences[{index}].{key}");
+                let path = format!("metadata.ownerReferences.{key}");
                 errors.push(FieldError::invalid(
                     path,
                     &"".into(),

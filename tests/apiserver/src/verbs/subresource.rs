@@ -17,7 +17,7 @@ fn keys(path: &str) -> Vec<&str> {
     path.split('.').filter(|key| !key.is_empty()).collect()
 }
 
-fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
+pub(super) fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
     let number = |path: &str| meta::at(object, &keys(path)).and_then(Value::as_i64).unwrap_or(0);
     let selector = match &paths.selector {
         Some(path) => meta::str_at(object, &keys(path)).unwrap_or_default().to_owned(),

@@ -1,11 +1,13 @@
 //! Create and update.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::check::check;
 use super::decode::decode;
+use super::subresource::scale_of;
 use super::{FieldValidation, Place, WriteOptions};
 use crate::admission::{Operation, Write};
 use crate::backend::Backend;
@@ -172,7 +174,7 @@ fn make_new(resource: &Resource, object: &mut Value) -> Result<()> {
         }
     }
     if metadata.remove("resourceVersion").is_some_and(|version| version != "" && version != "0") {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        return Err(ApiError::unexplained("resourceVersion should not be set on objects to be created"));
     }
     metadata.insert("uid".into(), names::uuid().into());
     metadata.insert("creationTimestamp".into(), meta::now().into());
@@ -290,12 +292,13 @@ pub(super) async fn overwrite(
         return Err(ApiError::modified(&resource.group, &resource.plural, name));
     }
     let write_options = options.shown();
+    let shown_old = shown_to_webhooks(place, old, part);
     let write = Write {
         place,
         operation: Operation::Update,
         name,
         subresource: part.subresource(),
-        old: Some(old),
+        old: Some(shown_old.as_ref()),
         dry_run: options.dry_run,
         options: &write_options,
     };
@@ -315,7 +318,7 @@ pub(super) async fn overwrite(
         managed::record(resource, Some(old), &mut new, &options.manager, part.subresource());
     }
     check(place, &new, Some(old))?;
-    backend.admission.validate(write, Some(&new)).await?;
+    backend.admission.validate(write, Some(shown_to_webhooks(place, &new, part).as_ref())).await?;
     if options.dry_run {
         return Ok(Object::new(new, current.version()));
     }
@@ -331,6 +334,14 @@ pub(super) async fn overwrite(
         backend.collect(Backend::key(resource, place.namespace, meta::name(stored.value())));
     }
     Ok(stored)
+}
+
+/// The object of a write, as webhooks see it: through the scale subresource, a Scale.
+fn shown_to_webhooks<'a>(place: Place<'_>, object: &'a Value, part: Part) -> Cow<'a, Value> {
+    match &place.resource.scale {
+        Some(paths) if part == Part::Scale => Cow::Owned(scale_of(object, paths)),
+        _ => Cow::Borrowed(object),
+    }
 }
 
 /// Fields of the metadata that an update cannot change.

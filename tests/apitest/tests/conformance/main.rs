@@ -5,6 +5,9 @@
 
 mod admission;
 mod cel;
+mod kubectl;
+mod lists;
+mod objects;
 mod raw;
 
 #[test]

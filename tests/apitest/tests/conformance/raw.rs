@@ -5,6 +5,8 @@ use serde_json::Value;
 
 /// A request body's type.
 pub(crate) const JSON: &str = "application/json";
+pub(crate) const JSON_PATCH: &str = "application/json-patch+json";
+pub(crate) const STRATEGIC: &str = "application/strategic-merge-patch+json";
 pub(crate) const MERGE: &str = "application/merge-patch+json";
 pub(crate) const APPLY: &str = "application/apply-patch+yaml";
 
@@ -42,9 +44,23 @@ impl Answer {
 
 /// Sends a request with a body of a type.
 pub(crate) async fn send(cluster: &Cluster, method: &str, path: &str, kind: &str, body: &Value) -> Answer {
+    exchange(cluster, (method, path), (kind, JSON), body).await
+}
+
+/// Reads in a form.
+pub(crate) async fn get_as(cluster: &Cluster, path: &str, accept: &str) -> Answer {
+    exchange(cluster, ("GET", path), (JSON, accept), &Value::Null).await
+}
+
+async fn exchange(
+    cluster: &Cluster,
+    (method, path): (&str, &str),
+    (kind, accept): (&str, &str),
+    body: &Value,
+) -> Answer {
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
     let request = http::Request::builder().method(method).uri(path);
-    let request = request.header("content-type", kind).header("accept", JSON);
+    let request = request.header("content-type", kind).header("accept", accept);
     let response = cluster.client.send(request.body(body.into()).unwrap()).await.unwrap();
     let code = response.status().as_u16();
     let warnings = response.headers().get_all("warning").iter();

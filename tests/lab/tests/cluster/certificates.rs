@@ -40,8 +40,6 @@ fn rotation(test: &str, family: Family) -> Result<()> {
         }
         let pid = lab.program_pid("control", &format!("coil-{part}-controller"))?;
         let (before, trusted) = (expiration(&lab, port)?, bundle(&lab, part)?);
-        // The certificate's end has seconds.
-        std::thread::sleep(Duration::from_millis(1100));
         lab.kubectl(&format!("delete secret -n kube-system coilv2-{part}-webhook-server-cert"))?.success()?;
         let mut n = 0;
         lab.wait_for("the new certificate", SETTLED, |lab| {

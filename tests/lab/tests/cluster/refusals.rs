@@ -159,7 +159,8 @@ fn holds(done: &coil_lab::Done, what: &str, words: &[&str]) -> Result<()> {
 
 fn changes(lab: &Lab) -> Result<()> {
     for (spec, words) in CHANGES {
-        let patch = format!("{{spec: {spec}}}");
+        let spec: serde_json::Value = serde_yaml_ng::from_str(spec)?;
+        let patch = serde_json::json!({ "spec": spec }).to_string();
         let done = lab.kubectl_with(&["patch", "addresspool", "kept", "--type=merge", "-p", &patch], "")?;
         holds(&done, &patch, words)?;
     }
