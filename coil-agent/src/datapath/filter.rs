@@ -38,8 +38,8 @@ pub(super) fn attach(code: &mut SchedClassifier, interface: &str) -> Result<(), 
 
 /// Detaches it; fine when it is not there.
 pub(super) fn detach(interface: &str) -> Result<(), ProgramError> {
-    use aya::programs::Link as _;
-    match filter(interface).and_then(|filter| filter.detach()) {
+    use aya::programs::Link;
+    match filter(interface).and_then(Link::detach) {
         Err(ProgramError::NetlinkError(e)) if is_gone(e.raw_os_error()) => Ok(()),
         Err(ProgramError::TcError(e)) if is_gone(errno(&e)) => Ok(()),
         other => other,

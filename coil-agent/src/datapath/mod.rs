@@ -164,8 +164,8 @@ impl Datapath {
     /// # Errors
     /// As [`Self::apply`].
     pub fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
-        let mut report = Report::default();
-        report.detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
+        let detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
+        let mut report = Report { detached, ..Report::default() };
         report.entries.removed += self.v4.take_out(addresses)?;
         report.entries.removed += self.v6.take_out(addresses)?;
         Ok(report)
