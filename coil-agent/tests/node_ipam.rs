@@ -52,7 +52,11 @@ impl Drop for Cluster {
 impl Cluster {
     /// With the node `node1`, and a controller.
     async fn start() -> Self {
-        let mut cluster = Self { api: coil_apitest::Cluster::start().await, controller: None };
+        Self::over(coil_apitest::Cluster::start().await).await
+    }
+
+    async fn over(api: coil_apitest::Cluster) -> Self {
+        let mut cluster = Self { api, controller: None };
         cluster.create::<Node>(json!({"metadata": {"name": "node1"}})).await;
         cluster.start_controller();
         cluster
@@ -148,7 +152,8 @@ async fn waiters_share_requests_and_lose_no_wake_up() {
 
 #[tokio::test]
 async fn errors_name_the_object_and_go_when_it_is_mended() {
-    let cluster = Cluster::start().await;
+    // Whose definitions take a pool that no block can be cut from.
+    let cluster = Cluster::over(coil_apitest::Cluster::without_rules().await).await;
     let (ipam, _owned) = cluster.ipam();
     let error = ipam.allocate("later", &pod(1)).await.unwrap_err();
     assert!(matches!(&error, IpamError::PoolNotFound { pool } if pool == "later"), "{error}");

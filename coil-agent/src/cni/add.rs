@@ -106,7 +106,9 @@ pub(super) fn must_be_served(node: &Node, owner: &AttachmentId, is_gateway: bool
 /// Back to before. What fails here is logged: the error that led here is the one to report.
 async fn undo(node: &Arc<Node>, ipam: &NodeIpam, request: &Request) {
     if let Err(e) = node.network.remove(&request.owner).await {
+        // Something may still lead to the addresses: DEL, which comes for every failed ADD, frees them.
         warn!(owner = %request.owner, error = %e, "cannot undo the network of a failed ADD");
+        return;
     }
     if let Err(e) = node.forget(&request.owner).await {
         warn!(owner = %request.owner, error = %e, "cannot undo the datapath of a failed ADD");

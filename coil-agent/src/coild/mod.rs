@@ -231,6 +231,7 @@ async fn collect_garbage(ipam: NodeIpam, interval: Duration) {
         if let Err(e) = ipam.gc().await {
             warn!(error = %e, "cannot return blocks without pods; will try again");
         }
+        coil_program::memory::trim();
         tokio::time::sleep(interval.max(RETRY)).await;
     }
 }

@@ -33,12 +33,10 @@ use super::{
 const ALLOCATE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the controller may take to learn that a block came back.
 const RETURN_NEWS: Duration = Duration::from_secs(2);
-/// Time between two requests for the block of a full pool that this node itself is returning.
-const RETURN_PAUSE: Duration = Duration::from_millis(100);
 /// How long a block on its way out waits until table 119 does not have it any more.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two attempts of one step of a request.
+/// Between two attempts of one step of a request. Tests without time have none, and wait for nothing else either.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// News of the node's blocks, as a watch gives them.
@@ -212,7 +210,7 @@ impl NodeIpam {
                         return Ok(allocation);
                     }
                     if matches!(e, IpamError::OutOfBlocks { .. }) && inner.returns(pool) && Instant::now() < deadline {
-                        let changed = tokio::time::timeout(RETURN_PAUSE, changes.changed());
+                        let changed = tokio::time::timeout(inner.pause * 2, changes.changed());
                         let _ = changed.await;
                         continue;
                     }
@@ -419,7 +417,7 @@ impl Inner {
     /// Whether a block of the pool is on its way back, or was so recently that the controller may not know
     /// yet that it is free.
     fn returns(&self, pool: &str) -> bool {
-        let recent = |at: &Instant| at.elapsed() < RETURN_NEWS;
+        let recent = |at: &Instant| !self.pause.is_zero() && at.elapsed() < RETURN_NEWS;
         lock(&self.table).returning(pool) || lock(&self.returned).get(pool).is_some_and(recent)
     }
 

@@ -4,6 +4,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use coil_api::cni::CniResult;
@@ -14,6 +15,8 @@ use crate::{cluster::Cluster, topology::TestNs};
 
 /// Where Debian has the reference plugins.
 pub(crate) const REFERENCE: &str = "/usr/lib/cni";
+/// How long an ADD is tried again.
+const LIMIT: Duration = Duration::from_secs(20);
 /// The versions of the specification that are spoken.
 pub(crate) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -149,8 +152,17 @@ impl Network {
         call(&self.plugin, verb, &self.config.to_string(), env)
     }
 
+    /// Again, as the kubelet does, while the pool's only block is on its way back from the last pod.
     pub(crate) fn add(&self, attachment: &Attachment<'_>) -> Value {
-        self.call("ADD", &attachment.env()).result()
+        let start = Instant::now();
+        loop {
+            let answer = self.call("ADD", &attachment.env());
+            let msg = answer.document["msg"].as_str().unwrap_or_default();
+            if answer.ok || !msg.contains("out of blocks") || start.elapsed() > LIMIT {
+                return answer.result();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// With the result of ADD, as runtimes must.

@@ -74,10 +74,17 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-fn failure(code: u16, reason: &str, message: String) -> (u16, Value) {
+fn failure(code: u16, reason: &str, message: &str) -> (u16, Value) {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code});
     (code, status)
+}
+
+/// Tells a sender that the connection broke. It may be dead.
+fn broken(sender: Option<oneshot::Sender<Answer>>) {
+    if let Some(sender) = sender {
+        let _ = sender.send(Err("the connection broke"));
+    }
 }
 
 impl ApiModel {
@@ -151,19 +158,19 @@ impl State {
     pub(crate) fn lose_answer(&mut self, id: u64) {
         let Some(sent) = self.sent.remove(&id) else { return };
         drop(self.apply(&sent));
-        sent.answer.map(|waiter| waiter.send(Err("the connection broke")));
+        broken(sent.answer);
     }
 
     /// Loses a request.
     pub(crate) fn lose(&mut self, id: u64) {
         let Some(sent) = self.sent.remove(&id) else { return };
-        sent.answer.map(|waiter| waiter.send(Err("the connection broke")));
+        broken(sent.answer);
     }
 
     /// The sender hears that the connection broke; the request arrives some time later.
     pub(crate) fn delay(&mut self, id: u64) {
         if let Some(sent) = self.sent.get_mut(&id) {
-            sent.answer.take().map(|waiter| waiter.send(Err("the connection broke")));
+            broken(sent.answer.take());
         }
     }
 
@@ -201,7 +208,7 @@ impl State {
             (&Method::GET, [plural]) => self.list(plural, &sent.query),
             (&Method::GET, [plural, name]) => match self.get(plural, name) {
                 Some(object) => (200, object.clone()),
-                None => failure(404, "NotFound", format!("{plural} {name:?} not found")),
+                None => failure(404, "NotFound", &format!("{plural} {name:?} not found")),
             },
             (&Method::POST, [plural]) => self.create(plural, sent.body.clone()),
             (&Method::PATCH, [plural, name]) => self.patch(plural, name, &sent.body, false),
@@ -230,7 +237,7 @@ impl State {
     pub(crate) fn create(&mut self, plural: &str, mut object: Value) -> (u16, Value) {
         let key = (plural.to_owned(), name(&object).to_owned());
         if self.objects.contains_key(&key) {
-            return failure(409, "AlreadyExists", format!("{plural} {:?} already exists", key.1));
+            return failure(409, "AlreadyExists", &format!("{plural} {:?} already exists", key.1));
         }
         self.uids += 1;
         object["metadata"]["uid"] = json!(format!("uid-{}", self.uids));
@@ -269,12 +276,12 @@ impl State {
     pub(crate) fn patch(&mut self, plural: &str, name: &str, patch: &Value, status: bool) -> (u16, Value) {
         let key = (plural.to_owned(), name.to_owned());
         let Some(old) = self.objects.get(&key) else {
-            return failure(404, "NotFound", format!("{plural} {name:?} not found"));
+            return failure(404, "NotFound", &format!("{plural} {name:?} not found"));
         };
         for field in ["resourceVersion", "uid"] {
             let wanted = &patch["metadata"][field];
             if !wanted.is_null() && *wanted != old["metadata"][field] {
-                return failure(409, "Conflict", format!("{plural} {name:?} is another version"));
+                return failure(409, "Conflict", &format!("{plural} {name:?} is another version"));
             }
         }
         let mut new = old.clone();
@@ -295,10 +302,10 @@ impl State {
     pub(crate) fn delete(&mut self, plural: &str, name: &str, uid: &str) -> (u16, Value) {
         let key = (plural.to_owned(), name.to_owned());
         let Some(old) = self.objects.get(&key) else {
-            return failure(404, "NotFound", format!("{plural} {name:?} not found"));
+            return failure(404, "NotFound", &format!("{plural} {name:?} not found"));
         };
         if !uid.is_empty() && text(old, "/metadata/uid") != uid {
-            return failure(409, "Conflict", format!("{plural} {name:?} has another uid"));
+            return failure(409, "Conflict", &format!("{plural} {name:?} has another uid"));
         }
         let mut object = old.clone();
         if finalizers(old) == 0 {

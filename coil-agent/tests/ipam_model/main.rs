@@ -61,5 +61,5 @@ fn addresses_survive_everything() {
     println!("{all:?}");
     // A cluster in which nothing happens would prove nothing.
     let most = usize::try_from(runs).unwrap();
-    assert!(all.connected > 20 * most && all.returned > 10 * most && all.faults > 5 * most, "{all:?}");
+    assert!(all.connected > 10 * most && all.returned > 4 * most && all.faults > 4 * most, "{all:?}");
 }

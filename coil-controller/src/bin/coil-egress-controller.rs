@@ -36,9 +36,8 @@ struct Args {
     webhook: Flags,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    coil_program::end(run().await)
+fn main() -> ExitCode {
+    coil_program::main(2, run())
 }
 
 async fn run() -> Result<()> {

@@ -129,7 +129,7 @@ fn networks(block: Result<&AddressBlock, String>) -> (BlockNetworks, Option<Stri
     };
     let ipv4 = fields.ipv4.as_ref().map(|text| text.parse::<Ipv4Net>().map_err(|_| ("ipv4", text)));
     let ipv6 = fields.ipv6.as_ref().map(|text| text.parse::<Ipv6Net>().map_err(|_| ("ipv6", text)));
-    let bad = ipv4.clone().and_then(Result::err).or(ipv6.clone().and_then(Result::err));
+    let bad = ipv4.and_then(Result::err).or(ipv6.and_then(Result::err));
     let networks = BlockNetworks {
         ipv4: ipv4.and_then(Result::ok).map(|n| n.trunc()),
         ipv6: ipv6.and_then(Result::ok).map(|n| n.trunc()),

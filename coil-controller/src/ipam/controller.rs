@@ -74,6 +74,8 @@ pub async fn run(client: Client, options: Options, registry: &Registry, ready: R
         let synced = controller.synced();
         if synced && !was_synced {
             info!("serving block requests");
+            // The lists were much larger than what is kept of them.
+            coil_program::memory::trim();
             ready.send_replace(None);
             was_synced = true;
         }

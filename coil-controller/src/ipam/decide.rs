@@ -146,7 +146,7 @@ fn assign(
         let layout = index.pools.get(pool).and_then(|p| p.layout.as_ref().ok());
         let same = layout.and_then(|l| l.block(known.index)) == Some(known.networks);
         if *known.pool == *pool && same {
-            return Ok(writing(index, request).ok_or(None)?);
+            return writing(index, request).ok_or(None);
         }
         // The pool is another than when it was chosen.
         index.take_back(request);

@@ -206,6 +206,8 @@ fn a_request_that_was_given_up_frees_its_index() {
     assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
     assert_eq!(w.refused("r2", "default").reason, "out of blocks");
     w.index.delete_request("r1", "r1");
+    assert_eq!(w.refused("r2", "default").reason, "out of blocks", "its block may yet be made");
+    w.index.not_made("r1");
     assert_eq!(name(&w.block("r3", "default")), "default-0");
 }
 

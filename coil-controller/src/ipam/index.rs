@@ -370,9 +370,8 @@ impl Index {
         self.usage.entry(name).or_default()
     }
 
-    /// Pools whose numbers may have changed since this was asked last: blocks that fit (none when the
-    /// pool is malformed) and blocks given; nothing for a pool that is gone.
-    pub fn changed_counts(&mut self) -> Vec<(Arc<str>, Option<(u64, u64)>)> {
+    /// Pools whose numbers may have changed since this was asked last. No block fits a malformed pool.
+    pub fn changed_counts(&mut self) -> Vec<PoolCount> {
         let count = |name: &Arc<str>| {
             let pool = self.pools.get(name)?;
             let fit = pool.layout.as_ref().map_or(0, Layout::blocks);
@@ -391,6 +390,9 @@ impl Index {
         super::decide::decide(self, key)
     }
 }
+
+/// A pool's name, with the blocks that fit and those given; none when the pool is gone.
+pub type PoolCount = (Arc<str>, Option<(u64, u64)>);
 
 /// `<pool>-<index>` taken apart.
 pub(super) fn parse_block_name(name: &str) -> Option<(&str, u64)> {

@@ -182,7 +182,7 @@ async fn reasons(cluster: &Cluster, kind: &str, name: &str) -> BTreeSet<String> 
 
 #[tokio::test]
 async fn events_tell_of_exhaustion_room_and_malformed_objects() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::without_rules().await;
     let _controller = Controller::start(&cluster, HOUR);
     cluster.node("node1").await;
     cluster.pool("small", 0, json!([{"ipv6": "fd00::/128"}])).await;

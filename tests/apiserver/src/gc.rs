@@ -166,8 +166,12 @@ impl Collector {
         let Some(object) = backend.store.get(key) else { return Ok(()) };
         let Some(resource) = backend.registry.snapshot().of_table(&key.table) else { return Ok(()) };
         let mut new = object.value().clone();
-        if let Some(Value::Array(owners)) = meta::metadata_mut(&mut new).get_mut("ownerReferences") {
+        let metadata = meta::metadata_mut(&mut new);
+        if let Some(Value::Array(owners)) = metadata.get_mut("ownerReferences") {
             owners.retain(|owner| owner["uid"] != *uid);
+            if owners.is_empty() {
+                metadata.remove("ownerReferences");
+            }
         }
         backend.replace(&resource, new, object.version()).map(|_| ())
     }

@@ -22,13 +22,15 @@
 //!   namespace has from its start are done by the server itself. A real one leaves them to
 //!   kube-controller-manager; `coil-apitest` has a stand-in for tests and the lab.
 //! - **Webhooks.** The Services of webhooks are found by their EndpointSlices, as with
-//!   `--enable-aggregator-routing`. Match conditions are refused. A generated name is made before the
+//!   `--enable-aggregator-routing`, and may lead to loopback. Match conditions are refused. A generated name is made before the
 //!   mutating webhooks. There are no admission policies.
 //! - **Rules in CEL.** No cost is estimated or limited: a rule over a list without `maxItems` passes here
 //!   and not there. The libraries for IPs, CIDRs, lists, strings, regular expressions and optionals are
 //!   there; those for URLs, quantities, versions, sets and formats are not. Of formats, `date-time` alone
 //!   makes another type than string. Types that cannot be told are accepted.
 //! - **Owned fields.** Maps have no `.` entry of their own, and old updaters are never merged.
+//!
+//! - **Answers.** What is not there is told by a `Status` also where a real server answers in plain text.
 //!
 //! # What differed, and was mended
 //!
@@ -41,6 +43,9 @@
 //! - A `caBundle` is not read before a webhook is called.
 //! - Warnings go with refusals too; a finalizer without a path earns one.
 //! - Values that an update does not change are not judged by the schema again.
+//! - The words and codes of refused preconditions, of a changed uid, of an apply without a manager, of
+//!   owner references without a uid, and of a new object that has a version.
+//! - Applying an empty map conflicts with nobody; an orphan has no empty list of owners.
 
 mod admission;
 mod auth;

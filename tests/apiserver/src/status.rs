@@ -209,7 +209,8 @@ impl ApiError {
     }
 
     pub(crate) fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let list: Vec<String> = errors.iter().map(FieldError::to_string).collect();
+        let mut list: Vec<String> = errors.iter().map(FieldError::to_string).collect();
+        list.dedup();
         let text = if let [one] = list.as_slice() { one.clone() } else { format!("[{}]", list.join(", ")) };
         let causes: Vec<Value> = errors.iter().map(FieldError::cause).collect();
         Self::new(
@@ -287,6 +288,11 @@ impl ApiError {
     pub(crate) fn not_implemented(what: &str) -> Self {
         let message = format!("{what} is not implemented by this embedded API server");
         Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", message, Value::Null)
+    }
+
+    /// An error for which the real server has no reason.
+    pub(crate) fn unexplained(message: &str) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message.into(), Value::Null)
     }
 
     pub(crate) fn internal(message: impl fmt::Display) -> Self {

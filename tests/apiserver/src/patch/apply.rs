@@ -262,7 +262,9 @@ fn conflicts(
             continue;
         };
         let (Some(have), Some(want)) = (have, want) else { continue };
-        if fields::is_leaf(below) || fields::is_leaf(theirs) {
+        if fields::is_leaf(below) && is_empty(want) && !fields::is_leaf(theirs) {
+            // An empty map or list says nothing of what others have in it.
+        } else if fields::is_leaf(below) || fields::is_leaf(theirs) {
             if have != want {
                 lost.insert(element.clone(), json!({}));
                 paths.push(at);

@@ -63,14 +63,14 @@ fn check_finalizers(place: Place<'_>, object: &Value, old: Option<&Value>, error
 
 fn check_owners(object: &Value, errors: &mut Vec<FieldError>) {
     let mut controllers = 0;
-    for (index, owner) in meta::owners(object).enumerate() {
+    for owner in meta::owners(object) {
         for key in ["apiVersion", "kind", "name", "uid"] {
             if owner.get(key).and_then(Value::as_str).is_none_or(str::is_empty) {
-                let path = format!("metadata.ownerReferences[{index}].{key}");
+                let path = format!("metadata.ownerReferences.{key}");
                 errors.push(FieldError::invalid(
                     path,
                     &"".into(),
-                    format!("{} must not be empty", owner_word(key)),
+                    if key == "apiVersion" { "version must not be empty" } else { "must not be empty" },
                 ));
             }
         }
@@ -82,8 +82,4 @@ fn check_owners(object: &Value, errors: &mut Vec<FieldError>) {
         let shown = serde_json::to_value(owners).unwrap_or_default();
         errors.push(FieldError::invalid("metadata.ownerReferences", &shown, detail));
     }
-}
-
-fn owner_word(key: &str) -> &str {
-    if key == "apiVersion" { "version" } else { key }
 }

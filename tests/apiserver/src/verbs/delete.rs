@@ -170,14 +170,18 @@ async fn ask_webhooks(place: Place<'_>, object: &Value, options: &DeleteOptions)
 
 fn check_preconditions(place: Place<'_>, object: &Value, options: &DeleteOptions) -> Result<()> {
     let resource = place.resource;
-    let checks = [("UID", &options.uid, "uid"), ("ResourceVersion", &options.version, "resourceVersion")];
-    for (what, wanted, field) in checks {
+    let checks = [
+        ("UID", &options.uid, "uid", "deleted and then recreated"),
+        ("ResourceVersion", &options.version, "resourceVersion", "modified"),
+    ];
+    for (what, wanted, field, happened) in checks {
         let have = meta::field(object, field);
         if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != have) {
             let why = format!(
-                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {have}"
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({have}). \
+                 The object might have been {happened}"
             );
-            return Err(ApiError::conflict(&resource.group, &resource.plural, meta::name(object), why));
+            return Err(ApiError::conflict(&resource.group, &resource.kind, meta::name(object), why));
         }
     }
     Ok(())

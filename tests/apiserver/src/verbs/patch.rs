@@ -8,7 +8,7 @@ use super::{Place, WriteOptions};
 use crate::meta;
 use crate::patch::apply::Applier;
 use crate::patch::{self, PatchKind};
-use crate::status::{ApiError, Result};
+use crate::status::{ApiError, FieldError, Result};
 use crate::strategy;
 
 /// Patches an object; an apply patch creates it when it does not exist.
@@ -28,7 +28,8 @@ pub(crate) async fn patch(
         ));
     }
     if kind == PatchKind::Apply && options.manager.is_empty() {
-        return Err(ApiError::bad_request("fieldManager is required for apply patch"));
+        let error = FieldError::required("fieldManager", "is required for apply patch");
+        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
     }
     let mut attempt = 0;
     loop {
@@ -73,6 +74,11 @@ async fn once(
         return Err(ApiError::bad_request(format!(
             "the name of the object ({given}) does not match the name on the URL ({name})"
         )));
+    }
+    let uid = meta::uid(&patched);
+    if !uid.is_empty() && !meta::uid(live).is_empty() && uid != meta::uid(live) {
+        let error = FieldError::invalid("metadata.uid", &uid.into(), "field is immutable");
+        return Err(ApiError::invalid(&resource.group, &resource.kind, name, &[error]));
     }
     let mut object = decode(place, patched, options)?;
     if !has_version(body) && kind != PatchKind::Json {

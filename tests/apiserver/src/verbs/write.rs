@@ -174,7 +174,7 @@ fn make_new(resource: &Resource, object: &mut Value) -> Result<()> {
         }
     }
     if metadata.remove("resourceVersion").is_some_and(|version| version != "" && version != "0") {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        return Err(ApiError::unexplained("resourceVersion should not be set on objects to be created"));
     }
     metadata.insert("uid".into(), names::uuid().into());
     metadata.insert("creationTimestamp".into(), meta::now().into());

@@ -159,7 +159,8 @@ fn holds(done: &coil_lab::Done, what: &str, words: &[&str]) -> Result<()> {
 
 fn changes(lab: &Lab) -> Result<()> {
     for (spec, words) in CHANGES {
-        let patch = format!("{{spec: {spec}}}");
+        let spec: serde_json::Value = serde_yaml_ng::from_str(spec)?;
+        let patch = serde_json::json!({ "spec": spec }).to_string();
         let done = lab.kubectl_with(&["patch", "addresspool", "kept", "--type=merge", "-p", &patch], "")?;
         holds(&done, &patch, words)?;
     }
@@ -212,7 +213,7 @@ fn malformed_objects_are_told_and_harm_nobody(lab: &Lab) -> Result<()> {
     let events = "get events -A --field-selector involvedObject.name=broken -o jsonpath={.items[*].message}";
     lab.wait_for("an Event about the malformed pool", LIMIT, |lab| {
         let text = lab.kubectl(events)?.success()?;
-        Ok(if text.contains("blockSizeBits") { Ok(()) } else { Err(text) })
+        Ok(if text.contains("gives no blocks") { Ok(()) } else { Err(text) })
     })?;
     lab.apply(&idle_pod("default", "neighbour", "node2", ""))?;
     wait_ready(lab, "default", &["neighbour"])
