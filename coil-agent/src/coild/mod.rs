@@ -114,7 +114,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
             forward: plane.mode() == "ebpf",
+            fast_udp: options.fast_udp,
             fou_port: options.egress_port,
+            mark: options.mark.0,
             ..NodeFacts::default()
         },
     };

@@ -55,8 +55,35 @@ pub struct Options {
     /// Further ranges that belong to the cluster, so never leave through a gateway
     #[arg(long, value_delimiter = ',')]
     pub in_cluster_cidrs: Vec<IpNet>,
+    /// UDP between pods takes the fast path too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub fast_udp: bool,
+    /// The bit of packets' marks that Coil's own packets carry between two of its programs
+    #[arg(long, default_value = "0x2000")]
+    pub mark: Mark,
     #[command(flatten)]
     not_here: NotHere,
+}
+
+/// One bit of packets' marks. The default is none of kube-proxy's (0xc000), Cilium's (0x0f00) and
+/// Calico's (0xffff0000).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub u32);
+
+impl std::str::FromStr for Mark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        match number {
+            Ok(mark) if mark.is_power_of_two() => Ok(Self(mark)),
+            _ => Err(format!("{text} is not a single bit, such as 0x2000")),
+        }
+    }
 }
 
 /// A choice of datapath.
@@ -94,13 +121,8 @@ struct NotHere {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     host_stack: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    fast_udp: bool,
     #[arg(long, hide = true)]
     backend: Option<String>,
-    #[arg(long, hide = true)]
-    mark: Option<String>,
 }
 
 /// A flag asks for something that is not in this version.
@@ -134,8 +156,6 @@ impl Options {
             (flags.enable_originating_only, "--enable-originating-only"),
             (flags.clear_routes_on_shutdown, "--clear-routes-on-shutdown"),
             (flags.host_stack, "--host-stack"),
-            (flags.fast_udp, "--fast-udp"),
-            (flags.mark.is_some(), "--mark"),
             // The kernel path of egress, which the backend is for, is not here.
             (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
         ];
@@ -172,6 +192,16 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_is_one_bit() {
+        assert_eq!(parse("").unwrap().mark, Mark(0x2000));
+        assert_eq!(parse("--mark=0x80 --fast-udp").unwrap().mark, Mark(128));
+        assert!(parse("--fast-udp").unwrap().fast_udp);
+        for wrong in ["0", "0x3000", "x", "-1", "0x100000000"] {
+            assert!(parse(&format!("--mark={wrong}")).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn what_is_not_here_is_refused() {
         for flag in [
             "--compat-calico",
@@ -181,8 +211,6 @@ mod tests {
             "--enable-originating-only",
             "--clear-routes-on-shutdown",
             "--host-stack",
-            "--fast-udp",
-            "--mark=0x1",
             "--backend=other",
         ] {
             let error = parse(flag).unwrap().check().unwrap_err().to_string();

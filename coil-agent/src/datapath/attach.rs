@@ -17,23 +17,42 @@ use aya::{
 
 use super::DatapathError;
 
-/// The programs, all at TC ingress.
+/// The programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Program {
     /// On the host side of pods' veths.
     FromPod,
     /// On uplinks.
     FromNet,
+    /// On the host side of pods' veths, on the way out.
+    ToPod,
+    /// On uplinks, on the way out.
+    ToNet,
 }
 
 impl Program {
-    pub(super) const ALL: [Self; 2] = [Self::FromPod, Self::FromNet];
+    pub(super) const ALL: [Self; 4] = [Self::FromPod, Self::FromNet, Self::ToPod, Self::ToNet];
 
     /// The program's name in the object, which is also the beginning of its pins' names.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::FromPod => "from_pod",
             Self::FromNet => "from_net",
+            Self::ToPod => "to_pod",
+            Self::ToNet => "to_net",
+        }
+    }
+
+    /// True for what runs on the way out of a link.
+    pub(super) const fn is_outward(self) -> bool {
+        matches!(self.side(), TcAttachType::Egress)
+    }
+
+    /// The hook.
+    const fn side(self) -> TcAttachType {
+        match self {
+            Self::FromPod | Self::FromNet => TcAttachType::Ingress,
+            Self::ToPod | Self::ToNet => TcAttachType::Egress,
         }
     }
 }
@@ -118,9 +137,8 @@ impl Attachments {
             }
         };
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = code
-            .attach_with_options(interface, TcAttachType::Ingress, options)
-            .map_err(failed("attach it to"))?;
+        let id =
+            code.attach_with_options(interface, program.side(), options).map_err(failed("attach it to"))?;
         let link = code.take_link(id).map_err(failed("keep its link to"))?;
         let link = FdLink::try_from(link).map_err(|source| link_error(&pin, "use", source))?;
         link.pin(&pin).map_err(|source| link_error(&pin, "pin", source))?;

@@ -57,6 +57,9 @@ pub enum DatapathError {
         /// Why it failed.
         source: aya::maps::MapError,
     },
+    /// Connection tracking cannot be asked.
+    #[error("connection tracking: cannot ask the kernel")]
+    Conntrack(#[source] io::Error),
     /// There is no link with the index.
     #[error("cannot attach {program} to interface {ifindex} ({owner}): no such interface")]
     NoInterface {

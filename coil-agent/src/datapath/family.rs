@@ -1,15 +1,21 @@
 //! The tables of one address family.
 
+use std::net::SocketAddr;
+
 use aya::{
     Ebpf,
     maps::{HashMap, LpmTrie, MapData},
 };
-use coil_packet::abi::{GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue};
+use coil_packet::{
+    abi::{GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue},
+    flow::Limits,
+};
 
 use super::{
     DatapathError,
+    conntrack::{self, Ends},
     image::{FamilyImage, HostAddr, Prefix},
-    state::FamilyState,
+    state::{FamilyState, StateNames},
     table::{Changes, Table, plain, prefixed},
     take,
 };
@@ -21,7 +27,7 @@ pub(super) struct Names {
     policy: &'static str,
     gateways: &'static str,
     maglev: &'static str,
-    state: [&'static str; 3],
+    state: StateNames,
 }
 
 /// IPv4's maps.
@@ -31,7 +37,12 @@ pub(super) const V4: Names = Names {
     policy: "coil_policy4",
     gateways: "coil_gateways4",
     maglev: "coil_maglev4",
-    state: ["coil_flows4", "coil_nat4", "coil_nat_rev4"],
+    state: StateNames {
+        flows: "coil_flows4",
+        datagrams: "coil_datagrams4",
+        nat: "coil_nat4",
+        nat_rev: "coil_nat_rev4",
+    },
 };
 
 /// IPv6's maps.
@@ -41,7 +52,12 @@ pub(super) const V6: Names = Names {
     policy: "coil_policy6",
     gateways: "coil_gateways6",
     maglev: "coil_maglev6",
-    state: ["coil_flows6", "coil_nat6", "coil_nat_rev6"],
+    state: StateNames {
+        flows: "coil_flows6",
+        datagrams: "coil_datagrams6",
+        nat: "coil_nat6",
+        nat_rev: "coil_nat_rev6",
+    },
 };
 
 type Hash<K, V> = Table<K, V, HashMap<MapData, K, V>>;
@@ -82,10 +98,15 @@ impl<A: HostAddr> FamilyTables<A> {
 
     /// Removes in the other order. Flows and translations of a pod that is gone go with it: its
     /// address will be another pod's.
-    pub(super) fn remove_others(&mut self, image: &FamilyImage<A>, now: u32) -> Result<usize, DatapathError> {
+    pub(super) fn remove_others(
+        &mut self,
+        image: &FamilyImage<A>,
+        now: u32,
+        limits: &Limits,
+    ) -> Result<usize, DatapathError> {
         let gone = self.pods.remove_others(&image.pods)?;
         if !gone.is_empty() {
-            self.state.sweep(now, &gone)?;
+            self.state.sweep(now, limits, &gone)?;
         }
         let mut removed = gone.len();
         removed += self.policy.remove_others(&image.policy)?.len();
@@ -93,5 +114,17 @@ impl<A: HostAddr> FamilyTables<A> {
         removed += self.maglev.remove_others(&image.maglev)?.len();
         removed += self.pools.remove_others(&image.pools)?.len();
         Ok(removed)
+    }
+
+    /// Tells the kernel of the flows that it ran into; it chooses another port for its own connection then.
+    pub(super) fn settle_clashes(&mut self) -> Result<usize, DatapathError> {
+        let clashes = self.state.flows.clashes()?;
+        for key in &clashes {
+            let source = SocketAddr::new(key.low.into(), key.low_port);
+            let destination = SocketAddr::new(key.high.into(), key.high_port);
+            conntrack::tell(Ends { source, destination }).map_err(DatapathError::Conntrack)?;
+            self.state.flows.settle(key)?;
+        }
+        Ok(clashes.len())
     }
 }

@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! Desired ──► image ──► table (difference) ──► pinned maps ◄──► programs
-//!    └──────► attach ─► pinned TCX links
+//!    └──────► attach ─► pinned TCX links            ▲
+//!                       conntrack ──► flows ────────┘
 //! ```
 //!
 //! Maps and links are pinned, so that packets flow on while no agent runs. [`Datapath::open`] adopts
 //! what it finds: maps keep their contents, and links get the new programs in place of the old.
 
 mod attach;
+mod conntrack;
 mod desired;
 mod error;
 mod family;
+mod flows;
 mod image;
 mod maglev;
 mod object;
@@ -26,7 +29,12 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
     util::KernelVersion,
 };
-use coil_packet::abi::{Config, UplinkValue};
+use coil_packet::{
+    abi::{Config, Lost, UplinkValue, config_flag},
+    flow::Limits,
+};
+use ipnet::IpNet;
+use tracing::warn;
 
 use attach::{Attachments, Place, Program, classifier};
 use family::FamilyTables;
@@ -72,10 +80,13 @@ pub struct Datapath {
     pin_root: PathBuf,
     attachments: Attachments,
     config: Array<MapData, Config>,
+    lost: Array<MapData, Lost>,
     uplinks: Table<u32, UplinkValue, HashMap<MapData, u32, UplinkValue>>,
     v4: FamilyTables<[u8; 4]>,
     v6: FamilyTables<[u8; 16]>,
     counters: Counters,
+    /// Pools as last wanted.
+    pools: Vec<IpNet>,
 }
 
 impl Datapath {
@@ -103,10 +114,12 @@ impl Datapath {
         Ok(Self {
             attachments: Attachments::adopt(config.pin_root.join("links"))?,
             config: take(&mut ebpf, "coil_config")?,
+            lost: take(&mut ebpf, "coil_lost")?,
             uplinks: Table::adopt("coil_uplinks", uplinks, table::plain)?,
             v4: FamilyTables::adopt(&mut ebpf, &family::V4)?,
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             counters: Counters::adopt(&mut ebpf)?,
+            pools: vec![],
             pin_root: config.pin_root.clone(),
             ebpf,
         })
@@ -115,34 +128,125 @@ impl Datapath {
     /// Makes the kernel's state what is wanted. Doing it twice changes nothing.
     ///
     /// What a new pod needs is in the maps before its program is attached, and a pod's program goes
-    /// before its entries do: no packet of a client ever meets half a policy. The first call after
+    /// before its entries do: no packet of a client ever meets half a policy. Nothing is fast on a link before
+    /// the kernel's flows there are marked, those of before too. The first call after
     /// [`Self::open`] must already state every pod that has a veth.
     ///
     /// # Errors
     /// Names the map, program or link. What was done before stays; calling again continues.
     pub fn apply(&mut self, desired: &Desired) -> Result<Report, DatapathError> {
-        let (config, uplinks) = image::common(desired);
+        let (mut config, uplinks) = image::common(desired);
         let v4 = image::family(desired);
         let v6 = image::family(desired);
         let places = places(desired);
+        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) = places
+            .iter()
+            .map(|(place, owner)| (*place, owner.clone()))
+            .partition(|((p, _), _)| p.is_outward());
         let mut report = Report::default();
+        self.pools = desired.pools.iter().copied().collect();
 
-        let config_error = |action| move |source| DatapathError::Map { name: "coil_config", action, source };
-        if self.config.get(&0, 0).map_err(config_error("read it"))? != config {
-            self.config.set(0, config, 0).map_err(config_error("write it"))?;
-            report.entries.put += 1;
-        }
-        report.entries += self.uplinks.put_all(&uplinks)?;
+        let before = self.read_config()?.flags;
+        // What becomes fast now waits until the kernel's flows are marked.
+        let starts = config.flags & !before & FAST_FLAGS;
+        report.entries.put += self.put_config(Config { flags: config.flags & !starts, ..config })?;
         report.entries += self.v4.put_all(&v4)?;
         report.entries += self.v6.put_all(&v6)?;
-        report.attached = self.attachments.attach(&mut self.ebpf, &places)?;
+        report.attached = self.attachments.attach(&mut self.ebpf, &outward)?;
+        if starts & config_flag::FORWARD != 0 {
+            self.v4.state.flows.forget_fast()?;
+            self.v6.state.flows.forget_fast()?;
+        }
+        if starts != 0 || config.flags & config_flag::MARK != 0 && self.uplinks.lacks(&uplinks) {
+            if !self.mark_connections() {
+                config.flags &= !config_flag::FAST_UDP;
+            }
+        }
+        report.attached += self.attachments.attach(&mut self.ebpf, &inward)?;
+        report.entries += self.uplinks.put_all(&uplinks)?;
+        report.entries.put += self.put_config(config)?;
 
         report.detached = self.attachments.detach_others(&places)?;
-        let now = monotonic_seconds();
-        report.entries.removed += self.v4.remove_others(&v4, now)?;
-        report.entries.removed += self.v6.remove_others(&v6, now)?;
+        let (now, limits) = (monotonic_seconds(), conntrack::limits());
+        report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
+        report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
         report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
+        if report != Report::default() {
+            self.forget_decisions()?;
+        }
         Ok(report)
+    }
+
+    fn read_config(&self) -> Result<Config, DatapathError> {
+        self.config.get(&0, 0).map_err(|source| DatapathError::Map {
+            name: "coil_config",
+            action: "read it",
+            source,
+        })
+    }
+
+    /// Writes the configuration when it differs; the epoch stays as it is. Returns how often it wrote.
+    fn put_config(&mut self, config: Config) -> Result<usize, DatapathError> {
+        let there = self.read_config()?;
+        let config = Config { epoch: there.epoch, ..config };
+        if there == config {
+            return Ok(0);
+        }
+        self.write_config(config)?;
+        Ok(1)
+    }
+
+    fn write_config(&mut self, config: Config) -> Result<(), DatapathError> {
+        self.config.set(0, config, 0).map_err(|source| DatapathError::Map {
+            name: "coil_config",
+            action: "write it",
+            source,
+        })
+    }
+
+    /// Makes the programs decide anew about every flow. To be called after any change of routes, rules or links;
+    /// [`Self::apply`] does it for its own changes.
+    ///
+    /// # Errors
+    /// When the map cannot be written. A decision is forgotten after a second anyway.
+    pub fn forget_decisions(&mut self) -> Result<(), DatapathError> {
+        let config = self.read_config()?;
+        self.write_config(Config { epoch: config.epoch.wrapping_add(1).max(1), ..config })
+    }
+
+    /// Marks the flows that the kernel tracks. False when not all of them could be marked: UDP must not be
+    /// fast then.
+    fn mark_connections(&mut self) -> bool {
+        match self.try_mark_connections() {
+            Ok(all) => all,
+            Err(error) => {
+                warn!(%error, "cannot read the kernel's connections: UDP between pods stays with the kernel");
+                false
+            }
+        }
+    }
+
+    fn try_mark_connections(&mut self) -> Result<bool, DatapathError> {
+        // First, so that what is lost meanwhile counts for the next time.
+        self.set_lost(0)?;
+        let now = monotonic_seconds();
+        let mut all = true;
+        for connection in conntrack::dump().map_err(DatapathError::Conntrack)? {
+            all &= self.v4.state.flows.mark(&connection, &self.pools, now)?;
+            all &= self.v6.state.flows.mark(&connection, &self.pools, now)?;
+        }
+        if !all {
+            self.set_lost(1)?;
+        }
+        Ok(all)
+    }
+
+    fn set_lost(&mut self, marks: u32) -> Result<(), DatapathError> {
+        self.lost.set(0, Lost { marks }, 0).map_err(|source| DatapathError::Map {
+            name: "coil_lost",
+            action: "write it",
+            source,
+        })
     }
 
     /// All counters of the programs, those at zero too.
@@ -163,13 +267,24 @@ impl Datapath {
         Ok(entries)
     }
 
-    /// Removes flows and translations that have run out at `now` in [`monotonic_seconds`].
+    /// Removes flows and translations that have run out at `now` in [`monotonic_seconds`], and makes good
+    /// what the programs could not do by themselves.
     ///
     /// # Errors
     /// When a map cannot be read or written.
     pub fn sweep(&mut self, now: u32) -> Result<Swept, DatapathError> {
-        let (v4, v6) = (self.v4.state.sweep(now, &[])?, self.v6.state.sweep(now, &[])?);
-        Ok(Swept { flows: v4.flows + v6.flows, translations: v4.translations + v6.translations })
+        let limits: Limits = conntrack::limits();
+        let (v4, v6) = (self.v4.state.sweep(now, &limits, &[])?, self.v6.state.sweep(now, &limits, &[])?);
+        let lost = self.lost.get(&0, 0).map_err(|source| DatapathError::Map {
+            name: "coil_lost",
+            action: "read it",
+            source,
+        })?;
+        if lost.marks != 0 && self.read_config()?.flags & config_flag::FAST_UDP != 0 {
+            self.mark_connections();
+        }
+        let clashes = self.v4.settle_clashes()? + self.v6.settle_clashes()?;
+        Ok(Swept { flows: v4.flows + v6.flows, translations: v4.translations + v6.translations, clashes })
     }
 
     /// Detaches every program and removes every pin: the node is as if the datapath had never been.
@@ -187,10 +302,19 @@ impl Datapath {
     }
 }
 
+/// What a packet may not be before the kernel's flows are marked.
+const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
+
 /// Every place where a program belongs, with its owner for messages.
 fn places(desired: &Desired) -> BTreeMap<Place, String> {
-    let pods = desired.pods.iter().map(|pod| ((Program::FromPod, pod.ifindex), format!("pod {}", pod.name)));
-    let uplinks = desired.uplinks.iter().map(|ifindex| ((Program::FromNet, *ifindex), "uplink".to_owned()));
+    let pods = desired.pods.iter().flat_map(|pod| {
+        let place = |program| ((program, pod.ifindex), format!("pod {}", pod.name));
+        [Program::FromPod, Program::ToPod].map(place)
+    });
+    let uplinks = desired.uplinks.iter().flat_map(|ifindex| {
+        let place = |program| ((program, *ifindex), "uplink".to_owned());
+        [Program::FromNet, Program::ToNet].map(place)
+    });
     pods.chain(uplinks).collect()
 }
 

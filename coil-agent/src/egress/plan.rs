@@ -40,8 +40,12 @@ pub struct NodeFacts {
     pub in_cluster: Vec<IpNet>,
     /// Pods of this node may be forwarded past the host stack.
     pub forward: bool,
+    /// `--fast-udp`.
+    pub fast_udp: bool,
     /// `--egress-port`.
     pub fou_port: u16,
+    /// `--mark`.
+    pub mark: u32,
 }
 
 /// The Egresses of a client, in the order of its annotations; empty when it is none.
@@ -103,7 +107,9 @@ pub fn desired<'a>(
         pools: index.pool_subnets(),
         uplinks: node.uplinks.clone(),
         forward: node.forward,
+        fast_udp: node.fast_udp,
         fou_port: node.fou_port,
+        mark: node.mark,
         ..Desired::default()
     };
     let mut sets: BTreeSet<&[EgressRef]> = BTreeSet::new();
@@ -122,6 +128,7 @@ pub fn desired<'a>(
             ifindex: attached.link.host.index,
             mac: attached.link.mac.0,
             host_mac: attached.link.host.mac.0,
+            mtu: attached.link.host.mtu,
             policy: if client { policy_id(egresses) } else { 0 },
             client,
             gateway: attached.pod.as_ref().is_some_and(|p| p.gateway_of.is_some()),

@@ -287,6 +287,7 @@ impl Fabric {
                 ifindex: link(pod),
                 mac: pod_mac(pod),
                 host_mac: host_mac(pod),
+                mtu: 1500,
                 policy: u32::from(client),
                 client,
                 gateway: pod == Pod::Gateway,
@@ -310,7 +311,9 @@ impl Fabric {
             egresses: [(1, egress)].into(),
             uplinks: [UPLINK].into(),
             forward: true,
+            fast_udp: false,
             fou_port: 5555,
+            mark: crate::node::MARK,
         }
     }
 }

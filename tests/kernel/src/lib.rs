@@ -6,7 +6,7 @@ mod fabric;
 mod node;
 
 pub use fabric::{Fabric, Pod};
-pub use node::{Node, desired};
+pub use node::{MARK, Node, desired};
 
 use std::{
     path::PathBuf,

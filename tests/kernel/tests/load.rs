@@ -36,13 +36,16 @@ fn maps_show_the_names_of_their_fields() -> Result<()> {
     let pins = Pins::new()?;
     let maps = pins.config().pin_root.join("maps");
     Node::run(&pins, |node| {
-        // Leaves a translation.
         let cases = coil_cases::all();
-        for case in cases.iter().filter(|case| case.reason == Reason::Out && case.given.is_empty()) {
-            node.case(case)?;
+        // Leaves a translation and, in the other tables, a flow.
+        for reason in [Reason::Out, Reason::ToPod] {
+            for case in cases.iter().filter(|case| case.reason == reason && case.given.is_empty()) {
+                node.packet(case.path.name(), case.ingress, &case.frame)?;
+            }
         }
         for family in ["4", "6"] {
             let fields = [
+                ("coil_flows", ["low", "high_port", "protocol", "phase", "upward", "check"]),
                 ("coil_nat", ["gateway", "client", "remote", "client_port", "remote_port", "protocol"]),
                 ("coil_nat_rev", ["gateway", "remote", "port", "client", "client_port", "seen"]),
                 ("coil_pods", ["ifindex", "policy", "flags", "mac", "host_mac", "key"]),
@@ -73,18 +76,18 @@ fn a_new_agent_takes_over() -> Result<()> {
         let desired = coil_kernel_tests::desired()?;
         let links = pins.config().pin_root.join("links");
         let before = link_ids(&links)?;
-        ensure!(before.len() == 4, "an uplink and three pods: {before:?}");
+        ensure!(before.len() == 8, "an uplink and three pods, both ways: {before:?}");
 
         let mut next = Datapath::open(&pins.config())?;
         let report = next.apply(&desired)?;
-        ensure!(report == Report { attached: 4, ..Report::default() }, "only programs are new: {report:?}");
+        ensure!(report == Report { attached: 8, ..Report::default() }, "only programs are new: {report:?}");
         ensure!(link_ids(&links)? == before, "the links stay");
         ensure!(next.apply(&desired)? == Report::default(), "applying twice changes nothing");
 
         let mut fewer = desired.clone();
         let gone = fewer.pods.pop().context("a pod")?;
         let report = next.apply(&fewer)?;
-        ensure!(report.detached == 1, "{}: {report:?}", gone.name);
+        ensure!(report.detached == 2, "{}: {report:?}", gone.name);
         ensure!(report.entries.removed == gone.addresses.len(), "{}: {report:?}", gone.name);
 
         next.detach_all()?;
