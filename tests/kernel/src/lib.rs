@@ -4,6 +4,8 @@
 
 mod fabric;
 mod node;
+pub mod rules;
+pub mod traffic;
 
 pub use fabric::{Fabric, Pod};
 pub use node::{MARK, Node, desired};
