@@ -244,6 +244,12 @@ fn transport_checksum(header: Ip, protocol: u8, segment: &[u8]) -> [u8; 2] {
     checksum(&[&pseudo[..], segment].concat())
 }
 
+/// True when the checksum of a frame's IPv4 header, which has no options, is right.
+#[must_use]
+pub fn header_is_summed(frame: &[u8]) -> bool {
+    frame.get(14..34).is_some_and(|header| checksum(header) == [0, 0])
+}
+
 /// Checks the checksums of an IP packet, and of a packet inside FOU: says which is wrong.
 #[must_use]
 pub fn bad_checksum(frame: &[u8]) -> Option<String> {
