@@ -17,6 +17,7 @@ use coil_api::{
 };
 use coil_netns::NetNs;
 use kube::Client;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -28,19 +29,23 @@ use crate::{
     ipam::{AttachmentId, NodeIpam},
     net::{
         self, Rtnl, RtnlError,
-        pod::{PodNetwork, RoutePolicy},
+        host::HostAddresses,
+        monitor::{Monitor, is_about_node},
+        name,
+        pod::{HostSide, PodNetwork, RoutePolicy},
         recover::Found,
     },
     plane::{Plane, PlaneError},
-    watch::{Feed, index::PodInfo},
+    watch::{
+        Feed,
+        index::{ObjectKey, PodInfo},
+    },
 };
-
-/// Alternative name of a pod's host link: this and the pod's UID. A restarted agent knows the pod by
-/// it, also when the API does not have the pod's addresses yet.
-const ALTNAME: &str = "coil-";
 
 /// What the node looks for by itself, besides what is announced.
 const RESYNC: Duration = Duration::from_secs(30);
+/// How long after a change of a link or an address the node is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Changes that come together are applied together.
 const SETTLE: Duration = Duration::from_millis(10);
 
@@ -72,7 +77,10 @@ pub struct Node {
     rtnl: Rtnl,
     facts: Mutex<NodeFacts>,
     pods: Mutex<BTreeMap<AttachmentId, Entry>>,
+    /// Held while the datapath is changed, so that no older picture replaces a newer one.
     applying: tokio::sync::Mutex<()>,
+    /// Held while the insides of pods follow the index.
+    following: tokio::sync::Mutex<()>,
     applied: AtomicBool,
 }
 
@@ -117,12 +125,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The alternative name of a pod's host link.
-#[must_use]
-pub fn altname(uid: &str) -> String {
-    format!("{ALTNAME}{uid}")
-}
-
 impl Node {
     /// A node without pods.
     #[must_use]
@@ -146,6 +148,7 @@ impl Node {
             rtnl,
             pods: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
+            following: tokio::sync::Mutex::default(),
             applied: AtomicBool::new(false),
         })
     }
@@ -155,9 +158,8 @@ impl Node {
         self.ipam.recover(found.iter().map(Found::allocation).collect());
         let mut pods = lock(&self.pods);
         for pod in found {
-            let uid = pod.link.host.altnames.iter().find_map(|name| name.strip_prefix(ALTNAME));
             let entry = Entry {
-                uid: uid.map(str::to_owned),
+                uid: name::uid_of(&pod.link.host.altnames).map(str::to_owned),
                 netns: pod.netns,
                 routes: None,
                 gateway: None,
@@ -182,8 +184,28 @@ impl Node {
             gateway: None,
             complaint: None,
         };
-        lock(&self.pods).insert(pod.owner, entry);
-        self.reconcile().await
+        lock(&self.pods).insert(pod.owner.clone(), entry);
+        if !self.feed.missing().is_empty() {
+            return Ok(());
+        }
+        if self.applied.load(Ordering::Relaxed) {
+            self.put(&pod.owner).await?;
+        } else {
+            self.apply().await?;
+        }
+        self.follow_inside(&pod.owner).await;
+        Ok(())
+    }
+
+    /// Adds one pod to a datapath that has all others already.
+    async fn put(&self, owner: &AttachmentId) -> Result<(), ApplyError> {
+        let _one_at_a_time = self.applying.lock().await;
+        let facts = lock(&self.facts).clone();
+        let part = self.feed.read(|index| {
+            let pods = lock(&self.pods);
+            plan::desired(index, &facts, pods.get(owner).map(|entry| &entry.attached))
+        });
+        self.plane.with(|plane| plane.put(&part)).unwrap_or(Ok(())).map_err(ApplyError)
     }
 
     /// Forgets a pod, and takes it out of the datapath.
@@ -192,10 +214,11 @@ impl Node {
     /// When the datapath cannot be programmed. The pod is forgotten anyway: the next attempt of anything
     /// takes it out.
     pub async fn forget(self: &Arc<Self>, owner: &AttachmentId) -> Result<(), ApplyError> {
-        if lock(&self.pods).remove(owner).is_none() {
-            return Ok(());
-        }
-        self.reconcile().await
+        let Some(entry) = lock(&self.pods).remove(owner) else { return Ok(()) };
+        let link = &entry.attached.link;
+        let _one_at_a_time = self.applying.lock().await;
+        let taken = self.plane.with(|plane| plane.take_out(link.host.index, &link.addresses()));
+        taken.unwrap_or(Ok(())).map_err(ApplyError)
     }
 
     /// Whether a gateway pod's socket is served.
@@ -220,6 +243,17 @@ impl Node {
         if !self.feed.missing().is_empty() {
             return Ok(());
         }
+        let result = self.apply().await;
+        let owners: Vec<AttachmentId> = lock(&self.pods).keys().cloned().collect();
+        let _one_at_a_time = self.following.lock().await;
+        for owner in owners {
+            self.follow_inside(&owner).await;
+        }
+        result
+    }
+
+    /// Makes the whole datapath follow the index.
+    async fn apply(&self) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
         let facts = lock(&self.facts).clone();
         let desired = self.feed.read(|index| {
@@ -235,39 +269,40 @@ impl Node {
         });
         let result = self.plane.with(|plane| plane.apply(&desired)).unwrap_or(Ok(()));
         self.applied.store(result.is_ok(), Ordering::Relaxed);
-        self.follow_inside_pods().await;
         result.map_err(ApplyError)
     }
 
-    /// Routes of clients, and gateways' namespaces.
-    async fn follow_inside_pods(self: &Arc<Self>) {
-        let owners: Vec<AttachmentId> = lock(&self.pods).keys().cloned().collect();
-        for owner in owners {
-            let Some((attached, routes, netns, served)) = lock(&self.pods).get(&owner).map(|entry| {
-                let served = entry.gateway.is_some();
-                (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
-            }) else {
-                continue;
-            };
-            let (Some(pod), Some(netns)) = (attached.pod.as_ref(), netns) else { continue };
-            let client = self.plane.serves_egress() && !attached.kernel_client;
-            let wanted = if client { self.route_policy(plan::egresses_of(pod)) } else { RoutePolicy::new() };
-            let result = async {
-                let ns = NetNs::open(&netns)?;
-                if routes.as_ref() != Some(&wanted) {
-                    self.network.update_routes(&ns, &owner.ifname, &attached.link, wanted.clone()).await?;
-                    if let Some(entry) = lock(&self.pods).get_mut(&owner) {
-                        entry.routes = Some(wanted);
-                    }
+    /// Routes of a client, and a gateway's namespace. Trouble is logged, and tried again later.
+    async fn follow_inside(self: &Arc<Self>, owner: &AttachmentId) {
+        let Some((attached, routes, netns, served)) = lock(&self.pods).get(owner).map(|entry| {
+            let served = entry.gateway.is_some();
+            (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
+        }) else {
+            return;
+        };
+        let (Some(pod), Some(netns)) = (attached.pod.as_ref(), netns) else { return };
+        let client = self.plane.serves_egress() && !attached.kernel_client;
+        let wanted = if client { self.route_policy(plan::egresses_of(pod)) } else { RoutePolicy::new() };
+        let other_routes = routes.as_ref() != Some(&wanted);
+        let to_serve = pod.gateway_of.as_ref().filter(|_| !served);
+        if !other_routes && to_serve.is_none() {
+            return;
+        }
+        let result = async {
+            let ns = NetNs::open(&netns)?;
+            if other_routes {
+                self.network.update_routes(&ns, &owner.ifname, &attached.link, wanted.clone()).await?;
+                if let Some(entry) = lock(&self.pods).get_mut(owner) {
+                    entry.routes = Some(wanted);
                 }
-                if let (Some(egress), false) = (&pod.gateway_of, served) {
-                    self.serve_gateway(&owner, &ns, egress, attached.link.addresses())?;
-                }
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-            };
-            if let Err(e) = result.await {
-                warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
             }
+            if let Some(egress) = to_serve {
+                self.serve_gateway(owner, &ns, egress, attached.link.addresses())?;
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        };
+        if let Err(e) = result.await {
+            warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
         }
     }
 
@@ -308,27 +343,51 @@ impl Node {
             }
         }
         facts.own_addresses = net::host::own_addresses(&self.rtnl).await?;
-        facts.own_addresses.extend(internal);
+        facts.own_addresses.extend(&internal);
         facts.own_addresses.sort_unstable();
         facts.own_addresses.dedup();
         *lock(&self.facts) = facts;
+        if !internal.is_empty() {
+            let side =
+                HostSide { addresses: HostAddresses::of(&internal), mtu: net::host::mtu(&self.rtnl).await? };
+            if self.network.follow(side) {
+                info!(addresses = ?internal, mtu = side.mtu, "new pods follow the node's network");
+            }
+        }
         Ok(())
     }
 
-    /// Follows the index for ever.
-    pub async fn run(self: Arc<Self>) {
+    /// Follows the index, and the node's own links and addresses, for ever.
+    pub async fn run(self: Arc<Self>, mut monitor: Monitor) {
         let mut changes = self.feed.changes();
         self.feed.synced().await;
+        let mut internal = None;
+        let mut next_look = Instant::now();
         loop {
-            if let Err(e) = self.look_at_node().await {
-                error!(error = %e, "cannot look at the node's links; what was found before stays in use");
+            // Only what concerns the node itself is a reason to look at all its links.
+            let now =
+                self.feed.read(|index| index.nodes.get(&ObjectKey::new("", &self.settings.name)).cloned());
+            if Instant::now() >= next_look || internal != now {
+                internal = now;
+                next_look = Instant::now() + RESYNC;
+                if let Err(e) = self.look_at_node().await {
+                    error!(error = %e, "cannot look at the node's links; what was found before stays in use");
+                }
             }
             if let Err(e) = self.reconcile().await {
                 error!(error = %e, "will try again");
             }
-            tokio::select! {
-                _ = changes.changed() => tokio::time::sleep(SETTLE).await,
-                () = tokio::time::sleep(RESYNC) => {}
+            loop {
+                let soon = Instant::now() + LOOK_AGAIN;
+                tokio::select! {
+                    _ = changes.changed() => {
+                        tokio::time::sleep(SETTLE).await;
+                        break;
+                    }
+                    // Each pod that comes or goes is such a change, too: they are looked at together.
+                    () = monitor.changed(is_about_node), if next_look > soon => next_look = soon,
+                    () = tokio::time::sleep_until(next_look) => break,
+                }
             }
             changes.mark_unchanged();
         }
@@ -398,6 +457,7 @@ mod tests {
             uid: "1".into(),
             egresses,
             gateway_of: None,
+            shaped: false,
             addresses: Vec::new(),
         }
     }

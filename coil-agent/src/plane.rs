@@ -17,6 +17,18 @@ pub trait Dataplane: Send {
     /// When the kernel refuses; what worked stays.
     fn apply(&mut self, desired: &Desired) -> Result<(), PlaneError>;
 
+    /// Adds and replaces what is stated, and leaves the rest alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what worked stays.
+    fn put(&mut self, part: &Desired) -> Result<(), PlaneError>;
+
+    /// Takes a pod out, by its link and its addresses.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what worked stays.
+    fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<(), PlaneError>;
+
     /// Live translated flows of a gateway pod.
     ///
     /// # Errors
@@ -42,6 +54,18 @@ impl Dataplane for Datapath {
         if report != Report::default() {
             debug!(?report, "datapath changed");
         }
+        Ok(())
+    }
+
+    fn put(&mut self, part: &Desired) -> Result<(), PlaneError> {
+        let report = Self::put(self, part)?;
+        debug!(?report, "added to the datapath");
+        Ok(())
+    }
+
+    fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<(), PlaneError> {
+        let report = Self::take_out(self, ifindex, addresses)?;
+        debug!(?report, "taken out of the datapath");
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod build_ebpf;
+mod built;
 mod crdgen;
 mod lab;
 mod lint;

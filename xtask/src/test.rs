@@ -1,9 +1,11 @@
 //! `cargo xtask test`
 
-use anyhow::Result;
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::{build, run, setup};
+use crate::{build_ebpf, built, run, setup};
 
 /// Run the tests: host, kernel and lab. Needs root.
 ///
@@ -32,31 +34,54 @@ enum Tier {
 impl Tier {
     const ALL: [Self; 3] = [Self::Host, Self::Kernel, Self::Lab];
 
-    fn selection(self) -> &'static [&'static str] {
-        match self {
-            Self::Host => &[
-                "--workspace",
-                "--exclude",
-                "coil-ebpf",
-                "--exclude",
-                "coil-kernel-tests",
-                "--exclude",
-                "coil-lab",
-            ],
-            Self::Kernel => &["--package", "coil-kernel-tests"],
-            Self::Lab => &["--package", "coil-lab"],
+    /// The tier of a test program, by its package's folder.
+    fn of(folder: &Path) -> Self {
+        match folder.strip_prefix(run::root()).unwrap_or(folder).to_str() {
+            Some("tests/kernel") => Self::Kernel,
+            Some("tests/lab") => Self::Lab,
+            _ => Self::Host,
         }
     }
 }
 
+/// All packages at once, and programs with their tests: each selection of its own would have features
+/// of its own, and build every dependency again.
+const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "coil-ebpf"];
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     run::need_root("test");
     setup::ensure()?;
-    build::all()?;
+    build_ebpf::build()?;
+    let built = built::cargo(&[&["build"], &WORKSPACE[..], &["--bins", "--tests"]].concat())?;
+    let (mut ran, mut failed) = (0, Vec::new());
     for tier in Tier::ALL.into_iter().filter(|tier| args.only.is_none_or(|only| only == *tier)) {
-        let mut command = run::cargo();
-        command.arg("test").args(tier.selection()).arg("--").args(&args.rest);
-        run::run(&mut command)?;
+        for program in built.iter().filter(|built| built.test && Tier::of(&built.folder) == tier) {
+            if !args.chooses(&program.names()?) {
+                continue;
+            }
+            ran += 1;
+            if run::run(program.command().args(&args.rest)).is_err() {
+                failed.push(run::shown(&Command::new(&program.path)));
+            }
+        }
+        if tier == Tier::Host && args.rest.is_empty() {
+            run::run(run::cargo().arg("test").args(WORKSPACE).arg("--doc"))?;
+        }
+    }
+    if ran == 0 {
+        bail!("no test was chosen: {:?} is in the name of none", args.rest);
+    }
+    if !failed.is_empty() {
+        bail!("{} of {ran} test programs failed: {}", failed.len(), failed.join(", "));
     }
     Ok(())
+}
+
+impl Args {
+    /// Whether a program has any of the chosen tests. Options are the test runner's own.
+    fn chooses(&self, names: &[String]) -> bool {
+        let mut parts = self.rest.iter().take_while(|word| !word.starts_with('-')).peekable();
+        !names.is_empty()
+            && (parts.peek().is_none() || parts.any(|part| names.iter().any(|name| name.contains(part))))
+    }
 }

@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use coil_agent::{
-    net::{Rtnl, route::Owned},
+    net::{
+        Rtnl,
+        monitor::{Monitor, Topic},
+        route::{MAIN_TABLE, Owned},
+    },
     router::{self, Config, Metrics},
 };
 use coil_api::{
@@ -38,9 +42,6 @@ struct Args {
     node_name: String,
 }
 
-/// RT_TABLE_MAIN of linux/rtnetlink.h.
-const MAIN_TABLE: u32 = 254;
-
 #[tokio::main]
 async fn main() -> ExitCode {
     coil_program::end(run().await)
@@ -62,6 +63,7 @@ async fn run() -> Result<()> {
         .await
         .context("cannot find the API server: run in a pod with a service account, or set KUBECONFIG")?;
     let rtnl = Rtnl::open()?;
+    let monitor = Monitor::open(&[Topic::Node])?;
     let config = Config {
         node: args.node_name,
         routes: Owned { table: MAIN_TABLE, protocol: args.protocol_id },
@@ -69,7 +71,7 @@ async fn run() -> Result<()> {
     };
     info!(node = %config.node, "starting");
     tokio::select! {
-        never = router::run(client, rtnl, config, metrics, ready) => match never {},
+        never = router::run(client, rtnl, monitor, config, metrics, ready) => match never {},
         // The routes stay: the cluster goes on while the program is replaced.
         () = stopped => info!("stopped; the routes stay"),
     }

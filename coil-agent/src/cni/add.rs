@@ -15,7 +15,8 @@ use super::{
 use crate::{
     egress::plan::{Attached, egresses_of},
     ipam::Allocation,
-    node::{NewPod, Node, altname},
+    net::name::PodIdentity,
+    node::{NewPod, Node},
 };
 
 /// What the log tells of an ADD that succeeded.
@@ -51,7 +52,12 @@ async fn connect(
 ) -> Result<CniResult, Failure> {
     let pod = wanted.pod;
     let routes = node.route_policy(egresses_of(&pod));
-    let link = node.network.setup(ns, allocation, &altname(&pod.uid), routes.clone()).await?;
+    let identity = PodIdentity {
+        namespace: pod.key.namespace.clone(),
+        name: pod.key.name.clone(),
+        uid: pod.uid.clone(),
+    };
+    let link = node.network.setup(ns, allocation, &identity, routes.clone()).await?;
     phases.end("network");
     let result =
         result::result(ns, &request.owner.ifname, &link, node.network.gateways(&link), node.network.mtu());

@@ -6,6 +6,7 @@
 //!                         ipam ─▶ blocks ─▶ table 119
 //! ```
 
+mod export;
 pub mod options;
 
 use std::{
@@ -19,11 +20,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     cni::server::{self, CniService},
@@ -32,8 +32,9 @@ use crate::{
     ipam::NodeIpam,
     metrics,
     net::{
-        Rtnl, export,
+        Rtnl,
         host::{self, HostAddresses},
+        monitor::{Monitor, Topic},
         pod::PodNetwork,
         recover,
         route::Owned,
@@ -42,6 +43,7 @@ use crate::{
     plane::Plane,
     watch::{Feed, objects},
 };
+use export::Exporter;
 use options::{Mode, Options};
 
 /// How long to wait before asking the API server again at the start.
@@ -75,23 +77,26 @@ pub async fn run(options: Options) -> Result<()> {
     coil_program::serve_http(options.health_addr, ready, options.metrics_addr, registry.clone())?;
 
     tokio::pin!(stopped);
-    let node = tokio::select! {
-        node = start(&options, &feed) => node?,
+    let (node, exporter) = tokio::select! {
+        started = start(&options, &feed) => started?,
         () = &mut stopped => return Ok(()),
     };
     metrics::datapath_info(&registry, node.plane.mode(), node.plane.reason())?;
     metrics::DatapathCounters::register(node.clone(), &registry)?;
-    let service = CniService::new(node, &registry)?;
+    let service = CniService::new(node.clone(), &registry)?;
     let listener = server::listen(&options.socket).context("cannot start")?;
     serving.store(true, Ordering::Relaxed);
     info!(socket = %options.socket.display(), "ready for the plugin");
     server::serve(listener, service, stopped).await.map_err(anyhow::Error::from_boxed)?;
+    if options.clear_routes_on_shutdown {
+        exporter.end(node.client.clone(), &options.node_name).await;
+    }
     info!("stopped; pods and their traffic stay as they are");
     Ok(())
 }
 
 /// Everything up to the socket.
-async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
+async fn start(options: &Options, feed: &Feed) -> Result<(Arc<Node>, Exporter)> {
     let client = Client::try_default()
         .await
         .context("cannot find the API server: run in a pod with a service account, or set KUBECONFIG")?;
@@ -101,8 +106,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
     let addresses = node_addresses(&client, &options.node_name).await;
     let mtu = host::mtu(&rtnl).await?;
     info!(node = options.node_name, ?addresses, mtu, "pods' gateways are this node's addresses");
-    let network = PodNetwork::new(rtnl.clone(), pod_routes, HostAddresses::of(&addresses), mtu);
-    let found = recover::pods(&rtnl, pod_routes).await?;
+    let network = PodNetwork::new(rtnl.clone(), pod_routes, HostAddresses::of(&addresses), mtu)
+        .with_calico_names(options.compat_calico);
+    let found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
 
     feed.start(&client, &options.node_name);
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
@@ -113,8 +119,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
         devices: options.devices.clone(),
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
-            forward: plane.mode() == "ebpf",
             fast_udp: options.fast_udp,
+            // Calico's policies are in the host's stack: no packet may pass it by.
+            forward: plane.mode() == "ebpf" && !options.compat_calico,
             fou_port: options.egress_port,
             mark: options.mark.0,
             ..NodeFacts::default()
@@ -123,13 +130,13 @@ async fn start(options: &Options, feed: &Feed) -> Result<Arc<Node>> {
     let node = Node::new(settings, client, feed.clone(), ipam.clone(), network, plane, rtnl.clone());
     node.recover(found);
     node.look_at_node().await?;
-    tokio::spawn(node.clone().run());
+    tokio::spawn(node.clone().run(Monitor::open(&[Topic::Node])?));
     let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
     let interval = options.addressblock_gc_interval.0;
-    tokio::spawn(export_blocks(rtnl, export, on_blocks, interval));
+    let exporter = Exporter::start(rtnl, export, on_blocks, interval)?;
     tokio::spawn(collect_garbage(ipam, interval));
     tokio::spawn(sweep(node.clone()));
-    Ok(node)
+    Ok((node, exporter))
 }
 
 /// The node's InternalIPs. Without them there is no pod network, so this waits as long as it takes.
@@ -172,39 +179,6 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
 fn open_ebpf() -> Result<Plane> {
     let datapath = Datapath::open(&DatapathConfig::default())?;
     Ok(Plane::ebpf(Box::new(datapath)))
-}
-
-/// Keeps table 119 the blocks that the node owns.
-async fn export_blocks(
-    rtnl: Rtnl,
-    table: Owned,
-    mut blocks: watch::Receiver<BTreeSet<IpNet>>,
-    interval: Duration,
-) {
-    // Before the first list the set of blocks is not known, and what is exported stays.
-    if blocks.changed().await.is_err() {
-        return;
-    }
-    loop {
-        let wanted = blocks.borrow_and_update().clone();
-        let pause = match export::sync(&rtnl, table, &wanted).await {
-            Ok(changes) => {
-                if changes != export::Changes::default() {
-                    let (set, removed) = (changes.set, changes.removed);
-                    info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
-                }
-                interval
-            }
-            Err(e) => {
-                error!(error = %e, "cannot export the node's blocks; will try again");
-                RETRY
-            }
-        };
-        tokio::select! {
-            changed = blocks.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
 }
 
 async fn collect_garbage(ipam: NodeIpam, interval: Duration) {

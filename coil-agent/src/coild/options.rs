@@ -62,6 +62,18 @@ pub struct Options {
     /// The bit of packets' marks that Coil's own packets carry between two of its programs
     #[arg(long, default_value = "0x2000")]
     pub mark: Mark,
+    /// Name the links of pods as Calico does, for its network policies
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub compat_calico: bool,
+    /// Take over pods whose routes are in the main table, where Coil 2.0.1 had them
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub register_from_main: bool,
+    /// Empty the table of address blocks when coild ends because its Node was deleted
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub clear_routes_on_shutdown: bool,
     #[command(flatten)]
     not_here: NotHere,
 }
@@ -101,12 +113,6 @@ pub enum Mode {
 #[derive(Debug, Clone, Parser)]
 struct NotHere {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    compat_calico: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    register_from_main: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
     enable_ipam: bool,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -115,9 +121,6 @@ struct NotHere {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     enable_originating_only: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    clear_routes_on_shutdown: bool,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     host_stack: bool,
@@ -149,12 +152,9 @@ impl Options {
     pub fn check(&self) -> Result<(), Unsupported> {
         let flags = &self.not_here;
         let asked = [
-            (flags.compat_calico, "--compat-calico"),
-            (flags.register_from_main, "--register-from-main"),
             (!flags.enable_ipam, "--enable-ipam=false"),
             (!flags.enable_egress, "--enable-egress=false"),
             (flags.enable_originating_only, "--enable-originating-only"),
-            (flags.clear_routes_on_shutdown, "--clear-routes-on-shutdown"),
             (flags.host_stack, "--host-stack"),
             // The kernel path of egress, which the backend is for, is not here.
             (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
@@ -204,12 +204,9 @@ mod tests {
     #[test]
     fn what_is_not_here_is_refused() {
         for flag in [
-            "--compat-calico",
-            "--register-from-main=true",
             "--enable-ipam=false",
             "--enable-egress=false",
             "--enable-originating-only",
-            "--clear-routes-on-shutdown",
             "--host-stack",
             "--backend=other",
         ] {

@@ -1,4 +1,4 @@
-//! Programs on links: TCX links, pinned, so that they work on while no agent runs.
+//! Programs on links, by pinned TCX links or by filters: both work on while no agent runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,13 +9,13 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
     },
 };
 
-use super::DatapathError;
+use super::{DatapathError, filter};
 
 /// The programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,13 +57,27 @@ impl Program {
     }
 }
 
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hook {
+    /// A pinned TCX link.
+    Tcx,
+    /// A filter; see [`filter`].
+    Filter,
+}
+
 /// A program's place.
-pub(super) type Place = (Program, u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) program: Program,
+    pub(super) ifindex: u32,
+    pub(super) hook: Hook,
+}
 
 /// All attachments of this node.
 pub(super) struct Attachments {
     dir: PathBuf,
-    /// Places whose pinned link carries this agent's program.
+    /// Places that carry this agent's program.
     attached: BTreeSet<Place>,
     /// Places whose pinned link was found, with the program of an earlier agent.
     found: BTreeSet<Place>,
@@ -87,62 +101,63 @@ impl Attachments {
         Ok(Self { dir, attached: BTreeSet::new(), found })
     }
 
-    /// Attaches what is missing; `wanted` says whose link it is. A link that an earlier agent left gets
-    /// the new program in place of its own: no packet is lost.
+    /// Attaches what is missing; `wanted` says whose link it is. A place that an earlier agent left gets
+    /// the new program in place of its own: no packet is lost. Links that are gone are left out when
+    /// `gone_ok`: a namespace may go before anybody says so, and no packet comes from there.
     pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         wanted: &BTreeMap<Place, String>,
+        gone_ok: bool,
     ) -> Result<usize, DatapathError> {
         let missing: Vec<_> = wanted.iter().filter(|(place, _)| !self.attached.contains(place)).collect();
-        if missing.is_empty() {
-            return Ok(0);
-        }
-        let names: BTreeMap<u32, String> = interfaces();
-        for ((program, ifindex), owner) in &missing {
-            let Some(interface) = names.get(ifindex) else {
+        let mut attached = 0;
+        for (place, owner) in &missing {
+            let Some(interface) = interface(place.ifindex) else {
+                if gone_ok {
+                    continue;
+                }
                 return Err(DatapathError::NoInterface {
-                    program: program.name(),
-                    ifindex: *ifindex,
+                    program: place.program.name(),
+                    ifindex: place.ifindex,
                     owner: (*owner).clone(),
                 });
             };
-            self.attach_one(ebpf, *program, *ifindex, interface)?;
+            match place.hook {
+                Hook::Tcx => self.attach_link(ebpf, **place, &interface)?,
+                Hook::Filter => {
+                    let code = classifier(ebpf, place.program)?;
+                    filter::attach(code, &interface, place.program.side()).map_err(program_error(
+                        place.program,
+                        "attach it to",
+                        &interface,
+                    ))?;
+                }
+            }
+            self.attached.insert(**place);
+            attached += 1;
         }
-        Ok(missing.len())
+        Ok(attached)
     }
 
-    fn attach_one(
-        &mut self,
-        ebpf: &mut Ebpf,
-        program: Program,
-        ifindex: u32,
-        interface: &str,
-    ) -> Result<(), DatapathError> {
-        let pin = self.pin(program, ifindex);
-        let code = classifier(ebpf, program)?;
-        if self.found.remove(&(program, ifindex)) {
+    fn attach_link(&mut self, ebpf: &mut Ebpf, place: Place, interface: &str) -> Result<(), DatapathError> {
+        let pin = self.pin(place);
+        let code = classifier(ebpf, place.program)?;
+        if self.found.remove(&place) {
             if replace(code, &pin).is_ok() {
-                self.attached.insert((program, ifindex));
                 return Ok(());
             }
             // The device of the link is gone, and its index is used again.
             unpin(&pin)?;
         }
-        let failed = |action: &'static str| {
-            move |source| DatapathError::Program {
-                name: program.name(),
-                action: format!("{action} {interface}"),
-                source: Box::new(source),
-            }
-        };
+        let failed = |action| program_error(place.program, action, interface);
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id =
-            code.attach_with_options(interface, program.side(), options).map_err(failed("attach it to"))?;
+        let id = code
+            .attach_with_options(interface, place.program.side(), options)
+            .map_err(failed("attach it to"))?;
         let link = code.take_link(id).map_err(failed("keep its link to"))?;
         let link = FdLink::try_from(link).map_err(|source| link_error(&pin, "use", source))?;
         link.pin(&pin).map_err(|source| link_error(&pin, "pin", source))?;
-        self.attached.insert((program, ifindex));
         Ok(())
     }
 
@@ -151,15 +166,44 @@ impl Attachments {
         let extra: Vec<Place> =
             self.attached.union(&self.found).filter(|place| !wanted.contains_key(place)).copied().collect();
         for place in &extra {
-            unpin(&self.pin(place.0, place.1))?;
-            self.attached.remove(place);
-            self.found.remove(place);
+            self.detach(*place)?;
         }
         Ok(extra.len())
     }
 
-    fn pin(&self, program: Program, ifindex: u32) -> PathBuf {
-        self.dir.join(format!("{}-{ifindex}", program.name()))
+    /// Detaches from a link, whichever way the program is attached.
+    pub(super) fn detach_from(&mut self, program: Program, ifindex: u32) -> Result<usize, DatapathError> {
+        let places = [Hook::Tcx, Hook::Filter].map(|hook| Place { program, ifindex, hook });
+        let there = places.map(|p| (p, self.attached.contains(&p) || self.found.contains(&p)));
+        let mut detached = 0;
+        for (place, _) in there.into_iter().filter(|(_, there)| *there) {
+            self.detach(place)?;
+            detached += 1;
+        }
+        Ok(detached)
+    }
+
+    fn detach(&mut self, place: Place) -> Result<(), DatapathError> {
+        match place.hook {
+            Hook::Tcx => unpin(&self.pin(place))?,
+            Hook::Filter => {
+                // It went with its link, if that is gone.
+                if let Some(interface) = interface(place.ifindex) {
+                    filter::detach(&interface, place.program.side()).map_err(program_error(
+                        place.program,
+                        "detach it from",
+                        &interface,
+                    ))?;
+                }
+            }
+        }
+        self.attached.remove(&place);
+        self.found.remove(&place);
+        Ok(())
+    }
+
+    fn pin(&self, place: Place) -> PathBuf {
+        self.dir.join(format!("{}-{}", place.program.name(), place.ifindex))
     }
 }
 
@@ -167,13 +211,23 @@ impl Attachments {
 fn place(name: &str) -> Option<Place> {
     let (program, ifindex) = name.rsplit_once('-')?;
     let program = Program::ALL.into_iter().find(|p| p.name() == program)?;
-    Some((program, ifindex.parse().ok()?))
+    Some(Place { program, ifindex: ifindex.parse().ok()?, hook: Hook::Tcx })
 }
 
-/// Names of the interfaces of this network namespace by index.
-fn interfaces() -> BTreeMap<u32, String> {
-    let Ok(interfaces) = nix::net::if_::if_nameindex() else { return BTreeMap::new() };
-    interfaces.iter().map(|i| (i.index(), i.name().to_string_lossy().into_owned())).collect()
+/// The name of an interface of this network namespace.
+fn interface(ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()?;
+    // A link on its way out may have lost its name already.
+    Some(name).filter(|name| !name.is_empty())
+}
+
+fn program_error(
+    program: Program,
+    action: &'static str,
+    interface: &str,
+) -> impl FnOnce(ProgramError) -> DatapathError {
+    let action = format!("{action} {interface}");
+    move |source| DatapathError::Program { name: program.name(), action, source: Box::new(source) }
 }
 
 /// Looks up a loaded program.
@@ -218,8 +272,11 @@ mod tests {
 
     #[test]
     fn a_pin_states_its_place() {
-        assert_eq!(place("from_pod-12"), Some((Program::FromPod, 12)));
-        assert_eq!(place("from_net-3"), Some((Program::FromNet, 3)));
+        assert_eq!(
+            place("from_pod-12"),
+            Some(Place { program: Program::FromPod, ifindex: 12, hook: Hook::Tcx })
+        );
+        assert_eq!(place("to_net-3").map(|place| place.program), Some(Program::ToNet));
         assert_eq!(place("from_net-x"), None);
         assert_eq!(place("other-3"), None);
     }

@@ -60,6 +60,8 @@ pub struct LocalPod {
     pub client: bool,
     /// True for a gateway pod.
     pub gateway: bool,
+    /// True when another CNI plugin wants the ingress qdisc of the link for itself.
+    pub shaped: bool,
 }
 
 /// An Egress as clients see it.

@@ -1,6 +1,6 @@
 //! The tables of one address family.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use aya::{
     Ebpf,
@@ -94,6 +94,21 @@ impl<A: HostAddr> FamilyTables<A> {
         changes += self.policy.put_all(&image.policy)?;
         changes += self.pods.put_all(&image.pods)?;
         Ok(changes)
+    }
+
+    /// Takes the pod with these addresses out, with its flows and translations.
+    pub(super) fn take_out(
+        &mut self,
+        addresses: &[IpAddr],
+        now: u32,
+        limits: &Limits,
+    ) -> Result<usize, DatapathError> {
+        let gone: Vec<A> = addresses.iter().filter_map(|address| A::of(*address)).collect();
+        let removed = self.pods.remove(&gone)?;
+        if removed > 0 {
+            self.state.sweep(now, limits, &gone)?;
+        }
+        Ok(removed)
     }
 
     /// Removes in the other order. Flows and translations of a pod that is gone go with it: its

@@ -152,6 +152,7 @@ mod tests {
                 policy: 5,
                 client: true,
                 gateway: false,
+                shaped: false,
             }],
             policies: [
                 ((5, "0.0.0.0/0".parse().unwrap()), Some(9)),

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Desired ──► image ──► table (difference) ──► pinned maps ◄──► programs
-//!    └──────► attach ─► pinned TCX links            ▲
-//!                       conntrack ──► flows ────────┘
+//!    └──────► attach ─► pinned TCX links of uplinks,   ▲
+//!                       filters of pods' links         │
+//!             conntrack ──► flows ─────────────────────┘
 //! ```
 //!
 //! Maps and links are pinned, so that packets flow on while no agent runs. [`Datapath::open`] adopts
@@ -14,6 +15,7 @@ mod conntrack;
 mod desired;
 mod error;
 mod family;
+mod filter;
 mod flows;
 mod image;
 mod maglev;
@@ -22,21 +24,18 @@ mod pins;
 mod state;
 mod table;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
     util::KernelVersion,
 };
-use coil_packet::{
-    abi::{Config, Lost, UplinkValue, config_flag},
-    flow::Limits,
-};
+use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
 use tracing::warn;
 
-use attach::{Attachments, Place, Program, classifier};
+use attach::{Attachments, Hook, Place, Program, classifier};
 use family::FamilyTables;
 use state::Counters;
 use table::Table;
@@ -135,45 +134,71 @@ impl Datapath {
     /// # Errors
     /// Names the map, program or link. What was done before stays; calling again continues.
     pub fn apply(&mut self, desired: &Desired) -> Result<Report, DatapathError> {
-        let (mut config, uplinks) = image::common(desired);
-        let v4 = image::family(desired);
-        let v6 = image::family(desired);
-        let places = places(desired);
-        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) = places
-            .iter()
-            .map(|(place, owner)| (*place, owner.clone()))
-            .partition(|((p, _), _)| p.is_outward());
-        let mut report = Report::default();
-        self.pools = desired.pools.iter().copied().collect();
+        let mut report = self.add(desired, true)?;
+        let (_, uplinks) = image::common(desired);
+        let (v4, v6) = (image::family(desired), image::family(desired));
+        report.detached = self.attachments.detach_others(&places(desired))?;
+        let (now, limits) = (monotonic_seconds(), conntrack::limits());
+        report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
+        report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
+        report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
+        self.forget_decisions_after(&report)?;
+        Ok(report)
+    }
 
-        let before = self.read_config()?.flags;
+    /// Adds and replaces what is stated, and leaves everything else alone: a pod is added without
+    /// a look at all others.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn put(&mut self, part: &Desired) -> Result<Report, DatapathError> {
+        let report = self.add(part, false)?;
+        self.forget_decisions_after(&report)?;
+        Ok(report)
+    }
+
+    fn add(&mut self, part: &Desired, gone_ok: bool) -> Result<Report, DatapathError> {
+        let (mut config, uplinks) = image::common(part);
+        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            places(part).into_iter().partition(|(place, _)| place.program.is_outward());
+        let mut report = Report::default();
+        self.pools = part.pools.iter().copied().collect();
+
         // What becomes fast now waits until the kernel's flows are marked.
-        let starts = config.flags & !before & FAST_FLAGS;
+        let starts = config.flags & !self.read_config()?.flags & FAST_FLAGS;
         report.entries.put += self.put_config(Config { flags: config.flags & !starts, ..config })?;
-        report.entries += self.v4.put_all(&v4)?;
-        report.entries += self.v6.put_all(&v6)?;
-        report.attached = self.attachments.attach(&mut self.ebpf, &outward)?;
+        report.entries += self.v4.put_all(&image::family(part))?;
+        report.entries += self.v6.put_all(&image::family(part))?;
+        report.attached = self.attachments.attach(&mut self.ebpf, &outward, gone_ok)?;
         if starts & config_flag::FORWARD != 0 {
             self.v4.state.flows.forget_fast()?;
             self.v6.state.flows.forget_fast()?;
         }
         if starts != 0 || config.flags & config_flag::MARK != 0 && self.uplinks.lacks(&uplinks) {
+            // Without all marks an answer of a service could pass for a datagram that begins a flow.
             if !self.mark_connections() {
                 config.flags &= !config_flag::FAST_UDP;
             }
         }
-        report.attached += self.attachments.attach(&mut self.ebpf, &inward)?;
+        report.attached += self.attachments.attach(&mut self.ebpf, &inward, gone_ok)?;
         report.entries += self.uplinks.put_all(&uplinks)?;
         report.entries.put += self.put_config(config)?;
+        Ok(report)
+    }
 
-        report.detached = self.attachments.detach_others(&places)?;
+    /// Takes one pod out: its program, then its entries, flows and translations. What its policy was stays
+    /// until the next [`Self::apply`].
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
+        let mut report = Report::default();
+        report.detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
+        report.detached += self.attachments.detach_from(Program::ToPod, ifindex)?;
         let (now, limits) = (monotonic_seconds(), conntrack::limits());
-        report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
-        report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
-        report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
-        if report != Report::default() {
-            self.forget_decisions()?;
-        }
+        report.entries.removed += self.v4.take_out(addresses, now, &limits)?;
+        report.entries.removed += self.v6.take_out(addresses, now, &limits)?;
+        self.forget_decisions_after(&report)?;
         Ok(report)
     }
 
@@ -212,6 +237,10 @@ impl Datapath {
     pub fn forget_decisions(&mut self) -> Result<(), DatapathError> {
         let config = self.read_config()?;
         self.write_config(Config { epoch: config.epoch.wrapping_add(1).max(1), ..config })
+    }
+
+    fn forget_decisions_after(&mut self, report: &Report) -> Result<(), DatapathError> {
+        if *report == Report::default() { Ok(()) } else { self.forget_decisions() }
     }
 
     /// Marks the flows that the kernel tracks. False when not all of them could be marked: UDP must not be
@@ -273,7 +302,7 @@ impl Datapath {
     /// # Errors
     /// When a map cannot be read or written.
     pub fn sweep(&mut self, now: u32) -> Result<Swept, DatapathError> {
-        let limits: Limits = conntrack::limits();
+        let limits = conntrack::limits();
         let (v4, v6) = (self.v4.state.sweep(now, &limits, &[])?, self.v6.state.sweep(now, &limits, &[])?);
         let lost = self.lost.get(&0, 0).map_err(|source| DatapathError::Map {
             name: "coil_lost",
@@ -308,11 +337,12 @@ const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
 /// Every place where a program belongs, with its owner for messages.
 fn places(desired: &Desired) -> BTreeMap<Place, String> {
     let pods = desired.pods.iter().flat_map(|pod| {
-        let place = |program| ((program, pod.ifindex), format!("pod {}", pod.name));
+        let hook = if pod.shaped { Hook::Tcx } else { Hook::Filter };
+        let place = |program| (Place { program, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name));
         [Program::FromPod, Program::ToPod].map(place)
     });
     let uplinks = desired.uplinks.iter().flat_map(|ifindex| {
-        let place = |program| ((program, *ifindex), "uplink".to_owned());
+        let place = |program| (Place { program, ifindex: *ifindex, hook: Hook::Tcx }, "uplink".to_owned());
         [Program::FromNet, Program::ToNet].map(place)
     });
     pods.chain(uplinks).collect()

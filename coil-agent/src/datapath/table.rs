@@ -117,16 +117,34 @@ impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
             .collect();
         let mut removed = vec![];
         for (id, key) in extra {
-            match self.store.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(source) => {
-                    return Err(DatapathError::Map { name: self.name, action: "remove an entry", source });
-                }
-            }
-            self.mirror.remove(&id);
+            self.remove_one(&id, &key)?;
             removed.push(key);
         }
         Ok(removed)
+    }
+
+    /// Removes the entries of some keys; the answer is how many there were.
+    pub(super) fn remove(&mut self, keys: &[K]) -> Result<usize, DatapathError> {
+        let mut removed = 0;
+        for key in keys {
+            let id = (self.identify)(key);
+            if self.mirror.contains_key(&id) {
+                self.remove_one(&id, key)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn remove_one(&mut self, id: &[u8], key: &K) -> Result<(), DatapathError> {
+        match self.store.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(source) => {
+                return Err(DatapathError::Map { name: self.name, action: "remove an entry", source });
+            }
+        }
+        self.mirror.remove(id);
+        Ok(())
     }
 }
 
@@ -190,6 +208,14 @@ mod tests {
         assert_eq!(table.put_all(&wanted).unwrap(), Changes::default());
         assert!(table.remove_others(&wanted).unwrap().is_empty());
         assert_eq!(table.store.writes, 1);
+    }
+
+    #[test]
+    fn some_entries_go_and_the_others_stay() {
+        let mut table = table(&[(1, 10), (2, 20)]);
+        assert_eq!(table.remove(&[2, 3]).unwrap(), 1);
+        assert_eq!(table.store.entries, [(1, 10)].into());
+        assert_eq!(table.put_all(&[(2, 20)]).unwrap().put, 1, "it is known to be gone");
     }
 
     #[test]

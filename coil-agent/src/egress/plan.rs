@@ -132,6 +132,7 @@ pub fn desired<'a>(
             policy: if client { policy_id(egresses) } else { 0 },
             client,
             gateway: attached.pod.as_ref().is_some_and(|p| p.gateway_of.is_some()),
+            shaped: attached.pod.as_ref().is_some_and(|p| p.shaped),
         });
     }
     for egresses in sets {
@@ -227,6 +228,7 @@ mod tests {
                 uid: index.to_string(),
                 egresses: Ok(egresses.iter().map(|name| egress(name)).collect()),
                 gateway_of: gateway.then(|| egress("nat")),
+                shaped: false,
                 addresses: Vec::new(),
             }),
             kernel_client: false,

@@ -14,26 +14,40 @@ use super::{
     link::Mac,
     route::family_of,
     rtnl::{Mode, Rtnl, RtnlError},
+    wire::Request,
 };
 
-impl Rtnl {
-    /// Adds an address that can be used at once: nobody else can have it, so nobody is asked
-    /// (duplicate address detection takes over a second).
-    pub(super) async fn add_address(&self, index: u32, address: IpNet) -> Result<(), RtnlError> {
-        let mut message = AddressMessage::default();
-        message.header.family = family_of(address.addr());
-        message.header.index = index;
-        message.header.prefix_len = address.prefix_len();
-        message.header.scope = AddressScope::Universe;
-        message.attributes.push(AddressAttribute::Local(address.addr()));
-        message.attributes.push(AddressAttribute::Address(address.addr()));
-        if address.addr().is_ipv6() {
-            message.header.flags = AddressHeaderFlags::Nodad;
-        }
-        let doing = || format!("add address {address} to link {index}");
-        self.change(RouteNetlinkMessage::NewAddress(message), Mode::Create, doing).await
+/// Adds an address that can be used at once: nobody else can have it, so nobody is asked
+/// (duplicate address detection takes over a second).
+pub(super) fn add_address(index: u32, address: IpNet) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(address.addr());
+    message.header.index = index;
+    message.header.prefix_len = address.prefix_len();
+    message.header.scope = AddressScope::Universe;
+    message.attributes.push(AddressAttribute::Local(address.addr()));
+    message.attributes.push(AddressAttribute::Address(address.addr()));
+    if address.addr().is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
     }
+    let doing = format!("add address {address} to link {index}");
+    Request::change(RouteNetlinkMessage::NewAddress(message), Mode::Create, doing)
+}
 
+/// States a neighbour's hardware address for good.
+pub(super) fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family_of(address);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unspec;
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    let doing = format!("add neighbour {address} to link {index}");
+    Request::change(RouteNetlinkMessage::NewNeighbour(message), Mode::Replace, doing)
+}
+
+impl Rtnl {
     /// All addresses of the namespace, with their links' indices.
     ///
     /// # Errors
@@ -56,18 +70,5 @@ impl Rtnl {
             found.extend(net.map(|net| (message.header.index, net)));
         }
         Ok(found)
-    }
-
-    /// States a neighbour's hardware address for good.
-    pub(super) async fn add_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> Result<(), RtnlError> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family_of(address);
-        message.header.ifindex = index;
-        message.header.state = NeighbourState::Permanent;
-        message.header.kind = RouteType::Unspec;
-        message.attributes.push(NeighbourAttribute::Destination(address.into()));
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-        let doing = || format!("add neighbour {address} to link {index}");
-        self.change(RouteNetlinkMessage::NewNeighbour(message), Mode::Replace, doing).await
     }
 }

@@ -6,15 +6,25 @@ use coil_netns::NetNs;
 use nix::libc;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
+    packet_core::DefaultNla,
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, Prop},
+        link::{
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage, Prop,
+            State,
+        },
     },
 };
 use std::os::fd::AsRawFd;
 
-use super::rtnl::{Mode, Rtnl, RtnlError};
+use super::{
+    rtnl::{Mode, Rtnl, RtnlError},
+    wire::{Answer, Request},
+};
 use crate::ipam::AttachmentId;
+
+/// Room for a link's name (IFNAMSIZ of linux/if.h), the final zero counted.
+const IFNAME_SIZE: usize = 16;
 
 /// A link's hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -100,6 +110,8 @@ pub struct Link {
     pub mac: Mac,
     /// MTU.
     pub mtu: u32,
+    /// Whether the link carries packets: it is up, and so is its other end.
+    pub running: bool,
     /// True for a link that is not made by software: it has no kind.
     pub physical: bool,
     /// Of a veth: this namespace's id for the one that the peer is in.
@@ -111,6 +123,11 @@ pub struct Link {
 }
 
 impl Link {
+    /// Whether it may be the link of an attachment that has its name: it is, or it has no alias yet.
+    pub(super) fn is_of(&self, owner: &AttachmentId) -> bool {
+        self.alias.as_ref().is_none_or(|alias| alias.owner == *owner)
+    }
+
     fn parse(message: &LinkMessage) -> Self {
         let mut link = Self { index: message.header.index, physical: true, ..Self::default() };
         for attribute in &message.attributes {
@@ -119,6 +136,7 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Alias::parse(alias),
                 LinkAttribute::Address(mac) => link.mac = Mac(mac.as_slice().try_into().unwrap_or_default()),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::OperState(state) => link.running = *state == State::Up,
                 LinkAttribute::LinkInfo(_) => link.physical = false,
                 LinkAttribute::LinkNetNsId(id) => link.peer_nsid = Some(*id),
                 LinkAttribute::Link(index) => link.lower = Some(*index),
@@ -146,34 +164,91 @@ pub(super) struct Veth<'a> {
     pub(super) mtu: u32,
 }
 
+/// Makes both ends in one message, the peer in another namespace from the start.
+pub(super) fn add_veth(veth: &Veth<'_>, peer_ns: &NetNs) -> Request {
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(veth.peer)
+        .address(veth.peer_mac.0.to_vec())
+        .mtu(veth.mtu)
+        .setns_by_fd(peer_ns.as_raw_fd())
+        .build();
+    let pair = LinkMessageBuilder::<LinkVeth>::new(veth.name, veth.peer)
+        .address(veth.mac.0.to_vec())
+        .mtu(veth.mtu)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    let doing = format!("make the veth pair {} and {}", veth.name, veth.peer);
+    Request::change(RouteNetlinkMessage::NewLink(pair), Mode::Create, doing)
+}
+
+/// Gives a link its alias, and keeps the kernel from giving it a link-local address when it comes up:
+/// that would wait for duplicates. `ipv6`: the kernel has IPv6 at all.
+pub(super) fn describe(index: u32, alias: Option<&Alias>, ipv6: bool) -> Request {
+    let mut link = LinkUnspec::new_with_index(index).build();
+    link.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_string())));
+    if ipv6 {
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+    }
+    let doing = format!("give link {index} its alias and settings");
+    Request::change(RouteNetlinkMessage::SetLink(link), Mode::Change, doing)
+}
+
+/// Sets a link up.
+pub(super) fn set_up(index: u32) -> Request {
+    let message = RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build());
+    Request::change(message, Mode::Change, format!("set up link {index}"))
+}
+
+/// Gives a link further names.
+pub(super) fn add_altnames(index: u32, names: &[String]) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let names: Vec<Prop> = names.iter().cloned().map(Prop::AltIfName).collect();
+    let doing = format!("give link {index} the alternative names {names:?}");
+    message.attributes.push(LinkAttribute::PropList(names));
+    Request::change(RouteNetlinkMessage::NewLinkProp(message), Mode::Create, doing)
+}
+
+/// Removes a link.
+pub(super) fn delete_link(index: u32) -> Request {
+    let message = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
+    Request::change(message, Mode::Change, format!("remove link {index}"))
+}
+
+/// Asks for a link by its name or an alternative one.
+pub(super) fn get_by_name(name: &str) -> Request {
+    Request::get(RouteNetlinkMessage::GetLink(named(name)), format!("look for link {name}"))
+}
+
+/// Asks for a link by its index.
+pub(super) fn get_by_index(index: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).build();
+    Request::get(RouteNetlinkMessage::GetLink(message), format!("look for link {index}"))
+}
+
+/// The link that was asked for; none when there is none.
+pub(super) fn found(answer: Answer) -> Result<Option<Link>, RtnlError> {
+    match answer {
+        Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(Link::parse(&link))),
+        Ok(_) => Ok(None),
+        Err(e) if e.is_absent() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A message about the link with a name: an alternative one has room for more.
+fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(if name.len() < IFNAME_SIZE {
+        LinkAttribute::IfName(name.to_owned())
+    } else {
+        LinkAttribute::Other(DefaultNla::new(libc::IFLA_ALT_IFNAME, [name.as_bytes(), &[0]].concat()))
+    });
+    message
+}
+
 impl Rtnl {
-    /// Makes both ends in one message, the peer in another namespace from the start.
-    pub(super) async fn add_veth(&self, veth: &Veth<'_>, peer_ns: &NetNs) -> Result<(), RtnlError> {
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(veth.peer)
-            .address(veth.peer_mac.0.to_vec())
-            .mtu(veth.mtu)
-            .setns_by_fd(peer_ns.as_raw_fd())
-            .build();
-        let pair = LinkMessageBuilder::<LinkVeth>::new(veth.name, veth.peer)
-            .address(veth.mac.0.to_vec())
-            .mtu(veth.mtu)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build();
-        let doing = || format!("make the veth pair {} and {}", veth.name, veth.peer);
-        self.change(RouteNetlinkMessage::NewLink(pair), Mode::Create, doing).await
-    }
-
-    /// Sets a link up; in the same message its alias.
-    pub(super) async fn set_up(&self, index: u32, alias: Option<&Alias>) -> Result<(), RtnlError> {
-        let mut link = LinkUnspec::new_with_index(index).up();
-        if let Some(alias) = alias {
-            link = link.alias(alias.to_string());
-        }
-        let message = RouteNetlinkMessage::SetLink(link.build());
-        self.change(message, Mode::Change, || format!("set up link {index}")).await
-    }
-
     /// Gives a link one more name.
     pub(super) async fn add_altname(&self, index: u32, name: &str) -> Result<(), RtnlError> {
         let mut message = LinkMessage::default();
@@ -183,21 +258,12 @@ impl Rtnl {
         self.change(RouteNetlinkMessage::NewLinkProp(message), Mode::Create, doing).await
     }
 
-    /// Removes a link; one that is not there is as good as removed.
-    pub(super) async fn delete_link(&self, index: u32) -> Result<(), RtnlError> {
-        let message = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
-        match self.change(message, Mode::Change, || format!("remove link {index}")).await {
-            Err(e) if !e.is_absent() => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    /// The link with this name; none when there is none.
+    /// The link with this name, or this alternative name; none when there is none.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, RtnlError> {
-        self.link(LinkUnspec::new_with_name(name).build(), || format!("look for link {name}")).await
+        self.link(named(name), || format!("look for link {name}")).await
     }
 
     /// The link with this index; none when there is none.

@@ -12,22 +12,32 @@
 //! ```
 //!
 //! - [`host`]: what the node needs once.
-//! - [`pod`]: makes, checks and removes one pod's network; [`plan`] says which routes it has.
+//! - [`pod`]: makes, checks and removes one pod's network, by `connect`; [`plan`] says which routes it has,
+//!   [`name`] how its link is found again.
 //! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
 //! - [`export`]: table 119.
+//! - [`monitor`]: what others change, as they do it.
+//! - [`reach`]: which addresses are on the node's links.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
-//! - `rtnl`, `link`, `addr`, `sysctl`: the kernel's words.
+//! - `ready`: waits for what the kernel finishes later.
+//! - `rtnl`, `wire`, `link`, `addr`, `sysctl`: the kernel's words; `wire` for threads that may wait.
 
 mod addr;
+mod connect;
 pub mod export;
 pub mod host;
 mod link;
+pub mod monitor;
+pub mod name;
 pub mod plan;
 pub mod pod;
+pub mod reach;
+mod ready;
 pub mod recover;
 pub mod route;
 mod rtnl;
 pub(crate) mod sysctl;
+mod wire;
 
 pub use link::{Alias, Link, Mac};
 pub use rtnl::{Rtnl, RtnlError};

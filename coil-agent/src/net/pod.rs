@@ -1,17 +1,21 @@
-//! One pod's network: made in one go or not at all, checked, removed.
+//! One pod's network: made in one go or not at all, checked, removed. How it is made is in `connect`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use coil_netns::{NetNs, NetNsError};
 use ipnet::IpNet;
 
 use super::{
+    connect::{Connection, disconnect},
     host::HostAddresses,
-    link::{Alias, Link, Mac, Veth, random},
+    link::{Link, Mac},
+    name::{self, PodIdentity},
     plan::{PodGateways, host_net, pod_routes},
-    route::{Changes, MAIN_TABLE, Owned, Path},
+    route::{Changes, MAIN_TABLE, Owned},
     rtnl::{Rtnl, RtnlError},
-    sysctl,
 };
 use crate::ipam::{Allocation, AttachmentId};
 
@@ -50,13 +54,22 @@ pub enum PodNetError {
     },
 }
 
-/// How pods are connected on this node.
+/// How pods are connected on this node. Clones share what follows the node.
 #[derive(Debug, Clone)]
 pub struct PodNetwork {
-    rtnl: Rtnl,
-    routes: Owned,
-    host: HostAddresses,
-    mtu: u32,
+    pub(super) rtnl: Rtnl,
+    pub(super) routes: Owned,
+    pub(super) calico_names: bool,
+    side: Arc<Mutex<HostSide>>,
+}
+
+/// The node's side of new pods' links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostSide {
+    /// The pods' gateway.
+    pub addresses: HostAddresses,
+    /// The MTU of the pods' links.
+    pub mtu: u32,
 }
 
 /// A pod's network as it was made or found.
@@ -80,7 +93,7 @@ impl PodLink {
     }
 }
 
-fn addresses(ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> Vec<IpAddr> {
+pub(super) fn addresses(ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> Vec<IpAddr> {
     ipv4.map(IpAddr::from).into_iter().chain(ipv6.map(IpAddr::from)).collect()
 }
 
@@ -91,23 +104,42 @@ impl PodNetwork {
     /// `routes` is where the routes to pods are; `host` the pods' gateway; `mtu` that of the pods' links.
     #[must_use]
     pub fn new(rtnl: Rtnl, routes: Owned, host: HostAddresses, mtu: u32) -> Self {
-        Self { rtnl, routes, host, mtu }
+        let side = Arc::new(Mutex::new(HostSide { addresses: host, mtu }));
+        Self { rtnl, routes, calico_names: false, side }
     }
 
-    /// The MTU of the pods' links.
+    /// Names the links of new pods as Calico does, when `on`.
+    #[must_use]
+    pub fn with_calico_names(self, on: bool) -> Self {
+        Self { calico_names: on, ..self }
+    }
+
+    /// The node's side of new pods' links.
+    #[must_use]
+    pub fn side(&self) -> HostSide {
+        *self.side.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over a changed node for the pods to come. True when it differs.
+    pub fn follow(&self, side: HostSide) -> bool {
+        let before = std::mem::replace(&mut *self.side.lock().unwrap_or_else(PoisonError::into_inner), side);
+        before != side
+    }
+
+    /// The MTU of new pods' links.
     #[must_use]
     pub fn mtu(&self) -> u32 {
-        self.mtu
+        self.side().mtu
     }
 
     /// The gateways of a pod with these addresses and this host side.
     #[must_use]
     pub fn gateways(&self, pod: &PodLink) -> PodGateways {
-        PodGateways { ipv4: pod.ipv4.and(self.host.ipv4), ipv6: pod.ipv6.map(|_| pod.host.mac.link_local()) }
+        let ipv4 = pod.ipv4.and(self.side().addresses.ipv4);
+        PodGateways { ipv4, ipv6: pod.ipv6.map(|_| pod.host.mac.link_local()) }
     }
 
-    /// Connects a pod. When anything fails, nothing is left behind. `altname` is a further name for the host
-    /// side, by which the pod is known again after a restart.
+    /// Connects a pod. When anything fails, nothing is left behind.
     ///
     /// # Errors
     /// When the namespace is no new one, or the kernel refuses a step.
@@ -115,94 +147,15 @@ impl PodNetwork {
         &self,
         ns: &NetNs,
         allocation: &Allocation,
-        altname: &str,
+        pod: &PodIdentity,
         policy: RoutePolicy,
     ) -> Result<PodLink, PodNetError> {
-        let ifname = &allocation.owner.ifname;
-        for address in addresses(allocation.ipv4, allocation.ipv6) {
-            // The IPv6 gateway is the veth's own link-local address.
-            if address.is_ipv4() && self.host.ipv4.is_none() {
-                return Err(PodNetError::NoGateway { address, family: "IPv4" });
-            }
-        }
-        let inside = Rtnl::open_in(ns)??;
-        // A veth of an earlier attempt that did not come to its end.
-        if let Some(stale) = self.find(&allocation.owner).await? {
-            self.rtnl.delete_link(stale.index).await?;
-        }
-        if inside.link_by_name(ifname).await?.is_some() {
-            let path = ns.path().display().to_string();
-            return Err(PodNetError::InterfaceExists { path, ifname: ifname.clone() });
-        }
-
-        let name = format!("veth{:08x}", u32::from_ne_bytes(random()?));
-        let (mac, peer_mac) = (Mac::random()?, Mac::random()?);
-        let veth = Veth { name: &name, mac, peer: ifname, peer_mac, mtu: self.mtu };
-        self.rtnl.add_veth(&veth, ns).await?;
-        let made = self.connect(&name, ns, &inside, peer_mac, allocation, altname, policy).await;
-        if made.is_err() {
-            // Addresses and routes go with the link, and the pod's side goes with the host's.
-            if let Ok(Some(link)) = self.rtnl.link_by_name(&name).await {
-                let _ = self.rtnl.delete_link(link.index).await;
-            }
-        }
-        made
+        let connection = Connection::new(self, allocation.clone(), pod.clone(), policy)?;
+        let ns = ns.try_clone()?;
+        blocking(move || connection.make(&ns)).await
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the second half of setup, apart only for its undo")]
-    async fn connect(
-        &self,
-        name: &str,
-        ns: &NetNs,
-        inside: &Rtnl,
-        mac: Mac,
-        allocation: &Allocation,
-        altname: &str,
-        policy: RoutePolicy,
-    ) -> Result<PodLink, PodNetError> {
-        let alias = Alias { pool: allocation.pool.clone(), owner: allocation.owner.clone() };
-        let missing = |what: &str| PodNetError::Missing { what: format!("the veth {what} that was made") };
-        let host = self.rtnl.link_by_name(name).await?.ok_or_else(|| missing(name))?;
-        let ifname = alias.owner.ifname.as_str();
-        let inner = inside.link_by_name(ifname).await?.ok_or_else(|| missing(ifname))?;
-        let (ipv4, ipv6) = (allocation.ipv4, allocation.ipv6);
-        let pod = PodLink { host, mac, ipv4, ipv6 };
-        let index = pod.host.index;
-
-        host_settings(name, ipv6.is_some())?;
-        self.rtnl.set_up(index, Some(&alias)).await?;
-        self.rtnl.add_altname(index, altname).await?;
-        ns.run(|| pod_settings(ifname, ipv6.is_some()))??;
-        inside.set_up(inner.index, None).await?;
-
-        let gateways = self.gateways(&pod);
-        if let Some(address) = gateways.ipv4 {
-            self.rtnl.add_address(index, host_net(address.into())).await?;
-            inside.add_neighbour(inner.index, address.into(), pod.host.mac).await?;
-        }
-        if let Some(address) = gateways.ipv6 {
-            self.rtnl.add_address(index, link_local_net(address)).await?;
-            if let Some(host) = self.host.ipv6 {
-                self.rtnl.add_address(index, host_net(host.into())).await?;
-            }
-            inside.add_address(inner.index, link_local_net(mac.link_local())).await?;
-            inside.add_neighbour(inner.index, address.into(), pod.host.mac).await?;
-        }
-        for address in pod.addresses() {
-            inside.add_address(inner.index, host_net(address)).await?;
-        }
-        let routes = pod_routes(gateways, inner.index, self.mtu, policy);
-        self.inside_routes().sync(inside, &routes).await?;
-        // Last: what is sent to the pod finds all of it.
-        for address in pod.addresses() {
-            self.routes
-                .add(&self.rtnl, host_net(address), &Path { ifindex: Some(index), ..Path::default() })
-                .await?;
-        }
-        Ok(pod)
-    }
-
-    fn inside_routes(&self) -> Owned {
+    pub(super) fn inside_routes(&self) -> Owned {
         Owned { table: MAIN_TABLE, protocol: self.routes.protocol }
     }
 
@@ -220,7 +173,7 @@ impl PodNetwork {
         let inside = Rtnl::open_in(ns)??;
         let what = || PodNetError::Missing { what: format!("interface {ifname} in {}", ns.path().display()) };
         let inner = inside.link_by_name(ifname).await?.ok_or_else(what)?;
-        let routes = pod_routes(self.gateways(pod), inner.index, self.mtu, policy);
+        let routes = pod_routes(self.gateways(pod), inner.index, inner.mtu, policy);
         Ok(self.inside_routes().sync(&inside, &routes).await?)
     }
 
@@ -229,15 +182,12 @@ impl PodNetwork {
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove(&self, owner: &AttachmentId) -> Result<(), PodNetError> {
-        if let Some(link) = self.find(owner).await? {
-            self.rtnl.delete_link(link.index).await?;
-        }
-        Ok(())
+        let owner = owner.clone();
+        blocking(move || disconnect(&owner)).await
     }
 
     async fn find(&self, owner: &AttachmentId) -> Result<Option<Link>, RtnlError> {
-        let links = self.rtnl.links().await?;
-        Ok(links.into_iter().find(|link| link.alias.as_ref().is_some_and(|a| a.owner == *owner)))
+        self.rtnl.link_by_name(&name::of_attachment(owner)).await
     }
 
     /// Finds the first thing that is missing of what [`PodNetwork::setup`] made.
@@ -267,7 +217,7 @@ impl PodNetwork {
         let pod = PodLink { host, mac: inner.mac, ipv4: allocation.ipv4, ipv6: allocation.ipv6 };
         let present = self.inside_routes().list(&inside).await?;
         // Destinations of an Egress change while the pod runs; these do not.
-        for dst in pod_routes(self.gateways(&pod), inner.index, self.mtu, []).into_keys() {
+        for dst in pod_routes(self.gateways(&pod), inner.index, inner.mtu, []).into_keys() {
             if !present.iter().any(|(found, _)| *found == dst) {
                 return missing(format!("the route to {dst} in the pod"));
             }
@@ -276,35 +226,12 @@ impl PodNetwork {
     }
 }
 
-fn link_local_net(address: Ipv6Addr) -> IpNet {
-    ipnet::Ipv6Net::new_assert(address, 64).into()
-}
-
-/// Before the link is up: what the kernel would do on its own at that moment.
-fn host_settings(link: &str, ipv6: bool) -> Result<(), RtnlError> {
-    sysctl::set(&format!("ipv4/conf/{link}/forwarding"), "1")?;
-    if sysctl::has_ipv6() {
-        let key = |name: &str| format!("ipv6/conf/{link}/{name}");
-        // The link-local address is given, not made with a wait for duplicates.
-        sysctl::set_if_there(&key("addr_gen_mode"), "1")?;
-        sysctl::set(&key("accept_ra"), "0")?;
-        sysctl::set(&key("forwarding"), "1")?;
-        if ipv6 {
-            sysctl::set(&key("disable_ipv6"), "0")?;
-        }
+/// Runs something that waits for the kernel on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PodNetError> + Send + 'static,
+) -> Result<T, PodNetError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
     }
-    Ok(())
-}
-
-/// See [`host_settings`].
-fn pod_settings(link: &str, ipv6: bool) -> Result<(), RtnlError> {
-    if sysctl::has_ipv6() {
-        let key = |name: &str| format!("ipv6/conf/{link}/{name}");
-        sysctl::set_if_there(&key("addr_gen_mode"), "1")?;
-        sysctl::set(&key("accept_ra"), "0")?;
-        if ipv6 {
-            sysctl::set(&key("disable_ipv6"), "0")?;
-        }
-    }
-    Ok(())
 }

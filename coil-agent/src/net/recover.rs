@@ -3,27 +3,34 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
-    path::{Path, PathBuf},
+    path::{Path as FilePath, PathBuf},
 };
 
 use coil_netns::NetNs;
+use ipnet::IpNet;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     nsid::{NsidAttribute, NsidMessage},
 };
+use tracing::info;
 
 use super::{
     link::{Alias, Link, Mac},
-    pod::PodLink,
-    route::Owned,
+    name,
+    plan::host_net,
+    pod::{self, PodLink},
+    route::{MAIN_TABLE, Owned, Path},
     rtnl::{Rtnl, RtnlError},
 };
 use crate::ipam::Allocation;
 
 /// Where container runtimes keep the namespaces of pods.
 const NETNS_DIRS: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
+
+/// RTPROT_BOOT of linux/rtnetlink.h.
+const PROTOCOL_BOOT: u8 = 3;
 
 /// How the names of the Go version's tunnel links in a client pod begin.
 const FOU_LINK: &str = "fou";
@@ -56,21 +63,37 @@ impl Found {
 
 /// All pods that are connected: links with Coil's alias, with the addresses that `routes` lead to them.
 ///
+/// `from_main`: pods whose routes are in the main table, where Coil 2.0.1 had them, are found too; the pod
+/// table gets the routes that it misses. Links that an older Coil made get the name by which they are found.
+///
 /// # Errors
 /// When the kernel cannot be asked.
-pub async fn pods(rtnl: &Rtnl, routes: Owned) -> Result<Vec<Found>, RtnlError> {
-    let routes = routes.list(rtnl).await?;
+pub async fn pods(rtnl: &Rtnl, routes: Owned, from_main: bool) -> Result<Vec<Found>, RtnlError> {
+    let known = addresses_by_link(&routes.list(rtnl).await?);
+    let mut in_main = Vec::new();
+    if from_main {
+        // Calico makes the protocol of such a route "boot".
+        for protocol in [routes.protocol, PROTOCOL_BOOT] {
+            in_main.extend(Owned { table: MAIN_TABLE, protocol }.list(rtnl).await?);
+        }
+    }
+    let in_main = addresses_by_link(&in_main);
     let namespaces = namespaces(rtnl).await;
     let mut found = Vec::new();
     for host in rtnl.links().await? {
         let Some(alias) = host.alias.clone() else { continue };
-        let (mut ipv4, mut ipv6) = (None, None);
-        for (dst, _) in routes.iter().filter(|(_, path)| path.ifindex == Some(host.index)) {
-            match dst.addr() {
-                IpAddr::V4(a) if dst.prefix_len() == 32 => ipv4 = Some(a),
-                IpAddr::V6(a) if dst.prefix_len() == 128 => ipv6 = Some(a),
-                _ => {}
-            }
+        let own = known.get(&host.index).copied().unwrap_or_default();
+        let main = in_main.get(&host.index).copied().unwrap_or_default();
+        let (ipv4, ipv6) = (own.0.or(main.0), own.1.or(main.1));
+        for address in pod::addresses(main.0.filter(|_| own.0.is_none()), main.1.filter(|_| own.1.is_none()))
+        {
+            let path = Path { ifindex: Some(host.index), ..Path::default() };
+            routes.add(rtnl, host_net(address), &path).await?;
+            info!(%address, link = host.name, "took over a pod's route from the main table");
+        }
+        let altname = name::of_attachment(&alias.owner);
+        if !host.altnames.contains(&altname) {
+            rtnl.add_altname(host.index, &altname).await?;
         }
         let netns = host.peer_nsid.and_then(|id| namespaces.get(&id).cloned());
         let inner = match &netns {
@@ -84,7 +107,24 @@ pub async fn pods(rtnl: &Rtnl, routes: Owned) -> Result<Vec<Found>, RtnlError> {
     Ok(found)
 }
 
-async fn inner_links(netns: &Path) -> Option<Vec<Link>> {
+type Addresses = (Option<Ipv4Addr>, Option<Ipv6Addr>);
+
+/// Which address of each family leads to which link.
+fn addresses_by_link(routes: &[(IpNet, Path)]) -> BTreeMap<u32, Addresses> {
+    let mut all: BTreeMap<u32, Addresses> = BTreeMap::new();
+    for (dst, path) in routes {
+        let Some(index) = path.ifindex else { continue };
+        let own = all.entry(index).or_default();
+        match dst.addr() {
+            IpAddr::V4(a) if dst.prefix_len() == 32 => own.0 = Some(a),
+            IpAddr::V6(a) if dst.prefix_len() == 128 => own.1 = Some(a),
+            _ => {}
+        }
+    }
+    all
+}
+
+async fn inner_links(netns: &FilePath) -> Option<Vec<Link>> {
     Rtnl::open_in(&NetNs::open(netns).ok()?).ok()?.ok()?.links().await.ok()
 }
 

@@ -11,7 +11,10 @@ use rtnetlink::packet_route::{
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType},
 };
 
-use super::rtnl::{Mode, Rtnl, RtnlError};
+use super::{
+    rtnl::{Mode, Rtnl, RtnlError},
+    wire::Request,
+};
 
 /// Both address families, as the kernel numbers them.
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -94,6 +97,12 @@ impl Owned {
             attributes.push(RouteAttribute::Metrics(metrics));
         }
         message
+    }
+
+    /// The request that adds a route, which must not exist.
+    pub(super) fn add_request(self, dst: IpNet, path: &Path) -> Request {
+        let message = RouteNetlinkMessage::NewRoute(self.message(dst, path));
+        Request::change(message, Mode::Create, format!("set the route to {dst} in table {}", self.table))
     }
 
     async fn set(self, rtnl: &Rtnl, dst: IpNet, path: &Path, mode: Mode) -> Result<(), RtnlError> {

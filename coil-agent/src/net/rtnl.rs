@@ -36,6 +36,13 @@ impl RtnlError {
         matches!(self.source.raw_os_error(), Some(EADDRNOTAVAIL | ENODEV | ENOENT | ENXIO | ESRCH))
     }
 
+    /// Whether no route leads to what was asked for.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        use nix::libc::{EHOSTUNREACH, ENETUNREACH};
+        matches!(self.source.raw_os_error(), Some(EHOSTUNREACH | ENETUNREACH))
+    }
+
     /// Whether what should be made exists.
     #[must_use]
     pub fn is_existing(&self) -> bool {
@@ -55,7 +62,7 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    fn flags(self) -> u16 {
+    pub(super) fn flags(self) -> u16 {
         match self {
             Self::Change => 0,
             Self::Create => NLM_F_CREATE | NLM_F_EXCL,

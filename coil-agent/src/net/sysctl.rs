@@ -16,17 +16,6 @@ pub(crate) fn set(key: &str, value: &str) -> Result<(), RtnlError> {
     fs::write(&path, value).map_err(|e| RtnlError::new(format!("set {path} to {value}"), e))
 }
 
-/// Like [`set`], for a setting that this kernel may not have.
-///
-/// # Errors
-/// When it is there and cannot be written.
-pub(super) fn set_if_there(key: &str, value: &str) -> Result<(), RtnlError> {
-    match set(key, value) {
-        Err(e) if e.is_absent() => Ok(()),
-        other => other,
-    }
-}
-
 /// Whether this namespace has IPv6 at all.
 pub(super) fn has_ipv6() -> bool {
     fs::metadata("/proc/sys/net/ipv6").is_ok()

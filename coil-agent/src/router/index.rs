@@ -8,7 +8,10 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
-use crate::net::route::{Path, Routes};
+use crate::net::{
+    reach::Reach,
+    route::{Path, Routes},
+};
 
 /// What the router knows of the cluster. Plain data: fed by watch events, tested without a cluster.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,26 +65,40 @@ impl Index {
         self.nodes.get_or_insert_default().remove(name);
     }
 
-    /// The routes that the node `own` should have.
+    /// The routes that the node `own` should have, when `reach` is on its links.
     #[must_use]
-    pub fn routes(&self, own: &str) -> Routes {
+    pub fn plan(&self, own: &str, reach: &Reach) -> Plan {
         let none = BTreeMap::new();
         let nodes = self.nodes.as_ref().unwrap_or(&none);
         // An address that this node has too would lead nowhere.
         let own_addresses: BTreeSet<&IpAddr> = nodes.get(own).into_iter().flatten().collect();
-        let mut routes = Routes::new();
+        let mut plan = Plan::default();
         for block in self.blocks.iter().flat_map(BTreeMap::values).filter(|block| block.node != own) {
             let addresses = nodes.get(&block.node).into_iter().flatten();
-            let next_hops: Vec<&IpAddr> = addresses.filter(|a| !own_addresses.contains(a)).collect();
+            let others: Vec<&IpAddr> = addresses.filter(|a| !own_addresses.contains(a)).collect();
             for subnet in &block.subnets {
-                let same_family = |a: &&&IpAddr| a.is_ipv4() == subnet.addr().is_ipv4();
-                if let Some(gateway) = next_hops.iter().find(same_family) {
-                    routes.insert(*subnet, Path { gateway: Some(**gateway), ..Path::default() });
+                let family = || others.iter().filter(|a| a.is_ipv4() == subnet.addr().is_ipv4());
+                let hop = family().find_map(|a| Some((**a, reach.link_of(**a)?)));
+                if let Some((gateway, link)) = hop {
+                    let path = Path { gateway: Some(gateway), ifindex: Some(link), ..Path::default() };
+                    plan.routes.insert(*subnet, path);
+                } else if let Some(first) = family().next() {
+                    plan.elsewhere.insert((block.node.clone(), **first));
                 }
             }
         }
-        routes
+        plan
     }
+}
+
+/// What the node should have, and what it cannot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The routes.
+    pub routes: Routes,
+    /// Nodes with blocks whose address is on no link of this node: they are behind a router, which has to
+    /// know the way to their blocks.
+    pub elsewhere: BTreeSet<(String, IpAddr)>,
 }
 
 fn block_of(block: &AddressBlock) -> Block {
@@ -124,6 +141,10 @@ mod tests {
         .unwrap()
     }
 
+    fn plan(index: &Index, own: &str) -> Routes {
+        index.plan(own, &Reach::of(&["172.18.0.0/24 2", "fd00:18::/64 2"])).routes
+    }
+
     fn shown(routes: &Routes) -> Vec<String> {
         routes.iter().map(|(dst, path)| format!("{dst} via {}", path.gateway.unwrap())).collect()
     }
@@ -143,10 +164,10 @@ mod tests {
         ]);
         assert!(index.is_complete());
         assert_eq!(
-            shown(&index.routes("n1")),
+            shown(&plan(&index, "n1")),
             ["10.64.0.32/27 via 172.18.0.2", "10.64.0.64/27 via 172.18.0.2", "fd64::20/123 via fd00:18::2"]
         );
-        assert_eq!(shown(&index.routes("n2")), ["10.64.0.0/27 via 172.18.0.1", "fd64::/123 via fd00:18::1"]);
+        assert_eq!(shown(&plan(&index, "n2")), ["10.64.0.0/27 via 172.18.0.1", "fd64::/123 via fd00:18::1"]);
     }
 
     #[test]
@@ -155,16 +176,38 @@ mod tests {
         index.reset_nodes(&[node("n1", &["172.18.0.1"]), node("n2", &["172.18.0.2"])]);
         index.reset_blocks(&[block(0, "n2", Some("10.64.0.0/27"), Some("fd64::/123"))]);
         assert_eq!(
-            shown(&index.routes("n1")),
+            shown(&plan(&index, "n1")),
             ["10.64.0.0/27 via 172.18.0.2"],
             "no IPv6 address, no IPv6 route"
         );
         index.apply_node(&node("n2", &["172.18.0.9"]));
-        assert_eq!(shown(&index.routes("n1")), ["10.64.0.0/27 via 172.18.0.9"]);
+        assert_eq!(shown(&plan(&index, "n1")), ["10.64.0.0/27 via 172.18.0.9"]);
         index.delete_node("n2");
-        assert!(index.routes("n1").is_empty(), "a deleted node's blocks are not advertised");
+        assert!(plan(&index, "n1").is_empty(), "a deleted node's blocks are not advertised");
         index.apply_node(&node("n2", &["172.18.0.1"]));
-        assert!(index.routes("n1").is_empty(), "an address of our own is no next hop");
+        assert!(plan(&index, "n1").is_empty(), "an address of our own is no next hop");
+    }
+
+    #[test]
+    fn a_next_hop_is_on_a_link() {
+        let mut index = Index::default();
+        index.reset_nodes(&[
+            node("n1", &["172.18.0.1"]),
+            node("n2", &["192.0.2.2", "172.18.0.2"]),
+            node("n3", &["192.0.2.3", "fd00:18::3"]),
+        ]);
+        index.reset_blocks(&[
+            block(0, "n2", Some("10.64.0.0/27"), None),
+            block(1, "n3", Some("10.64.0.32/27"), Some("fd64::20/123")),
+        ]);
+        let reach = Reach::of(&["0.0.0.0/0 -", "172.18.0.0/24 2", "fd00:18::/64 2"]);
+        let plan = index.plan("n1", &reach);
+        assert_eq!(
+            shown(&plan.routes),
+            ["10.64.0.0/27 via 172.18.0.2", "fd64::20/123 via fd00:18::3"],
+            "of several addresses the one on a link"
+        );
+        assert_eq!(plan.elsewhere, [("n3".to_owned(), "192.0.2.3".parse().unwrap())].into());
     }
 
     #[test]
@@ -173,10 +216,10 @@ mod tests {
         index.reset_nodes(&[node("n1", &["172.18.0.1"]), node("n2", &["172.18.0.2"])]);
         index.reset_blocks(&[]);
         index.apply_block(&block(3, "n2", Some("nonsense"), None));
-        assert!(index.routes("n1").is_empty());
+        assert!(plan(&index, "n1").is_empty());
         index.apply_block(&block(3, "n2", Some("10.64.0.5/27"), None));
-        assert_eq!(shown(&index.routes("n1")), ["10.64.0.0/27 via 172.18.0.2"], "host bits are cut");
+        assert_eq!(shown(&plan(&index, "n1")), ["10.64.0.0/27 via 172.18.0.2"], "host bits are cut");
         index.delete_block("default-3");
-        assert!(index.routes("n1").is_empty());
+        assert!(plan(&index, "n1").is_empty());
     }
 }

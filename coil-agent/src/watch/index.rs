@@ -46,6 +46,8 @@ pub struct PodInfo {
     pub egresses: Result<Vec<EgressRef>, AnnotationError>,
     /// The Egress that it is a gateway of.
     pub gateway_of: Option<EgressRef>,
+    /// The `bandwidth` plugin limits its traffic.
+    pub shaped: bool,
     /// `status.podIPs`.
     pub addresses: Vec<IpAddr>,
 }

@@ -21,6 +21,10 @@ use super::index::{EgressInfo, Endpoint, ObjectKey, PodInfo, SliceInfo};
 /// Label of an EndpointSlice: its Service.
 pub const LABEL_SERVICE: &str = "kubernetes.io/service-name";
 
+/// With one of these annotations the `bandwidth` plugin, which runs after coil, makes an ingress qdisc on
+/// the pod's host link.
+const ANN_BANDWIDTH: [&str; 2] = ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
+
 /// Type of a node's address that other nodes reach it by.
 const INTERNAL_IP: &str = "InternalIP";
 
@@ -49,6 +53,7 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
         uid: pod.uid().unwrap_or_default(),
         egresses: egresses_of_pod(pod.metadata.annotations.as_ref()),
         gateway_of,
+        shaped: ANN_BANDWIDTH.iter().any(|name| pod.annotations().contains_key(*name)),
         addresses: ips.filter_map(|ip| ip.ip.parse().ok()).collect(),
         key,
     })

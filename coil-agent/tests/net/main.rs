@@ -2,5 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 
 mod export;
+mod names;
+mod node;
 mod pods;
 mod topology;

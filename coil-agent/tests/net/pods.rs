@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::topology::{NODE_V4, NODE_V6, POD_TABLE, TestNs, Topology, allocation};
+use crate::topology::{NODE_V4, NODE_V6, POD_TABLE, TestNs, Topology, allocation, identity};
 use coil_agent::net::{pod::PodNetError, recover};
 
 /// The namespace's links beside lo.
@@ -24,8 +24,8 @@ fn add_and_remove(v4: bool, v6: bool) {
     let alloc_a = allocation("a", of(v4, "10.64.0.0"), of(v6, "fd64::"));
     let alloc_b = allocation("b", of(v4, "10.64.0.1"), of(v6, "fd64::1"));
     topology.run(async |network, rtnl| {
-        let pod_a = network.setup(&a.0, &alloc_a, "coil-uid-a", Vec::new()).await.unwrap();
-        let pod_b = network.setup(&b.0, &alloc_b, "coil-uid-b", Vec::new()).await.unwrap();
+        let pod_a = network.setup(&a.0, &alloc_a, &identity("uid-a"), Vec::new()).await.unwrap();
+        let pod_b = network.setup(&b.0, &alloc_b, &identity("uid-b"), Vec::new()).await.unwrap();
         assert_eq!(network.mtu(), 1400, "the uplink's");
         assert!(a.ip("link show eth0").contains("mtu 1400"));
         for (pod, other) in pod_a.addresses().into_iter().zip(pod_b.addresses()) {
@@ -38,7 +38,7 @@ fn add_and_remove(v4: bool, v6: bool) {
         assert_eq!(pod_a.addresses().len(), usize::from(v4) + usize::from(v6));
         network.check(&a.0, &alloc_a).await.unwrap();
 
-        let mut found = recover::pods(&rtnl, POD_TABLE).await.unwrap();
+        let mut found = recover::pods(&rtnl, POD_TABLE, false).await.unwrap();
         found.sort_by(|x, y| x.alias.owner.cmp(&y.alias.owner));
         assert_eq!(
             found.iter().map(recover::Found::allocation).collect::<Vec<_>>(),
@@ -46,7 +46,7 @@ fn add_and_remove(v4: bool, v6: bool) {
         );
         assert_eq!(found[0].netns.as_deref(), Some(a.path().as_path()));
         assert_eq!(found[0].link.mac, pod_a.mac);
-        assert_eq!(found[0].link.host.altnames, ["coil-uid-a"]);
+        assert_eq!(found[0].link.host.altnames, ["coil.a.eth0", "coil-uid-a"]);
         assert!(!found[0].kernel_client);
 
         for _ in 0..2 {
@@ -54,7 +54,7 @@ fn add_and_remove(v4: bool, v6: bool) {
         }
         assert!(matches!(network.check(&a.0, &alloc_a).await, Err(PodNetError::Missing { .. })));
         assert!(links(&a).is_empty(), "the pod's side goes too");
-        assert_eq!(recover::pods(&rtnl, POD_TABLE).await.unwrap().len(), 1);
+        assert_eq!(recover::pods(&rtnl, POD_TABLE, false).await.unwrap().len(), 1);
     });
     topology.run(async |network, _| {
         // The namespace, and with it the link, goes before DEL.
@@ -87,7 +87,8 @@ fn a_failed_setup_leaves_nothing_and_works_once_mended() {
     topology.run(async |network, _| {
         // The last step is the one that fails.
         topology.node.ip("-6 route add fd64::5/128 dev lo table 116 proto static");
-        let error = network.setup(&pod.0, &alloc, "coil-uid-c", Vec::new()).await.unwrap_err().to_string();
+        let error =
+            network.setup(&pod.0, &alloc, &identity("uid-c"), Vec::new()).await.unwrap_err().to_string();
         assert!(error.contains("fd64::5/128") && error.contains("table 116"), "{error}");
         assert_eq!(links(&topology.node), ["uplink"]);
         assert!(links(&pod).is_empty());
@@ -96,7 +97,7 @@ fn a_failed_setup_leaves_nothing_and_works_once_mended() {
             "the other family's route too"
         );
         topology.node.ip("-6 route del fd64::5/128 dev lo table 116");
-        network.setup(&pod.0, &alloc, "coil-uid-c", Vec::new()).await.unwrap();
+        network.setup(&pod.0, &alloc, &identity("uid-c"), Vec::new()).await.unwrap();
         network.check(&pod.0, &alloc).await.unwrap();
     });
 }
@@ -108,7 +109,7 @@ fn an_interface_of_somebody_else_stays() {
     pod.ip("link add eth0 type veth peer name other");
     topology.run(async |network, _| {
         let alloc = allocation("c", Some("10.64.0.5"), None);
-        let error = network.setup(&pod.0, &alloc, "coil-uid-c", Vec::new()).await.unwrap_err();
+        let error = network.setup(&pod.0, &alloc, &identity("uid-c"), Vec::new()).await.unwrap_err();
         assert!(matches!(&error, PodNetError::InterfaceExists { ifname, .. } if ifname == "eth0"), "{error}");
         assert_eq!(links(&pod), ["other", "eth0"]);
         assert_eq!(links(&topology.node), ["uplink"]);
@@ -128,7 +129,7 @@ fn check_names_what_is_missing() {
         for (i, (place, damage, named)) in damages.into_iter().enumerate() {
             let pod = TestNs::new("pod");
             let alloc = allocation(&format!("c{i}"), Some("10.64.0.5"), Some("fd64::5"));
-            network.setup(&pod.0, &alloc, &format!("coil-uid-{i}"), Vec::new()).await.unwrap();
+            network.setup(&pod.0, &alloc, &identity(&format!("uid-{i}")), Vec::new()).await.unwrap();
             if place == "pod" {
                 pod.ip(damage)
             } else {
@@ -150,7 +151,7 @@ fn routes_of_a_client_follow_its_policy() {
         let policy =
             |lines: &[(&str, bool)]| lines.iter().map(|(net, e)| (net.parse().unwrap(), *e)).collect();
         let world = policy(&[("0.0.0.0/0", true), ("10.0.0.0/8", false), ("2001:db8::/32", true)]);
-        let link = network.setup(&pod.0, &alloc, "coil-uid-c", world).await.unwrap();
+        let link = network.setup(&pod.0, &alloc, &identity("uid-c"), world).await.unwrap();
         let routes = pod.ip("route") + &pod.ip("-6 route");
         let line = |start: &str| routes.lines().find(|line| line.starts_with(start)).unwrap().to_owned();
         assert!(line("default via 172.18.0.1").contains("mtu 1372 advmss 1332"), "{routes}");
@@ -182,7 +183,7 @@ fn many_at_once() {
         let allocations: Vec<_> = (0..20)
             .map(|i| allocation(&format!("c{i}"), Some(&format!("10.64.0.{i}")), Some(&format!("fd64::{i}"))))
             .collect();
-        let names: Vec<String> = (0..20).map(|i| format!("coil-uid-{i}")).collect();
+        let names: Vec<_> = (0..20).map(|i| identity(&format!("uid-{i}"))).collect();
         let setups = pods
             .iter()
             .zip(&allocations)
@@ -191,12 +192,12 @@ fn many_at_once() {
         for result in futures::future::join_all(setups).await {
             result.unwrap();
         }
-        assert_eq!(recover::pods(&rtnl, POD_TABLE).await.unwrap().len(), 20);
+        assert_eq!(recover::pods(&rtnl, POD_TABLE, false).await.unwrap().len(), 20);
         let removals = allocations.iter().map(|a| network.remove(&a.owner));
         for result in futures::future::join_all(removals).await {
             result.unwrap();
         }
         assert_eq!(links(&topology.node), ["uplink"]);
-        assert_eq!(recover::pods(&rtnl, POD_TABLE).await.unwrap().len(), 0);
+        assert_eq!(recover::pods(&rtnl, POD_TABLE, false).await.unwrap().len(), 0);
     });
 }

@@ -23,6 +23,7 @@ use coil_agent::{
     net::{
         Rtnl,
         host::{self, HostAddresses},
+        name::PodIdentity,
         pod::PodNetwork,
         route::Owned,
     },
@@ -116,6 +117,11 @@ impl Topology {
             })
             .unwrap();
     }
+}
+
+/// A pod of the namespace `default`.
+pub(crate) fn identity(uid: &str) -> PodIdentity {
+    PodIdentity { namespace: "default".into(), name: format!("pod-{uid}"), uid: uid.into() }
 }
 
 /// What a pool gave.

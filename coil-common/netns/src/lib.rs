@@ -110,6 +110,15 @@ impl NetNs {
             .map_err(|source| NetNsError { path: self.path.clone(), action: "enter it", source })
     }
 
+    /// A second handle on the same namespace.
+    ///
+    /// # Errors
+    /// When this process may not open more files.
+    pub fn try_clone(&self) -> Result<Self, NetNsError> {
+        let failed = |source| NetNsError { path: self.path.clone(), action: "open it once more", source };
+        Ok(Self { file: self.file.try_clone().map_err(failed)?, path: self.path.clone() })
+    }
+
     /// Where the handle was opened.
     #[must_use]
     pub fn path(&self) -> &Path {

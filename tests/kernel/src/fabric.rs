@@ -349,6 +349,7 @@ impl Fabric {
                 policy: u32::from(client),
                 client,
                 gateway: pod == Pod::Gateway,
+                shaped: false,
             }
         });
         let egress = Egress {

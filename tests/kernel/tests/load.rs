@@ -4,7 +4,7 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use coil_agent::datapath::{Datapath, PINNED_MAPS, Report};
+use coil_agent::datapath::{Datapath, Desired, PINNED_MAPS, Report};
 use coil_kernel_tests::{Node, Pins};
 use coil_packet::Reason;
 
@@ -76,24 +76,47 @@ fn a_new_agent_takes_over() -> Result<()> {
         let desired = coil_kernel_tests::desired()?;
         let links = pins.config().pin_root.join("links");
         let before = link_ids(&links)?;
-        ensure!(before.len() == 8, "an uplink and three pods, both ways: {before:?}");
+        ensure!(before.len() == 2, "an uplink, both ways: {before:?}");
+        let filters = filters(&desired)?;
+        ensure!(filters.len() == 6, "three pods, both ways: {filters:?}");
 
         let mut next = Datapath::open(&pins.config())?;
         let report = next.apply(&desired)?;
         ensure!(report == Report { attached: 8, ..Report::default() }, "only programs are new: {report:?}");
         ensure!(link_ids(&links)? == before, "the links stay");
+        let now = self::filters(&desired)?;
+        ensure!(now.len() == 6 && now.iter().zip(&filters).all(|(now, before)| now != before), "{now:?}");
         ensure!(next.apply(&desired)? == Report::default(), "applying twice changes nothing");
 
         let mut fewer = desired.clone();
         let gone = fewer.pods.pop().context("a pod")?;
-        let report = next.apply(&fewer)?;
+        let report = next.take_out(gone.ifindex, &gone.addresses)?;
+        ensure!(next.apply(&fewer)? == Report::default(), "a pod was taken out alone");
         ensure!(report.detached == 2, "{}: {report:?}", gone.name);
         ensure!(report.entries.removed == gone.addresses.len(), "{}: {report:?}", gone.name);
 
+        ensure!(self::filters(&desired)?.len() == 4, "the pod's filters are gone");
         next.detach_all()?;
+        ensure!(self::filters(&desired)?.is_empty(), "no filter is left");
         ensure!(!pins.config().pin_root.exists(), "nothing is left");
         Ok(())
     })
+}
+
+/// Ids of the programs in the filters of the pods' links.
+fn filters(desired: &Desired) -> Result<Vec<String>> {
+    let mut ids = vec![];
+    let sides = [("ingress", "from_pod"), ("egress", "to_pod")];
+    for (pod, (side, program)) in desired.pods.iter().flat_map(|pod| sides.map(|side| (pod, side))) {
+        let name = nix::net::if_::if_indextoname(pod.ifindex)?.into_string()?;
+        let output = Command::new("tc").args(["filter", "show", "dev", &name, side]).output();
+        let text = output.context("cannot run tc (package iproute2)")?.stdout;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let programs: Vec<&str> = text.lines().filter(|line| line.contains(program)).collect();
+        ensure!(programs.len() <= 1, "one link runs the program twice: {text}");
+        ids.extend(programs.first().map(|line| (*line).to_owned()));
+    }
+    Ok(ids)
 }
 
 /// Names and kernel ids of the pinned links.

@@ -34,10 +34,10 @@ pub(crate) fn end_lab_first(name: &str) -> Result<()> {
         });
         eprintln!("interrupted: ending lab {name:?}");
         // Not yet there, or gone: the keeper sees the end of this process.
-        if let Ok(lab) = state.lab(&name)
+        if let (Some(lock), Ok(lab)) = (state.lock(), state.lab(&name))
             && kill(Pid::from_raw(lab.keeper), Signal::SIGTERM).is_ok()
         {
-            while state.is_held() {
+            while lock.is_held() {
                 thread::sleep(POLL);
             }
         }

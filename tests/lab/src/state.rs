@@ -119,10 +119,12 @@ impl StateDir {
 
     /// Whether a keeper holds the lock.
     pub(crate) fn is_held(&self) -> bool {
-        let Ok(file) = File::open(self.path.join("lock")) else { return false };
-        // Only asks: to take the lock, even for a moment, would be in the way of a lab that starts.
-        let mut lock = whole_file();
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+        self.lock().is_some_and(|lock| lock.is_held())
+    }
+
+    /// The lock, to look at also after the directory is gone.
+    pub(crate) fn lock(&self) -> Option<Lock> {
+        File::open(self.path.join("lock")).ok().map(Lock)
     }
 
     /// Removes the directory, and the parent with the last lab.
@@ -155,6 +157,17 @@ impl StateDir {
 
     pub(crate) fn write_places(&self, places: &Places) -> Result<()> {
         write(&self.path.join("places.json"), places)
+    }
+}
+
+/// The lock of a lab: held until its keeper has removed all else.
+pub(crate) struct Lock(File);
+
+impl Lock {
+    /// Only asks: to take the lock, even for a moment, would be in the way of a lab that starts.
+    pub(crate) fn is_held(&self) -> bool {
+        let mut lock = whole_file();
+        fcntl(&self.0, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
     }
 }
 
@@ -208,7 +221,12 @@ mod tests {
         let (lock, stale) = state.claim("x").unwrap();
         assert!(!stale && state.is_held());
         assert!(state.claim("x").unwrap_err().to_string().contains("is running"));
+        let seen = state.lock().unwrap();
+        state.remove().unwrap();
+        assert!(!state.is_held() && seen.is_held(), "held to the end of its keeper");
         drop(lock);
+        assert!(!seen.is_held());
+        drop(state.claim("x").unwrap());
         assert!(!state.is_held());
         let _asked = File::open(state.path().join("lock")).unwrap();
         let (_lock, stale) = state.claim("x").unwrap();

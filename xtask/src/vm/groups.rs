@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use super::cargo::{self, Built};
-use crate::run;
+use super::cargo;
+use crate::{built::Built, run};
 
 /// Tests that are chosen together, by `--only GROUP`.
 pub(super) struct Group {
@@ -163,7 +163,7 @@ fn of(group: &str, payload: &Payload, wanted: &dyn Fn(&str) -> bool) -> Result<V
                 any |= !tests.is_empty();
                 tests.retain(|test| wanted(test));
                 if !tests.is_empty() {
-                    entries.push(built.entry(group, package, tests));
+                    entries.push(cargo::entry(built, group, package, tests));
                 }
             }
             if !any {

@@ -187,7 +187,8 @@ impl Lab {
     fn start_controllers(&self) -> Result<()> {
         let kubeconfig = self.state.inner_kubeconfig(ADMIN).display().to_string();
         self.run_own(CONTROL, "cluster", vec![kubeconfig])?;
-        self.run(CONTROL, "coil-ipam-controller", Vec::new(), &[])?;
+        // Often, as Coil v2's own end-to-end tests have it.
+        self.run(CONTROL, "coil-ipam-controller", vec!["--gc-interval=10s".to_owned()], &[])?;
         // A container's command comes from the machine's own files: the image is a name only.
         self.run(CONTROL, "coil-egress-controller", vec!["--image=coil".to_owned()], &[])
     }

@@ -139,6 +139,17 @@ pub(crate) fn wait_clean(lab: &Lab, node: &str) -> Result<()> {
     })
 }
 
+/// Kills coild on a node, and waits until another one serves the plugin.
+pub(crate) fn kill_coild(lab: &Lab, node: &str) -> Result<()> {
+    let before = lab.program_pid(node, "coild")?;
+    lab.node(node, &format!("kill -9 {before}"))?.success()?;
+    lab.wait_for(&format!("coild to come back on {node}"), LIMIT, |lab| {
+        let now = lab.program_pid(node, "coild")?;
+        let ready = lab.node(node, "coil-lab tool http-get --timeout 1 http://127.0.0.1:9385/readyz")?;
+        Ok(if now != before && ready.ok { Ok(()) } else { Err(ready.stderr) })
+    })
+}
+
 /// A condition of a test, with a sentence when it does not hold.
 pub(crate) fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     ensure!(holds, otherwise());

@@ -5,6 +5,7 @@
 //!
 //! - `demo`: the demo itself, in each family and with the kernel's datapath.
 //! - `addresses`: pools, pods and blocks through kubectl.
+//! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `restart`: coild killed while packets flow.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
@@ -13,5 +14,6 @@ mod addresses;
 mod common;
 mod demo;
 mod failures;
+mod ipam;
 mod lifecycle;
 mod restart;

@@ -3,25 +3,13 @@
 use std::{collections::BTreeSet, process::Child};
 
 use anyhow::{Context as _, Result};
-use coil_lab::Lab;
 
 use crate::common::{
-    LIMIT, addresses, check, end, get, idle_pod, items, namespace, server_pod, start, wait_ready,
+    LIMIT, addresses, check, end, get, idle_pod, items, kill_coild, namespace, server_pod, start, wait_ready,
 };
 
 /// Turns of an echo, 20 ms apart: longer than coild takes to come back.
 const TURNS: &str = "--times 300 --pause 20 --bytes 1000 --timeout 5";
-
-/// Kills coild on a node, and waits until another one serves the plugin.
-fn kill_coild(lab: &Lab, node: &str) -> Result<()> {
-    let before = lab.program_pid(node, "coild")?;
-    lab.node(node, &format!("kill -9 {before}"))?.success()?;
-    lab.wait_for(&format!("coild to come back on {node}"), LIMIT, |lab| {
-        let now = lab.program_pid(node, "coild")?;
-        let ready = lab.node(node, "coil-lab tool http-get --timeout 1 http://127.0.0.1:9385/readyz")?;
-        Ok(if now != before && ready.ok { Ok(()) } else { Err(ready.stderr) })
-    })
-}
 
 fn finish(what: &str, child: Child) -> Result<()> {
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {what}"))?;

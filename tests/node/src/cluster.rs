@@ -1,0 +1,270 @@
+//! The API's objects, and coild.
+
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use coil_api::crd::{self, AddressBlock, AddressPool};
+use coil_apiserver::{ApiServer, Config, kubeconfig};
+use coil_controller::ipam;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node, Pod},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::place::{NODE_V4, NODE_V6, on_node};
+
+const NODE: &str = "n1";
+/// How long after its creation a Pod is known to coild: its watch is a connection to this process.
+pub const WATCH_DELAY: Duration = Duration::from_millis(30);
+const LIMIT: Duration = Duration::from_secs(40);
+/// Namespaces, which are pools too, with their subnets.
+const POOLS: [(&str, Option<&str>, Option<&str>); 3] = [
+    ("v4", Some("10.64.0.0/16"), None),
+    ("v6", None, Some("fd64::/112")),
+    ("dual", Some("10.65.0.0/16"), Some("fd65::/112")),
+];
+/// Addresses of a block, as a power of two.
+const BLOCK_BITS: i32 = 6;
+
+/// The programs that are run.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// coild.
+    pub coild: PathBuf,
+    /// The plugin.
+    pub plugin: PathBuf,
+}
+
+impl Programs {
+    /// Those of a build.
+    ///
+    /// # Errors
+    /// When one is not built.
+    pub fn of(dir: &Path) -> Result<Self> {
+        let find = |name: &str| {
+            let path = dir.join(name);
+            ensure!(
+                path.exists(),
+                "{} is not built: `cargo xtask test` builds all that it runs",
+                path.display()
+            );
+            Ok(path)
+        };
+        Ok(Self { coild: find("coild")?, plugin: find("coil")? })
+    }
+
+    /// Those that were built with the running test.
+    ///
+    /// # Errors
+    /// As [`Programs::of`].
+    pub fn beside_tests() -> Result<Self> {
+        let own = std::env::current_exe().context("cannot find the running program")?;
+        // <target>/<profile>/deps/<test>
+        Self::of(own.parent().and_then(Path::parent).unwrap_or(Path::new("/")))
+    }
+}
+
+/// The cluster. Everything ends with it.
+pub struct Cluster {
+    /// The programs that are run.
+    pub programs: Programs,
+    client: Client,
+    directory: TempDir,
+    coild: Child,
+    coild_args: Vec<String>,
+    _server: ApiServer,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.coild.kill();
+        let _ = self.coild.wait();
+    }
+}
+
+impl Cluster {
+    /// Runs something on a node whose coild is ready. `coild_args` are further flags of coild.
+    ///
+    /// # Errors
+    /// When something does not start; that of `work`.
+    pub fn run<T: Send>(
+        programs: Programs,
+        coild_args: &[&str],
+        work: impl AsyncFnOnce(Self) -> Result<T> + Send,
+    ) -> Result<T> {
+        on_node(|| {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(async { work(Self::start(programs, coild_args).await?).await })
+        })
+    }
+
+    async fn start(programs: Programs, coild_args: &[&str]) -> Result<Self> {
+        let directory = TempDir::new().context("cannot make a directory")?;
+        let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen")?;
+        let server = ApiServer::start(listener, Config::default())?;
+        let token = server.token("admin").context("the API server has no admin")?;
+        let text = kubeconfig(&server.url(), server.ca_pem(), "admin", token);
+        std::fs::write(directory.path().join("kubeconfig"), &text)?;
+        let options = KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(Kubeconfig::from_yaml(&text)?, &options);
+        let client = Client::try_from(config.await?)?;
+        populate(&client).await.context("cannot fill the API server")?;
+        let controller = client.clone();
+        tokio::spawn(async move {
+            let options = ipam::Options { gc_interval: LIMIT };
+            let (ready, _) = tokio::sync::watch::channel(None);
+            if let Err(e) = ipam::run(controller, options, &prometheus::Registry::new(), ready).await {
+                eprintln!("coil-ipam-controller: {e}");
+            }
+        });
+        let coild_args = coild_args.iter().map(|arg| (*arg).to_owned()).collect();
+        let coild = spawn(&programs, directory.path(), &coild_args)?;
+        let this = Self { programs, client, directory, coild, coild_args, _server: server };
+        this.until_ready().await?;
+        Ok(this)
+    }
+
+    /// coild's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("coild.sock")
+    }
+
+    /// What coild said.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn coild_log(&self) -> Result<String> {
+        std::fs::read_to_string(self.directory.path().join("coild.log")).context("cannot read coild's log")
+    }
+
+    /// `kill -9`, and a new one.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn restart_coild(&mut self) -> Result<()> {
+        self.coild.kill().context("cannot kill coild")?;
+        self.coild.wait().context("cannot wait for coild")?;
+        let _ = std::fs::remove_file(self.socket());
+        self.coild = spawn(&self.programs, self.directory.path(), &self.coild_args)?;
+        self.until_ready().await
+    }
+
+    async fn until_ready(&self) -> Result<()> {
+        let start = Instant::now();
+        while UnixStream::connect(self.socket()).is_err() {
+            ensure!(start.elapsed() < LIMIT, "coild does not serve its socket: {}", self.coild_log()?);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Creates a Pod of the node; its UID.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn create_pod(&self, namespace: &str, name: &str) -> Result<String> {
+        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": NODE,
+            "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "c"}]}});
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let created = api.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        created.uid().context("a pod without a UID")
+    }
+
+    /// Deletes a Pod.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn delete_pod(&self, namespace: &str, name: &str) -> Result<()> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        api.delete(name, &at_once).await?;
+        Ok(())
+    }
+
+    /// Names of all AddressBlocks.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn blocks(&self) -> Result<BTreeSet<String>> {
+        let api: Api<AddressBlock> = Api::all(self.client.clone());
+        Ok(api.list(&ListParams::default()).await?.iter().map(kube::ResourceExt::name_any).collect())
+    }
+
+    /// Waits for a condition: `check` says what is missing.
+    ///
+    /// # Errors
+    /// When it does not come true, with what was missing.
+    pub async fn wait_for(&self, what: &str, check: impl AsyncFn() -> Result<Option<String>>) -> Result<()> {
+        let start = Instant::now();
+        while let Some(missing) = check().await? {
+            if start.elapsed() > LIMIT {
+                bail!("waited {LIMIT:?} for {what}: {missing}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
+
+fn spawn(programs: &Programs, directory: &Path, more: &Vec<String>) -> Result<Child> {
+    let at = |name: &str| directory.join(name);
+    let log = std::fs::OpenOptions::new().append(true).create(true).open(at("coild.log"))?;
+    Command::new(&programs.coild)
+        .args(["--metrics-addr", "127.0.0.1:0", "--health-addr", "127.0.0.1:0", "--socket"])
+        .arg(at("coild.sock"))
+        .args(more)
+        .env("KUBECONFIG", at("kubeconfig"))
+        .env("COIL_NODE_NAME", NODE)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {}", programs.coild.display()))
+}
+
+async fn populate(client: &Client) -> Result<()> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for definition in crd::definitions() {
+        definitions.create(&PostParams::default(), &definition).await?;
+    }
+    create::<Node>(client, json!({"metadata": {"name": NODE}})).await?;
+    let addresses = [NODE_V4, NODE_V6].map(|a| json!({"type": "InternalIP", "address": a}));
+    let status = Patch::Merge(json!({"status": {"addresses": addresses}}));
+    Api::<Node>::all(client.clone()).patch_status(NODE, &PatchParams::default(), &status).await?;
+    for (name, ipv4, ipv6) in POOLS {
+        let pool = json!({"metadata": {"name": name},
+            "spec": {"blockSizeBits": BLOCK_BITS, "subnets": [{"ipv4": ipv4, "ipv6": ipv6}]}});
+        create::<AddressPool>(client, pool).await?;
+        let namespace = json!({"metadata": {"name": name, "annotations": {"coil.cybozu.com/pool": name}}});
+        create::<Namespace>(client, namespace).await?;
+    }
+    Ok(())
+}
+
+async fn create<K>(client: &Client, mut object: Value) -> Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+{
+    object["apiVersion"] = K::api_version(&()).into();
+    object["kind"] = K::kind(&()).into();
+    let object = serde_json::from_value(object)?;
+    Api::<K>::all(client.clone()).create(&PostParams::default(), &object).await?;
+    Ok(())
+}
