@@ -16,6 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use tracing::{info, warn};
 
 use crate::{
     cni::server::{self, CniService},
-    datapath::{Datapath, DatapathConfig},
+    datapath::{Datapath, DatapathConfig, NetworkChanges, obstacle},
     egress::plan::NodeFacts,
     ipam::NodeIpam,
     metrics,
@@ -50,6 +51,8 @@ use options::{Mode, Options};
 const RETRY: Duration = Duration::from_secs(2);
 /// How often expired flows are removed.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Least time between two orders to decide anew.
+const CHANGES_SETTLE: Duration = Duration::from_millis(5);
 
 /// Runs until SIGTERM.
 ///
@@ -81,7 +84,7 @@ pub async fn run(options: Options) -> Result<()> {
         started = start(&options, &feed) => started?,
         () = &mut stopped => return Ok(()),
     };
-    metrics::datapath_info(&registry, node.plane.mode(), node.plane.reason())?;
+    metrics::DatapathInfo::register(node.clone(), &registry)?;
     metrics::DatapathCounters::register(node.clone(), &registry)?;
     let service = CniService::new(node.clone(), &registry)?;
     let listener = server::listen(&options.socket).context("cannot start")?;
@@ -136,6 +139,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<(Arc<Node>, Exporter)> 
     let exporter = Exporter::start(rtnl, export, on_blocks, interval)?;
     tokio::spawn(collect_garbage(ipam, interval));
     tokio::spawn(sweep(node.clone()));
+    follow_changes(node.clone())?;
     Ok((node, exporter))
 }
 
@@ -159,7 +163,15 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
     match mode {
         Mode::Kernel => Ok(Plane::kernel("--datapath kernel")),
         Mode::Auto | Mode::Ebpf => match open_ebpf() {
-            Ok(plane) => Ok(plane),
+            Ok(plane) => {
+                if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find()) {
+                    bail!(
+                        "--datapath ebpf is not possible here: {obstacle}; with --datapath auto the kernel forwards \
+                         from pod to pod as long as that is so"
+                    );
+                }
+                Ok(plane)
+            }
             Err(e) if mode == Mode::Ebpf => {
                 bail!(
                     "--datapath ebpf is not possible here: {e:#}; --datapath auto would use the kernel alone"
@@ -189,6 +201,21 @@ async fn collect_garbage(ipam: NodeIpam, interval: Duration) {
         }
         tokio::time::sleep(interval.max(RETRY)).await;
     }
+}
+
+/// Makes the programs decide anew whenever routes, rules or links change, for ever.
+fn follow_changes(node: Arc<Node>) -> Result<()> {
+    let mut changes = NetworkChanges::listen().context("cannot listen to changes of the network")?;
+    thread::Builder::new().name("changes".to_owned()).spawn(move || {
+        while changes.wait().is_ok() {
+            if let Some(Err(e)) = node.plane.with(|plane| plane.forget_decisions()) {
+                warn!(error = %e, "the programs cannot be told of a change; they follow within a second");
+            }
+            // Those that come together are one.
+            thread::sleep(CHANGES_SETTLE);
+        }
+    })?;
+    Ok(())
 }
 
 async fn sweep(node: Arc<Node>) {

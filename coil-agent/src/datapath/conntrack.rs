@@ -11,7 +11,9 @@ use coil_packet::{
     flow::{Limits, Phase},
     wire::{tcp, udp},
 };
-use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::netlink::{ACK, CREATE, DUMP, NESTED, REQUEST, attributes, exchange, message, pack};
 
 /// Source and destination of one direction, as on the wire. ICMP echo: its identifier is the port of the
 /// requester.
@@ -41,15 +43,6 @@ const NEW: u16 = SUBSYSTEM;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
 
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
-const CREATE: u16 = 0x600;
-
-/// Types of `NLMSG_ERROR` and `NLMSG_DONE`.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-
 /// Attributes of a connection.
 mod attribute {
     pub(super) const ORIGINAL: u16 = 1;
@@ -57,7 +50,6 @@ mod attribute {
     pub(super) const STATUS: u16 = 3;
     pub(super) const PROTOINFO: u16 = 4;
     pub(super) const TIMEOUT: u16 = 7;
-    pub(super) const NESTED: u16 = 0x8000;
     /// In a tuple.
     pub(super) const IP: u16 = 1;
     pub(super) const PROTO: u16 = 2;
@@ -87,7 +79,8 @@ const TOLD: u32 = 600;
 /// Everything that is tracked in this network namespace and that a flow table has room for.
 pub(super) fn dump() -> io::Result<Vec<Connection>> {
     let mut connections = vec![];
-    exchange(&message(GET, REQUEST | DUMP, 0, &[]), |body| connections.extend(connection(body)))?;
+    let request = message(GET, REQUEST | DUMP, &header(0), &[]);
+    exchange(NETLINK_NETFILTER, &request, |body| connections.extend(connection(body)))?;
     Ok(connections)
 }
 
@@ -95,23 +88,24 @@ pub(super) fn dump() -> io::Result<Vec<Connection>> {
 /// forget the one that it gave them to.
 pub(super) fn tell(ends: Ends) -> io::Result<()> {
     for reply in [ends, ends.turned()] {
-        let delete = message(DELETE, REQUEST | ACK, family(&ends), &tuple(attribute::REPLY, reply));
-        match exchange(&delete, |_| ()) {
+        let delete = message(DELETE, REQUEST | ACK, &header(family(&ends)), &tuple(attribute::REPLY, reply));
+        match exchange(NETLINK_NETFILTER, &delete, |_| ()) {
             Err(error) if error.raw_os_error() != Some(nix::libc::ENOENT) => return Err(error),
             _ => {}
         }
     }
     let flags = attribute::TCP_FLAGS.map(|kind| pack(kind, &[LIBERAL, LIBERAL]));
     let state = pack(attribute::TCP_STATE, &[ESTABLISHED]);
-    let protocol = pack(attribute::TCP | attribute::NESTED, &[&state[..], &flags[0], &flags[1]].concat());
+    let protocol = pack(attribute::TCP | NESTED, &[&state[..], &flags[0], &flags[1]].concat());
     let attributes = [
         tuple(attribute::ORIGINAL, ends),
         tuple(attribute::REPLY, ends.turned()),
         pack(attribute::STATUS, &STATUS.to_be_bytes()),
         pack(attribute::TIMEOUT, &TOLD.to_be_bytes()),
-        pack(attribute::PROTOINFO | attribute::NESTED, &protocol),
+        pack(attribute::PROTOINFO | NESTED, &protocol),
     ];
-    exchange(&message(NEW, REQUEST | ACK | CREATE, family(&ends), &attributes.concat()), |_| ())
+    let request = message(NEW, REQUEST | ACK | CREATE, &header(family(&ends)), &attributes.concat());
+    exchange(NETLINK_NETFILTER, &request, |_| ())
 }
 
 /// How long this network namespace's connection tracking remembers. What it does not say is Linux's default:
@@ -149,50 +143,6 @@ pub(super) fn limits() -> Limits {
         udp: read(&["udp_timeout", "udp_timeout_stream"], default.udp),
         echo: read(&["icmp_timeout", "icmpv6_timeout"], default.echo),
     }
-}
-
-/// Sends a request, and hands the body of each answer to `take`.
-fn exchange(request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddr::new(0, 0))?;
-    socket.send(request, 0)?;
-    let mut buffer = Vec::with_capacity(1 << 16);
-    loop {
-        buffer.clear();
-        socket.recv(&mut buffer, 0)?;
-        let mut rest = &buffer[..];
-        while let Some((kind, body, next)) = split_message(rest) {
-            rest = next;
-            match kind {
-                DONE => return Ok(()),
-                ERROR => {
-                    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
-                }
-                _ => take(body),
-            }
-        }
-    }
-}
-
-/// The first message of a buffer: its type, its body, and what follows.
-fn split_message(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let len = u32::from_ne_bytes(*buffer.first_chunk()?) as usize;
-    let kind = u16::from_ne_bytes([*buffer.get(4)?, *buffer.get(5)?]);
-    let body = buffer.get(16..len)?;
-    Some((kind, body, buffer.get(len.next_multiple_of(4)..).unwrap_or_default()))
-}
-
-/// The attributes of a list.
-fn attributes(mut list: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16::from_ne_bytes(*list.first_chunk()?));
-        let kind = u16::from_ne_bytes([*list.get(2)?, *list.get(3)?]) & !attribute::NESTED;
-        let value = list.get(4..len)?;
-        list = list.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
 }
 
 /// What an answer says; nothing for what no flow table holds.
@@ -265,27 +215,14 @@ fn address(value: &[u8]) -> Option<IpAddr> {
     }
 }
 
+/// `struct nfgenmsg`.
+pub(super) const fn header(family: u8) -> [u8; 4] {
+    [family, 0, 0, 0]
+}
+
 fn family(ends: &Ends) -> u8 {
     let family = if ends.source.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
     u8::try_from(family).unwrap_or_default()
-}
-
-fn message(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
-    let mut message = len.to_ne_bytes().to_vec();
-    message.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
-    // Sequence number and port, then `struct nfgenmsg`.
-    message.extend([0, 0, 0, 0, 0, 0, 0, 0, family, 0, 0, 0]);
-    message.extend(attributes);
-    message
-}
-
-fn pack(kind: u16, value: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    let mut packed = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
-    packed.extend(value);
-    packed.resize(packed.len().next_multiple_of(4), 0);
-    packed
 }
 
 /// A tuple of TCP.
@@ -300,11 +237,8 @@ fn tuple(kind: u16, ends: Ends) -> Vec<u8> {
         pack(attribute::SOURCE_PORT, &ends.source.port().to_be_bytes()),
         pack(attribute::DESTINATION_PORT, &ends.destination.port().to_be_bytes()),
     ];
-    let parts = [
-        pack(attribute::IP | attribute::NESTED, &ip),
-        pack(attribute::PROTO | attribute::NESTED, &protocol.concat()),
-    ];
-    pack(kind | attribute::NESTED, &parts.concat())
+    let parts = [pack(attribute::IP | NESTED, &ip), pack(attribute::PROTO | NESTED, &protocol.concat())];
+    pack(kind | NESTED, &parts.concat())
 }
 
 fn octets6(address: IpAddr) -> Vec<u8> {
@@ -341,8 +275,5 @@ mod tests {
         for len in 0..whole.len() {
             assert_eq!(connection(&[&[0; 4], &whole[..len]].concat()), None);
         }
-        // A length of zero ends the list.
-        assert_eq!(attributes(&[0, 0, 1, 0, 1]).count(), 0);
-        assert_eq!(split_message(&[1, 0, 0, 0]), None);
     }
 }

@@ -60,6 +60,8 @@ pub struct LocalPod {
     pub client: bool,
     /// True for a gateway pod.
     pub gateway: bool,
+    /// True when its packets must pass the host stack: something on its link would miss them.
+    pub by_kernel: bool,
     /// True when another CNI plugin wants the ingress qdisc of the link for itself.
     pub shaped: bool,
 }

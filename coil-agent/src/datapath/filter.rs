@@ -12,7 +12,7 @@ use aya::programs::{
 use nix::libc;
 
 /// Before a filter whose maker asked for no place (49152), with room for others in front.
-const PRIORITY: u16 = 50;
+pub(super) const PRIORITY: u16 = 50;
 /// By it an agent finds the filter of an earlier one.
 const HANDLE: TcHandle = TcHandle::new(0, 0xc011);
 
@@ -42,7 +42,7 @@ pub(super) fn attach(
 /// Detaches it; fine when it is not there.
 pub(super) fn detach(interface: &str, side: TcAttachType) -> Result<(), ProgramError> {
     use aya::programs::Link as _;
-    match filter(interface, side).and_then(|filter| filter.detach()) {
+    match filter(interface, side).and_then(SchedClassifierLink::detach) {
         Err(ProgramError::NetlinkError(e)) if is_gone(e.raw_os_error()) => Ok(()),
         Err(ProgramError::TcError(e)) if is_gone(errno(&e)) => Ok(()),
         other => other,

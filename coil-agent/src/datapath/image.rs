@@ -75,6 +75,9 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
         if pod.gateway {
             flags |= pod_flag::GATEWAY;
         }
+        if pod.by_kernel {
+            flags |= pod_flag::BY_KERNEL;
+        }
         let value = PodValue {
             ifindex: pod.ifindex,
             policy: pod.policy,
@@ -152,6 +155,7 @@ mod tests {
                 policy: 5,
                 client: true,
                 gateway: false,
+                by_kernel: false,
                 shaped: false,
             }],
             policies: [

@@ -11,6 +11,7 @@
 //! what it finds: maps keep their contents, and links get the new programs in place of the old.
 
 mod attach;
+mod changes;
 mod conntrack;
 mod desired;
 mod error;
@@ -19,7 +20,9 @@ mod filter;
 mod flows;
 mod image;
 mod maglev;
+mod netlink;
 mod object;
+pub mod obstacle;
 mod pins;
 mod state;
 mod table;
@@ -40,6 +43,7 @@ use family::FamilyTables;
 use state::Counters;
 use table::Table;
 
+pub use changes::NetworkChanges;
 pub use desired::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId};
 pub use error::DatapathError;
 pub use object::{OBJECT, PINNED_MAPS};
@@ -86,15 +90,17 @@ pub struct Datapath {
     counters: Counters,
     /// Pools as last wanted.
     pools: Vec<IpNet>,
+    /// How programs are attached to uplinks, and to links that somebody else wants the qdisc of.
+    link_hook: Hook,
 }
 
 impl Datapath {
     /// Loads the programs and adopts pinned maps and links. Attaches nothing yet.
     ///
     /// # Errors
-    /// On a kernel without TCX, without a bpf file system, or when the kernel refuses the programs.
+    /// On a kernel before 5.10, without a bpf file system, or when the kernel refuses the programs.
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
-        require_tcx()?;
+        let link_hook = require_kernel()?;
         let maps = config.pin_root.join("maps");
         pins::prepare(&maps)?;
         let mut loader = EbpfLoader::new();
@@ -119,6 +125,7 @@ impl Datapath {
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             counters: Counters::adopt(&mut ebpf)?,
             pools: vec![],
+            link_hook,
             pin_root: config.pin_root.clone(),
             ebpf,
         })
@@ -137,7 +144,7 @@ impl Datapath {
         let mut report = self.add(desired, true)?;
         let (_, uplinks) = image::common(desired);
         let (v4, v6) = (image::family(desired), image::family(desired));
-        report.detached = self.attachments.detach_others(&places(desired))?;
+        report.detached = self.attachments.detach_others(&places(desired, self.link_hook))?;
         let (now, limits) = (monotonic_seconds(), conntrack::limits());
         report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
         report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
@@ -160,7 +167,7 @@ impl Datapath {
     fn add(&mut self, part: &Desired, gone_ok: bool) -> Result<Report, DatapathError> {
         let (mut config, uplinks) = image::common(part);
         let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            places(part).into_iter().partition(|(place, _)| place.program.is_outward());
+            places(part, self.link_hook).into_iter().partition(|(place, _)| place.program.is_outward());
         let mut report = Report::default();
         self.pools = part.pools.iter().copied().collect();
 
@@ -192,9 +199,9 @@ impl Datapath {
     /// # Errors
     /// As [`Self::apply`].
     pub fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
-        let mut report = Report::default();
-        report.detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
-        report.detached += self.attachments.detach_from(Program::ToPod, ifindex)?;
+        let mut detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
+        detached += self.attachments.detach_from(Program::ToPod, ifindex)?;
+        let mut report = Report { detached, ..Report::default() };
         let (now, limits) = (monotonic_seconds(), conntrack::limits());
         report.entries.removed += self.v4.take_out(addresses, now, &limits)?;
         report.entries.removed += self.v6.take_out(addresses, now, &limits)?;
@@ -335,26 +342,27 @@ impl Datapath {
 const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
 
 /// Every place where a program belongs, with its owner for messages.
-fn places(desired: &Desired) -> BTreeMap<Place, String> {
+fn places(desired: &Desired, link_hook: Hook) -> BTreeMap<Place, String> {
     let pods = desired.pods.iter().flat_map(|pod| {
-        let hook = if pod.shaped { Hook::Tcx } else { Hook::Filter };
+        let hook = if pod.shaped { link_hook } else { Hook::Filter };
         let place = |program| (Place { program, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name));
         [Program::FromPod, Program::ToPod].map(place)
     });
     let uplinks = desired.uplinks.iter().flat_map(|ifindex| {
-        let place = |program| (Place { program, ifindex: *ifindex, hook: Hook::Tcx }, "uplink".to_owned());
+        let place = |program| (Place { program, ifindex: *ifindex, hook: link_hook }, "uplink".to_owned());
         [Program::FromNet, Program::ToNet].map(place)
     });
     pods.chain(uplinks).collect()
 }
 
-/// TCX came with Linux 6.6 (commit e420bed02507).
-fn require_tcx() -> Result<(), DatapathError> {
+/// `bpf_redirect_peer` and `bpf_redirect_neigh` came with Linux 5.10 (commits 9aa1206e8f48 and b4ab31414970).
+fn require_kernel() -> Result<Hook, DatapathError> {
     let version = KernelVersion::current().map_err(|error| DatapathError::Load(Box::new(error)))?;
-    if version < KernelVersion::new(6, 6, 0) {
-        return Err(DatapathError::NoTcx(format!("{version:?}")));
+    if version < KernelVersion::new(5, 10, 0) {
+        return Err(DatapathError::OldKernel(format!("{version:?}")));
     }
-    Ok(())
+    // TCX came with Linux 6.6 (commit e420bed02507).
+    Ok(if version < KernelVersion::new(6, 6, 0) { Hook::Filter } else { Hook::Tcx })
 }
 
 /// Takes a map of the object under its type.

@@ -103,6 +103,8 @@ reasons! {
     NotFastKind = Next, "not-fast-kind";
     /// Pods are forwarded by the kernel alone.
     NotFastNode = Next, "not-fast-node";
+    /// A pod with something on its link that the packet would miss.
+    KernelPod = Next, "kernel-pod";
     /// A flow that is not known to be free of NAT.
     NotFastFlow = Next, "not-fast-flow";
     /// A flow that the kernel handles.

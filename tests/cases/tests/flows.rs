@@ -32,7 +32,7 @@ fn to_local(net: &Net, flags: u8) -> Vec<u8> {
 #[test]
 fn a_known_flow_asks_the_routing_once_a_second() {
     let (net, mut node) = node();
-    let mut send = |node: &mut Node<_>, flags| {
+    let send = |node: &mut Node<_>, flags| {
         assert_eq!(node.run(Path::FromPod, PLAIN, &to_remote(&net, flags, b""), 0).reason, Reason::ToNode);
         node.fib_queries.get()
     };

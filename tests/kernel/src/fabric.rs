@@ -349,6 +349,7 @@ impl Fabric {
                 policy: u32::from(client),
                 client,
                 gateway: pod == Pod::Gateway,
+                by_kernel: false,
                 shaped: false,
             }
         });

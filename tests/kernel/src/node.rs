@@ -311,6 +311,7 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, client: bool, gate
         policy: if client { POLICY } else { 0 },
         client,
         gateway,
+        by_kernel: false,
         shaped: false,
     });
 }

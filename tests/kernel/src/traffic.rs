@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use crate::{Fabric, Pod};
 
 /// Longest wait for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serves one TCP connection: the peer's address in a line, then an echo of `size` bytes.
 fn serve(listener: &TcpListener, size: usize) -> Result<()> {
@@ -29,16 +29,16 @@ fn serve(listener: &TcpListener, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Listens on a port. A process that another test is just starting may hold the last server's socket for a
+/// Takes a port. A process that another test is just starting may hold the last server's socket for a
 /// moment, between fork and exec.
-fn listen(server: SocketAddr) -> Result<TcpListener> {
+fn take<T>(server: SocketAddr, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
-        match TcpListener::bind(server) {
+        match bind(server) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
                 thread::sleep(Duration::from_millis(20));
             }
-            listener => return listener.with_context(|| format!("listen on {server}")),
+            taken => return taken.with_context(|| format!("listen on {server}")),
         }
     }
 }
@@ -100,7 +100,7 @@ pub fn tcp_via(
     size: usize,
 ) -> Result<IpAddr> {
     let server = SocketAddr::new(fabric.address(to), port);
-    let listener = fabric.inside(to, || listen(server))??;
+    let listener = fabric.inside(to, || take(server, TcpListener::bind))??;
     thread::scope(|scope| {
         let serving = scope.spawn(|| serve(&listener, size));
         let seen = fabric
@@ -138,7 +138,7 @@ pub fn udp_via(
     size: usize,
 ) -> Result<IpAddr> {
     let server = SocketAddr::new(fabric.address(to), port);
-    let socket = fabric.inside(to, || UdpSocket::bind(server))??;
+    let socket = fabric.inside(to, || take(server, UdpSocket::bind))??;
     socket.set_read_timeout(Some(PATIENCE))?;
     thread::scope(|scope| {
         let serving = scope.spawn(move || -> Result<IpAddr> {
@@ -179,7 +179,7 @@ impl Lines {
     /// When the port is taken.
     pub fn start(fabric: &Fabric, pod: Pod, port: u16) -> Result<Self> {
         let address = SocketAddr::new(fabric.address(pod), port);
-        let listener = fabric.inside(pod, || listen(address))??;
+        let listener = fabric.inside(pod, || take(address, TcpListener::bind))??;
         listener.set_nonblocking(true)?;
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = stop.clone();

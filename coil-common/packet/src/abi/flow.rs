@@ -88,7 +88,7 @@ impl Way {
             self.made,
             self.ingress,
             self.egress,
-            (self.kind as u32) << 16 | self.fits as u32,
+            u32::from(self.kind) << 16 | u32::from(self.fits),
             word(a, b, c, d),
             word(e, f, g, h),
             word(i, j, k, l),

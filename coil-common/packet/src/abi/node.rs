@@ -14,6 +14,8 @@ pub mod pod_flag {
     pub const CLIENT: u32 = 1;
     /// The pod is a gateway: the programs translate in its name.
     pub const GATEWAY: u32 = 2;
+    /// The pod's packets to and from other pods are the kernel's.
+    pub const BY_KERNEL: u32 = 4;
 }
 
 /// Bits of [`Maglev::flags`].
@@ -77,6 +79,13 @@ impl PodValue {
     #[must_use]
     pub const fn is_client(&self) -> bool {
         self.flags & pod_flag::CLIENT != 0
+    }
+
+    /// True for a pod whose packets to and from other pods are the kernel's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by_kernel(&self) -> bool {
+        self.flags & pod_flag::BY_KERNEL != 0
     }
 
     /// True for a gateway pod.

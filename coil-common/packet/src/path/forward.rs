@@ -73,6 +73,9 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
     if let Err(reason) = eligible(packet, tables) {
         return outcome.next(reason);
     }
+    if pod.is_by_kernel() {
+        return outcome.next(Reason::KernelPod);
+    }
     if packet.segment > pod.mtu {
         return outcome.next(Reason::ForwardTooBig);
     }
@@ -119,6 +122,7 @@ fn way_out<A: Addr, T: Tables<A>>(
     way: &mut Way,
 ) -> Reason {
     match local {
+        Some(pod) if pod.is_by_kernel() => Reason::KernelPod,
         Some(pod) if packet.segment > pod.mtu => Reason::ForwardTooBig,
         Some(pod) => {
             way.to_pod(pod);

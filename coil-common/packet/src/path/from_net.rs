@@ -28,7 +28,7 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
     let Some(pod) = tables.pod(&packet.dst) else { return outcome.next(Reason::NotAPod) };
     let fou = matches!(packet.kind, Kind::Udp | Kind::UdpBehindOptions)
         && packet.dport == tables.config().fou_port
-        && pod.flags != 0;
+        && (pod.is_client() || pod.is_gateway());
     if fou {
         return from_tunnel(skb, &pod, tables, decision);
     }

@@ -33,6 +33,9 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     {
         return egress::out(packet, egress, tables, outcome);
     }
+    if pod.is_by_kernel() {
+        return outcome.next(Reason::KernelPod);
+    }
     if packet.kind == Kind::Error && quoted(skb, packet, outer) {
         return forward::error(decision, tables);
     }
