@@ -133,7 +133,7 @@ fn links_with_queues_and_filters() -> Result<()> {
             "a limit: {:?}",
             obstacle::foreign_links(&links)?
         );
-        run("tc filter add dev veth13 ingress prio 7 matchall action ok")?;
+        run("tc filter add dev veth13 ingress prio 7 protocol ip u32 match u32 0 0 classid 1:1")?;
         ensure!(
             obstacle::foreign_links(&links)? == [12, 13].into(),
             "a filter: {:?}",
