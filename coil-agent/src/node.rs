@@ -1,20 +1,20 @@
 //! The node's pods: what is connected, and making kernel and datapath follow the index.
 
+mod attachments;
+mod gateways;
+
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use coil_api::{
-    annotation::{AnnotationError, EgressRef},
-    gateway::GatewayStatus,
-};
+use coil_api::annotation::{AnnotationError, EgressRef};
 use coil_netns::NetNs;
 use kube::Client;
 use tokio::time::Instant;
@@ -25,11 +25,11 @@ use crate::{
     egress::{
         gateway::GatewayPod,
         plan::{self, Attached, NodeFacts},
-        support,
     },
     ipam::{AttachmentId, NodeIpam},
     net::{
         self, Rtnl, RtnlError,
+        chained::Chained,
         host::HostAddresses,
         monitor::{Monitor, is_about_node},
         name,
@@ -43,6 +43,8 @@ use crate::{
     },
 };
 
+pub use attachments::Attachment;
+
 /// What the node looks for by itself, besides what is announced.
 const RESYNC: Duration = Duration::from_secs(30);
 /// How long after a change of a link or an address the node is looked at.
@@ -55,6 +57,8 @@ const SETTLE: Duration = Duration::from_millis(10);
 pub struct Settings {
     /// `COIL_NODE_NAME`.
     pub name: String,
+    /// `--enable-egress`: annotations and Egresses count.
+    pub egress: bool,
     /// `--devices`; empty to find the uplinks.
     pub devices: Vec<String>,
     /// What the flags say of [`NodeFacts`].
@@ -69,10 +73,12 @@ pub struct Node {
     pub client: Client,
     /// What is known of the cluster.
     pub feed: Feed,
-    /// Addresses.
-    pub ipam: NodeIpam,
+    /// Addresses; none when other plugins connect the pods and give them theirs.
+    pub ipam: Option<NodeIpam>,
     /// The kernel's part.
     pub network: PodNetwork,
+    /// The same for pods that other plugins connect.
+    pub chained: Chained,
     /// The eBPF part.
     pub plane: Plane,
     rtnl: Rtnl,
@@ -90,6 +96,8 @@ struct Entry {
     attached: Attached,
     /// From the link's alternative name; none for a pod that an older Coil connected.
     uid: Option<String>,
+    /// What it is to the runtime.
+    attachment: Attachment,
     netns: Option<PathBuf>,
     /// The policy that the pod's routes follow; none when that is not known.
     routes: Option<RoutePolicy>,
@@ -101,8 +109,10 @@ struct Entry {
 /// A pod that ADD has connected.
 #[derive(Debug)]
 pub struct NewPod {
-    /// Its attachment.
+    /// By what it is known: container and interface, as its link's alias has them.
     pub owner: AttachmentId,
+    /// What it is to the runtime.
+    pub attachment: Attachment,
     /// What the datapath needs.
     pub attached: Attached,
     /// Path of its namespace.
@@ -133,12 +143,13 @@ impl Node {
         settings: Settings,
         client: Client,
         feed: Feed,
-        ipam: NodeIpam,
+        ipam: Option<NodeIpam>,
         network: PodNetwork,
         plane: Plane,
         rtnl: Rtnl,
     ) -> Arc<Self> {
         Arc::new(Self {
+            chained: Chained::new(rtnl.clone()),
             facts: Mutex::new(settings.facts.clone()),
             settings,
             client,
@@ -156,11 +167,18 @@ impl Node {
 
     /// Takes over the pods that earlier runs connected. To be called before anything is added.
     pub fn recover(&self, found: Vec<Found>) {
-        self.ipam.recover(found.iter().map(Found::allocation).collect());
+        if let Some(ipam) = &self.ipam {
+            let own = found.iter().filter(|pod| !pod.is_chained());
+            ipam.recover(own.map(Found::allocation).collect());
+        }
         let mut pods = lock(&self.pods);
         for pod in found {
+            let altnames = &pod.link.host.altnames;
+            // The alias of a chained pod has its UID.
+            let chained_uid = Some(pod.alias.owner.container_id.as_str()).filter(|_| pod.is_chained());
             let entry = Entry {
-                uid: name::uid_of(&pod.link.host.altnames).map(str::to_owned),
+                uid: name::uid_of(altnames).or(chained_uid).map(str::to_owned),
+                attachment: Attachment::of(altnames, &pod.alias.owner),
                 netns: pod.netns,
                 routes: None,
                 gateway: None,
@@ -179,6 +197,7 @@ impl Node {
     pub async fn add(self: &Arc<Self>, pod: NewPod) -> Result<(), ApplyError> {
         let entry = Entry {
             uid: pod.attached.pod.as_ref().map(|p| p.uid.clone()),
+            attachment: pod.attachment,
             attached: pod.attached,
             netns: Some(pod.netns),
             routes: Some(pod.routes),
@@ -292,7 +311,7 @@ impl Node {
         let result = async {
             let ns = NetNs::open(&netns)?;
             if other_routes {
-                self.network.update_routes(&ns, &owner.ifname, &attached.link, wanted.clone()).await?;
+                self.update_routes(&ns, owner, &attached, wanted.clone()).await?;
                 if let Some(entry) = lock(&self.pods).get_mut(owner) {
                     entry.routes = Some(wanted);
                 }
@@ -305,23 +324,6 @@ impl Node {
         if let Err(e) = result.await {
             warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
         }
-    }
-
-    fn serve_gateway(
-        self: &Arc<Self>,
-        owner: &AttachmentId,
-        ns: &NetNs,
-        egress: &EgressRef,
-        addresses: Vec<IpAddr>,
-    ) -> Result<(), crate::egress::gateway::GatewayError> {
-        // The socket's task must not keep its own owner alive.
-        let (node, egress) = (Arc::downgrade(self), egress.clone());
-        let status = Arc::new(move || status_of(&node, &egress, &addresses));
-        let gateway = GatewayPod::prepare(ns, status)?;
-        if let Some(entry) = lock(&self.pods).get_mut(owner) {
-            entry.gateway = Some(gateway);
-        }
-        Ok(())
     }
 
     /// Looks again at the node's own links and addresses.
@@ -441,37 +443,17 @@ impl Entry {
         } else {
             self.complaint = None;
         }
+        if self.attached.link.addresses().is_empty() {
+            // Of a pod that another plugin connected, and whose namespace was not found.
+            for address in &now.addresses {
+                match address {
+                    IpAddr::V4(a) => self.attached.link.ipv4 = Some(*a),
+                    IpAddr::V6(a) => self.attached.link.ipv6 = Some(*a),
+                }
+            }
+        }
         self.attached.pod = Some(now);
     }
-}
-
-fn status_of(node: &Weak<Node>, egress: &EgressRef, addresses: &[IpAddr]) -> GatewayStatus {
-    let mut status = GatewayStatus {
-        ready: false,
-        reason: "coild is stopping".to_owned(),
-        namespace: egress.namespace.clone(),
-        egress: egress.name.clone(),
-        addresses: addresses.to_vec(),
-        flows: 0,
-    };
-    let Some(node) = node.upgrade() else { return status };
-    status.reason = match node.plane.with(|plane| plane.flows(addresses)) {
-        None => format!(
-            "this node's datapath is the kernel alone ({}): {}",
-            node.plane.reason(),
-            support::without_ebpf()
-        ),
-        Some(Err(e)) => format!("cannot read the datapath's maps: {e}"),
-        Some(Ok(_)) if !node.applied.load(Ordering::Relaxed) => {
-            "the datapath is not programmed; coild's log says why".to_owned()
-        }
-        Some(Ok(flows)) => {
-            status.flows = flows;
-            String::new()
-        }
-    };
-    status.ready = status.reason.is_empty();
-    status
 }
 
 #[cfg(test)]
@@ -499,6 +481,7 @@ mod tests {
         let mut entry = Entry {
             attached: Attached { link, pod: None, kernel_client: false },
             uid: None,
+            attachment: Attachment { name: String::new(), network: None },
             netns: None,
             routes: None,
             gateway: None,

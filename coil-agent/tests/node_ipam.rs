@@ -8,37 +8,39 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    net::{IpAddr, TcpListener},
+    net::IpAddr,
+    ops::Deref,
     time::{Duration, Instant},
 };
 
 use coil_agent::ipam::{Allocation, AttachmentId, IpamError, NodeIpam};
 use coil_api::{
     cni::code,
-    crd::{AddressBlock, AddressPool, BlockRequest, definitions},
+    crd::{AddressBlock, AddressPool, BlockRequest},
 };
-use coil_apiserver::{ApiServer, Config};
+use coil_apitest::{Kind, LIMIT, Server, eventually};
 use coil_controller::ipam::Options;
 use ipnet::IpNet;
-use k8s_openapi::{
-    api::core::v1::Node, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use prometheus::Registry;
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
-const LIMIT: Duration = Duration::from_secs(30);
-
 struct Cluster {
-    client: Client,
-    server: ApiServer,
+    api: coil_apitest::Cluster,
     controller: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Deref for Cluster {
+    type Target = coil_apitest::Cluster;
+
+    fn deref(&self) -> &coil_apitest::Cluster {
+        &self.api
+    }
 }
 
 impl Drop for Cluster {
@@ -50,23 +52,11 @@ impl Drop for Cluster {
 impl Cluster {
     /// With the node `node1`, and a controller.
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = ApiServer::start(listener, Config::default()).unwrap();
-        let kubeconfig = Kubeconfig::from_yaml(&server.admin_kubeconfig(&server.url())).unwrap();
-        let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        let client = Client::try_from(config).unwrap();
-        let mut cluster = Self { client, server, controller: None };
-        for definition in definitions() {
-            cluster
-                .all::<CustomResourceDefinition>()
-                .create(&PostParams::default(), &definition)
-                .await
-                .unwrap();
-        }
-        let pools = cluster.all::<AddressPool>();
-        eventually("the definitions are served", async || pools.list(&ListParams::default()).await.is_ok())
-            .await;
+        Self::over(coil_apitest::Cluster::start().await).await
+    }
+
+    async fn over(api: coil_apitest::Cluster) -> Self {
+        let mut cluster = Self { api, controller: None };
         cluster.create::<Node>(json!({"metadata": {"name": "node1"}})).await;
         cluster.start_controller();
         cluster
@@ -84,23 +74,8 @@ impl Cluster {
         self.controller.take().iter().for_each(JoinHandle::abort);
     }
 
-    fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
-        Api::all(self.client.clone())
-    }
-
-    async fn create<K>(&self, mut object: Value)
-    where
-        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
-    {
-        object["apiVersion"] = json!(K::api_version(&()));
-        object["kind"] = json!(K::kind(&()));
-        let object: K = serde_json::from_value(object).unwrap();
-        self.all().create(&PostParams::default(), &object).await.unwrap();
-    }
-
     async fn pool(&self, name: &str, bits: u32, subnet: Value) {
-        let spec = json!({"blockSizeBits": bits, "subnets": [subnet]});
-        self.create::<AddressPool>(json!({"metadata": {"name": name}, "spec": spec})).await;
+        self.api.pool(name, bits, json!([subnet])).await;
     }
 
     async fn blocks(&self) -> Vec<String> {
@@ -111,14 +86,6 @@ impl Cluster {
     fn ipam(&self) -> (NodeIpam, watch::Receiver<BTreeSet<IpNet>>) {
         let (sender, receiver) = watch::channel(BTreeSet::new());
         (NodeIpam::new(self.client.clone(), "node1".into(), sender), receiver)
-    }
-}
-
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let start = Instant::now();
-    while !holds().await {
-        assert!(start.elapsed() < LIMIT, "not within {} s: {what}", LIMIT.as_secs());
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -185,7 +152,8 @@ async fn waiters_share_requests_and_lose_no_wake_up() {
 
 #[tokio::test]
 async fn errors_name_the_object_and_go_when_it_is_mended() {
-    let cluster = Cluster::start().await;
+    // Whose definitions take a pool that no block can be cut from.
+    let cluster = Cluster::over(coil_apitest::Cluster::without_rules().await).await;
     let (ipam, _owned) = cluster.ipam();
     let error = ipam.allocate("later", &pod(1)).await.unwrap_err();
     assert!(matches!(&error, IpamError::PoolNotFound { pool } if pool == "later"), "{error}");
@@ -210,6 +178,18 @@ async fn errors_name_the_object_and_go_when_it_is_mended() {
     cluster.all::<AddressPool>().delete("later", &DeleteParams::default()).await.unwrap();
     let error = ipam.allocate("later", &pod(4)).await.unwrap_err();
     assert!(matches!(&error, IpamError::PoolDeleted { pool } if pool == "later"), "{error}");
+}
+
+/// A pool of one block, which goes back with its last pod while the next one comes.
+#[tokio::test]
+async fn a_full_pool_waits_for_the_block_that_this_node_returns() {
+    let cluster = Cluster::start().await;
+    cluster.pool("one", 0, json!({"ipv4": "10.0.0.7/32", "ipv6": "fd00::7/128"})).await;
+    let (ipam, _owned) = cluster.ipam();
+    for n in 0..20 {
+        ipam.allocate("one", &pod(n)).await.unwrap();
+        ipam.free(&pod(n)).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -301,8 +281,8 @@ async fn an_api_outage_stops_no_allocation_from_blocks_in_hand() {
     ipam.allocate("default", &pod(0)).await.unwrap();
     tokio::time::timeout(LIMIT, ipam.synced()).await.unwrap();
     cluster.stop_controller();
-    let spare = ApiServer::start(TcpListener::bind("127.0.0.1:0").unwrap(), Config::default()).unwrap();
-    std::mem::replace(&mut cluster.server, spare).stop().await;
+    let spare = Server::start_kind(&Kind::Embedded, coil_apitest::Options::default()).await.unwrap();
+    std::mem::replace(&mut cluster.api.server, spare).stop().await;
 
     for n in 1..4 {
         ipam.allocate("default", &pod(n)).await.unwrap();
@@ -315,4 +295,9 @@ async fn an_api_outage_stops_no_allocation_from_blocks_in_hand() {
     // The block could not be returned: it is still there for the next pod.
     eventually("the block is in hand again", async || ipam.allocate("default", &pod(5)).await.is_ok()).await;
     assert_eq!(owned.borrow().len(), 1, "and announced");
+}
+
+#[test]
+fn again_on_a_real_server() {
+    coil_apitest::again_on_a_real_server();
 }

@@ -1,22 +1,31 @@
 //! The call to coild.
 
-use std::{error::Error, time::Duration};
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use coil_api::{
     cni::{ErrorDocument, code},
     rpc::{cni_client::CniClient, status},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, runtime, time::timeout};
-use tonic::{Code, Status, transport::Endpoint};
-
-use crate::{
-    error,
-    input::{Command, Request},
+use tokio::{net::UnixStream, runtime, time};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
 };
+
+use crate::{alone, environment::Command, error, input::Request};
 
 /// How long coild may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long STATUS waits for a coild that is being restarted, so that an upgrade does not make a node look
+/// broken.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two looks for it.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Asks coild, and returns the result of ADD.
 pub(crate) fn coild(command: Command, request: &Request) -> Result<Option<Vec<u8>>, ErrorDocument> {
@@ -25,53 +34,94 @@ pub(crate) fn coild(command: Command, request: &Request) -> Result<Option<Vec<u8
         .build()
         .map_err(|e| error(code::IO_FAILURE, format!("cannot start: {e}")))?;
     // Inside the runtime: a timer is made in its context.
-    let answer = runtime.block_on(async { timeout(LIMIT, ask(command, request)).await });
+    let answer = runtime.block_on(async { time::timeout(LIMIT, ask(command, request)).await });
     answer.unwrap_or_else(|_| {
         let msg = format!("coild on {} did not answer within {} s", request.socket, LIMIT.as_secs());
-        Err(error(code::TRY_AGAIN_LATER, msg))
+        Err(error(unavailable(command), msg))
     })
 }
 
+/// The code for a coild that gives no answer.
+fn unavailable(command: Command) -> u32 {
+    if command == Command::Status { code::NOT_AVAILABLE } else { code::TRY_AGAIN_LATER }
+}
+
 async fn ask(command: Command, request: &Request) -> Result<Option<Vec<u8>>, ErrorDocument> {
-    let path = request.socket.clone();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // The authority is not used: the connector knows the socket.
-    let channel =
-        Endpoint::from_static("http://coild").connect_with_connector(connector).await.map_err(|e| {
-            let msg = format!("cannot reach coild on {}: {}; is it running?", request.socket, root_cause(&e));
-            error(code::TRY_AGAIN_LATER, msg)
-        })?;
+    let stream = match connect(command, &request.socket).await {
+        Ok(stream) => stream,
+        // Nobody serves the socket, so nobody works on this attachment, and what a coild that starts later
+        // knows of it is what the kernel has.
+        Err(e) if command == Command::Del && is_absent(&e) => {
+            return alone::del(request).await.map(|()| None);
+        }
+        Err(e) => {
+            let msg = format!("cannot reach coild on {}: {e}; is it running?", request.socket);
+            return Err(error(unavailable(command), msg));
+        }
+    };
+    let channel = channel(stream).await.map_err(|e| {
+        error(unavailable(command), format!("cannot speak to coild on {}: {e}", request.socket))
+    })?;
     let mut client = CniClient::new(channel);
     let args = request.args.clone();
     let answer = match command {
         Command::Add => client.add(args).await.map(|response| Some(response.into_inner().result)),
         Command::Del => client.del(args).await.map(|_| None),
         Command::Check => client.check(args).await.map(|_| None),
+        Command::Gc => client.gc(args).await.map(|_| None),
+        Command::Status => match client.status(args).await {
+            // An older coild, which serves ADD.
+            Err(status) if status.code() == Code::Unimplemented => Ok(None),
+            answer => answer.map(|_| None),
+        },
         // Answered without coild.
         Command::Version => Ok(None),
     };
-    answer.map_err(|status| document(&status))
+    answer.map_err(|status| document(command, &status))
 }
 
-fn document(status: &Status) -> ErrorDocument {
+async fn connect(command: Command, socket: &str) -> io::Result<UnixStream> {
+    let started = Instant::now();
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(e) if command == Command::Status && is_absent(&e) && started.elapsed() < PATIENCE => {
+                time::sleep(PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether no process serves the socket.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// HTTP/2 over a stream that is there already.
+async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Error> {
+    let once = Mutex::new(Some(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset)) }
+    });
+    // The authority is not used: the connector has the stream.
+    Endpoint::from_static("http://coild").connect_with_connector(connector).await
+}
+
+fn document(command: Command, status: &Status) -> ErrorDocument {
     if let Some(e) = status::error_of(status) {
         let code = u32::try_from(e.code).unwrap_or(code::INTERNAL);
         return ErrorDocument { details: e.details, ..error(code, e.msg) };
     }
-    let code = match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded => code::TRY_AGAIN_LATER,
-        _ => code::INTERNAL,
-    };
-    error(code, format!("coild failed ({:?}): {}", status.code(), status.message()))
-}
-
-fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+    match status.code() {
+        Code::Unimplemented => {
+            let msg = format!("coild does not know {}: it is older than the plugin", command.name());
+            error(code::INTERNAL, msg)
+        }
+        // The connection broke: coild ended, and how far it came is not known.
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+            error(unavailable(command), format!("coild gave no answer: {}", status.message()))
+        }
+        code => error(code::INTERNAL, format!("coild failed ({code:?}): {}", status.message())),
     }
-    cause.to_string()
 }

@@ -1,59 +1,66 @@
 //! What the runtime reads: results in the version that it asked for, errors, versions.
 
 use coil_api::cni::{ErrorDocument, SUPPORTED_VERSIONS, code};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{error, is_supported};
 
-/// The version that errors are written in when the configuration does not give a usable one.
-const ERROR_VERSION: &str = "1.0.0";
+/// What is used when the input does not give a usable version.
+const NEWEST: &str = SUPPORTED_VERSIONS[SUPPORTED_VERSIONS.len() - 1];
 
 /// coild's result, in the asked version.
 pub(crate) fn result(result: &[u8], version: &str) -> Result<String, ErrorDocument> {
-    let bad = |e: serde_json::Error| {
+    let document: Value = serde_json::from_slice(result).map_err(|e| {
         error(
             code::DECODING_FAILURE,
             format!("coild's result is not JSON: {e}; are plugin and coild of one release?"),
         )
-    };
-    let mut document: Value = serde_json::from_slice(result).map_err(bad)?;
-    document["cniVersion"] = json!(version);
-    let items = |document: &mut Value, key: &str, change: &dyn Fn(&mut Value)| {
-        document.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().for_each(change);
-    };
-    if version != "1.1.0" {
-        // MTUs came with 1.1.0.
-        items(&mut document, "interfaces", &|i| remove(i, &["mtu", "socketPath", "pciID"]));
-        items(&mut document, "routes", &|r| remove(r, &["mtu", "advmss", "priority", "table", "scope"]));
-    }
-    if version.starts_with("0.") {
-        // The family went with 1.0.0.
-        items(&mut document, "ips", &|ip| {
-            let v6 = ip["address"].as_str().is_some_and(|a| a.contains(':'));
-            ip["version"] = json!(if v6 { "6" } else { "4" });
+    })?;
+    Ok(in_version(document, version).to_string())
+}
+
+/// A result of any supported version, in another one. What that one does not have is left out; what no
+/// version has stays.
+pub(crate) fn in_version(mut document: Value, version: &str) -> Value {
+    if let Some(document) = document.as_object_mut() {
+        document.insert("cniVersion".to_owned(), json!(version));
+        if version != "1.1.0" {
+            items(document, "interfaces", |i| remove(i, &["mtu", "socketPath", "pciID"]));
+            items(document, "routes", |r| remove(r, &["mtu", "advmss", "priority", "table", "scope"]));
+        }
+        items(document, "ips", |ip| {
+            // The family's number was there until 1.0.0.
+            remove(ip, &["version"]);
+            if version.starts_with("0.") {
+                let v6 = ip.get("address").and_then(Value::as_str).is_some_and(|a| a.contains(':'));
+                ip.insert("version".to_owned(), json!(if v6 { "6" } else { "4" }));
+            }
         });
     }
-    serde_json::to_string(&document).map_err(bad)
+    document
 }
 
-fn remove(object: &mut Value, keys: &[&str]) {
-    if let Some(object) = object.as_object_mut() {
-        keys.iter().for_each(|key| drop(object.remove(*key)));
-    }
+fn items(document: &mut Map<String, Value>, key: &str, change: impl Fn(&mut Map<String, Value>)) {
+    let list = document.get_mut(key).and_then(Value::as_array_mut);
+    list.into_iter().flatten().filter_map(Value::as_object_mut).for_each(change);
 }
 
-/// Answer to VERSION.
-pub(crate) fn versions(stdin: &[u8]) -> Result<String, ErrorDocument> {
-    let asked: Value = serde_json::from_slice(stdin)
-        .map_err(|e| error(code::DECODING_FAILURE, format!("the input is not JSON: {e}")))?;
-    let version = asked["cniVersion"].as_str().filter(|v| is_supported(v)).unwrap_or(ERROR_VERSION);
-    Ok(json!({"cniVersion": version, "supportedVersions": SUPPORTED_VERSIONS}).to_string())
+fn remove(object: &mut Map<String, Value>, keys: &[&str]) {
+    keys.iter().for_each(|key| drop(object.remove(*key)));
+}
+
+/// Answer to VERSION: the version that was asked with, and ours. It asks what the plugin is, so bad input
+/// does not make it fail.
+pub(crate) fn versions(stdin: &[u8]) -> String {
+    let asked: Value = serde_json::from_slice(stdin).unwrap_or_default();
+    let version = asked["cniVersion"].as_str().filter(|version| !version.is_empty()).unwrap_or(NEWEST);
+    json!({"cniVersion": version, "supportedVersions": SUPPORTED_VERSIONS}).to_string()
 }
 
 /// The version for an error about this configuration.
 pub(crate) fn error_version(stdin: &[u8]) -> String {
     let config: Value = serde_json::from_slice(stdin).unwrap_or_default();
-    config["cniVersion"].as_str().filter(|v| is_supported(v)).unwrap_or(ERROR_VERSION).to_owned()
+    config["cniVersion"].as_str().filter(|v| is_supported(v)).unwrap_or(NEWEST).to_owned()
 }
 
 /// An error as the runtime reads it.
@@ -67,9 +74,11 @@ mod tests {
     use super::*;
 
     const RESULT: &str = r#"{"cniVersion":"1.1.0",
-        "interfaces":[{"name":"veth1","mac":"02:00:00:00:00:01","mtu":1500},{"name":"eth0","sandbox":"/run/netns/p"}],
+        "interfaces":[{"name":"veth1","mac":"02:00:00:00:00:01","mtu":1500,"socketPath":"/s","pciID":"0"},
+            {"name":"eth0","sandbox":"/run/netns/p"}],
         "ips":[{"address":"10.64.0.1/32","interface":1},{"address":"fd64::1/128","interface":1}],
-        "routes":[{"dst":"0.0.0.0/0","gw":"172.18.0.1","mtu":1472,"advmss":1432}]}"#;
+        "routes":[{"dst":"0.0.0.0/0","gw":"172.18.0.1","mtu":1472,"advmss":1432,"priority":9,"table":7,"scope":0}],
+        "dns":{"nameservers":["10.1.0.1"]},"other.example/key":1}"#;
 
     fn converted(version: &str) -> Value {
         serde_json::from_str(&result(RESULT.as_bytes(), version).unwrap()).unwrap()
@@ -82,21 +91,40 @@ mod tests {
             assert_eq!(got["cniVersion"], version);
             assert_eq!(got["ips"][1]["address"], "fd64::1/128");
             assert_eq!(got["ips"][1].get("version").is_some(), version.starts_with("0."), "{version}");
-            assert_eq!(got["interfaces"][0].get("mtu").is_some(), version == "1.1.0");
-            assert_eq!(got["routes"][0].get("advmss").is_some(), version == "1.1.0");
+            for key in ["mtu", "socketPath", "pciID"] {
+                assert_eq!(got["interfaces"][0].get(key).is_some(), version == "1.1.0", "{version} {key}");
+            }
+            for key in ["mtu", "advmss", "priority", "table", "scope"] {
+                assert_eq!(got["routes"][0].get(key).is_some(), version == "1.1.0", "{version} {key}");
+            }
             assert_eq!(got["routes"][0]["gw"], "172.18.0.1");
+            assert_eq!(
+                (&got["dns"]["nameservers"][0], &got["other.example/key"]),
+                (&json!("10.1.0.1"), &json!(1))
+            );
         }
         assert_eq!(converted("0.4.0")["ips"][0]["version"], "4");
         assert_eq!(converted("0.3.1")["ips"][1]["version"], "6");
         assert_eq!(result(b"{", "1.0.0").unwrap_err().code, code::DECODING_FAILURE);
+        let older = in_version(converted("0.4.0"), "1.0.0");
+        assert_eq!(older, in_version(converted("1.1.0"), "1.0.0"));
     }
 
     #[test]
     fn versions_and_errors() {
-        let answer: Value = serde_json::from_str(&versions(br#"{"cniVersion":"0.4.0"}"#).unwrap()).unwrap();
-        assert_eq!(answer["cniVersion"], "0.4.0");
-        assert_eq!(answer["supportedVersions"].as_array().unwrap().len(), 3);
-        assert_eq!(error_version(b"nothing"), "1.0.0");
+        let answer = |stdin: &str| -> Value { serde_json::from_str(&versions(stdin.as_bytes())).unwrap() };
+        for (stdin, version) in [
+            (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"),
+            (r#"{"cniVersion":"7.0.0"}"#, "7.0.0"),
+            ("", "1.1.0"),
+            ("{", "1.1.0"),
+            (r#"{"cniVersion":""}"#, "1.1.0"),
+        ] {
+            let answer = answer(stdin);
+            assert_eq!(answer["cniVersion"], version, "{stdin}");
+            assert_eq!(answer["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+        }
+        assert_eq!(error_version(b"nothing"), "1.1.0");
         assert_eq!(error_version(br#"{"cniVersion":"0.4.0"}"#), "0.4.0");
         let text = pretty(&error(7, "no"));
         assert_eq!(text, r#"{"cniVersion":"","code":7,"msg":"no"}"#);

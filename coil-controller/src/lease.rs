@@ -1,17 +1,28 @@
 //! One leader at a time, by a Lease as client-go's leader election writes it: a Coil v2
 //! controller and ours keep each other out during a migration.
+//!
+//! The work's client is fenced: it refuses to write as soon as the lease may be another's, whatever the
+//! work is doing then (a process that was stopped for a while goes on where it was).
 
 use std::{
     fmt,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use futures::TryStreamExt as _;
+use http::{Method, Request};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff::Timestamp,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{PostParams, WatchParams},
+    client::Body,
+};
 use tracing::{debug, info, warn};
 
 /// Namespace of the leases, as in Coil v2.
@@ -30,11 +41,33 @@ pub struct Lost {
     reason: String,
 }
 
+/// A write was stopped: this process does not lead any more.
+#[derive(Debug, thiserror::Error)]
+#[error("not written: the lease {NAMESPACE}/{0} is not held any more")]
+pub struct Lapsed(String);
+
+/// Until when this process may write as the leader.
+#[derive(Debug, Clone, Default)]
+struct Fence(Arc<Mutex<Option<Instant>>>);
+
+impl Fence {
+    fn set(&self, until: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+}
+
 /// A candidate for a lease.
 pub struct Candidate {
     api: Api<Lease>,
     name: String,
     election: Election,
+    fence: Fence,
+    /// Version of the lease that was read last.
+    version: Option<String>,
 }
 
 /// The rules, without the API.
@@ -70,7 +103,25 @@ impl Candidate {
             api: Api::namespaced(client, NAMESPACE),
             name: name.to_owned(),
             election: Election { identity, seen: None },
+            fence: Fence::default(),
+            version: None,
         }
+    }
+
+    /// A client for the leader's work: it reads always, and writes only while the lease is held.
+    #[must_use]
+    pub fn fenced(&self, client: &Client) -> Client {
+        let (inner, fence, name) = (client.clone(), self.fence.clone(), self.name.clone());
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (inner, fence, name) = (inner.clone(), fence.clone(), name.clone());
+            async move {
+                if request.method() != Method::GET && !fence.is_open() {
+                    return Err(tower::BoxError::from(Lapsed(name)));
+                }
+                inner.send(request).await.map_err(tower::BoxError::from)
+            }
+        });
+        Client::new(service, client.default_namespace())
     }
 
     /// An identity that no other process has: the host's name and a random part.
@@ -87,8 +138,10 @@ impl Candidate {
     pub async fn acquire(&mut self) {
         info!(lease = self.name, identity = self.election.identity, "waiting for the lease");
         loop {
+            let started = Instant::now();
             match tokio::time::timeout(RENEW_LIMIT, self.try_take()).await {
                 Ok(Ok(Try::Ours)) => {
+                    self.fence.set(Some(started + RENEW_LIMIT));
                     info!(lease = self.name, "leading");
                     return;
                 }
@@ -96,7 +149,24 @@ impl Candidate {
                 Err(_) => warn!(lease = self.name, "the API server does not answer; trying again"),
                 Ok(Err(e)) => warn!(lease = self.name, error = %e, "cannot take the lease; trying again"),
             }
-            tokio::time::sleep(RETRY).await;
+            // A holder that stops writes the lease: whoever watches it takes over at once.
+            tokio::select! {
+                () = self.changed() => {}
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// Waits until somebody writes the lease; for ever when it cannot be watched.
+    async fn changed(&self) {
+        let news = async {
+            let version = self.version.as_deref()?;
+            let params = WatchParams::default().fields(&format!("metadata.name={}", self.name));
+            let events = self.api.watch(&params, version).await.ok()?;
+            std::pin::pin!(events).try_next().await.ok()?
+        };
+        if news.await.is_none() {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -111,6 +181,7 @@ impl Candidate {
             match tokio::time::timeout(left, self.try_take()).await {
                 Ok(Ok(Try::Ours)) => {
                     renewed = started;
+                    self.fence.set(Some(started + RENEW_LIMIT));
                     continue;
                 }
                 Ok(Ok(Try::Held)) => {
@@ -132,11 +203,13 @@ impl Candidate {
     }
 
     fn lost(&self, reason: String) -> Lost {
+        self.fence.set(None);
         Lost { name: self.name.clone(), reason }
     }
 
     /// Lets the next candidate lead at once. Best effort: else the lease runs out.
     pub async fn release(&self) {
+        self.fence.set(None);
         let result = async {
             let Some(mut lease) = self.api.get_opt(&self.name).await? else { return Ok(()) };
             let spec = lease.spec.get_or_insert_default();
@@ -164,6 +237,7 @@ impl Candidate {
             lease.spec = Some(self.election.claim(&LeaseSpec::default()));
             return won(self.api.create(&PostParams::default(), &lease).await);
         };
+        self.version.clone_from(&lease.metadata.resource_version);
         let spec = lease.spec.clone().unwrap_or_default();
         if !self.election.may_take(&spec, Instant::now()) {
             debug!(lease = self.name, holder = spec.holder_identity, "held");

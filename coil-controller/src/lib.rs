@@ -10,6 +10,7 @@
 //! - [`egress`]: what stands behind an Egress.
 //! - [`lease`]: one leader at a time.
 //! - [`queue`]: which object is looked at next, and when a failed one is tried again.
+//! - [`webhook`]: what is refused before it is stored.
 //! - [`program`]: what both programs do around that.
 
 pub mod egress;
@@ -17,3 +18,4 @@ pub mod ipam;
 pub mod lease;
 pub mod program;
 pub mod queue;
+pub mod webhook;

@@ -1,96 +1,100 @@
-//! What both controllers do around their work: flags, endpoints, leadership.
+//! What both controllers do around their work: endpoints, webhooks, leadership.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail};
-use coil_api::flags::{ListenAddr, parse_bool};
+use anyhow::{Context, Result, anyhow};
+use coil_api::flags::ListenAddr;
 use coil_program::serve::Readiness;
 use kube::Client;
 use prometheus::{Registry, process_collector::ProcessCollector};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::lease::Candidate;
+use crate::{
+    lease::Candidate,
+    webhook::{self, Judge, Running, cert::State, flags::Flags, names::Webhook},
+};
 
-/// A flag of Coil v2 that this version does not serve: only its default is accepted.
-///
-/// # Errors
-/// When another value was given.
-pub fn refuse(flag: &str, given: Option<&str>, default: &str, instead: &str) -> Result<()> {
-    match given {
-        Some(value) if value != default => {
-            bail!(
-                "--{flag}={value} is not supported by this version: {instead}; leave the flag out or set {default}"
-            )
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Coil v2's flags of admission webhooks.
-#[derive(Debug, Clone, clap::Args)]
-pub struct WebhookFlags {
-    /// Not supported by this version: webhooks are not served.
-    #[arg(long)]
-    webhook_addr: Option<ListenAddr>,
-    /// Not supported by this version: webhooks are not served.
-    #[arg(long)]
-    cert_dir: Option<String>,
-    /// Not supported by this version: webhooks are not served.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool)]
-    enable_cert_rotation: Option<bool>,
-    /// Not supported by this version: webhooks are not served.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = parse_bool)]
-    enable_restart_on_cert_refresh: Option<bool>,
-}
-
-impl WebhookFlags {
-    /// Accepts their defaults alone.
-    ///
-    /// # Errors
-    /// Names the first flag that has another value.
-    pub fn refuse(&self, default_addr: &str) -> Result<()> {
-        let why = "it serves no admission webhooks";
-        let text = |b: Option<bool>| b.map(|b| b.to_string());
-        let addr = self.webhook_addr.map(|a| a.to_string());
-        refuse("webhook-addr", addr.as_deref(), default_addr, why)?;
-        refuse("cert-dir", self.cert_dir.as_deref(), "/certs", why)?;
-        refuse("enable-cert-rotation", text(self.enable_cert_rotation).as_deref(), "false", why)?;
-        let restart = text(self.enable_restart_on_cert_refresh);
-        refuse("enable-restart-on-cert-refresh", restart.as_deref(), "false", why)
-    }
+/// What a controller is, beside its work.
+pub struct Program {
+    /// Name of its Lease.
+    pub lease: &'static str,
+    /// Address of `/metrics`.
+    pub metrics_addr: ListenAddr,
+    /// Address of `/healthz` and `/readyz`.
+    pub health_addr: ListenAddr,
+    /// Its metrics.
+    pub registry: Registry,
+    /// Names of its webhooks.
+    pub webhook: Webhook,
+    /// How they are served.
+    pub flags: Flags,
 }
 
 /// How a controller reports why it may not be called ready; none when it may.
 pub type Ready = watch::Sender<Option<String>>;
 
-/// Serves the endpoints, waits for the lease, and runs `work` as the leader.
-/// Ends on SIGTERM or SIGINT, and releases the lease then.
+/// Serves endpoints and webhooks, waits for the lease, and runs `work` as the leader. Ends on SIGTERM or SIGINT, or
+/// after a new webhook certificate when that was asked for, and releases the lease then.
 ///
 /// # Errors
 /// When an endpoint cannot be opened, the API cannot be configured, the lease is lost, or `work` ends.
-pub async fn run<F, W>(
-    lease: &'static str,
-    metrics_addr: ListenAddr,
-    health_addr: ListenAddr,
-    registry: Registry,
-    work: F,
-) -> Result<()>
+pub async fn run<J, F, W>(program: Program, judge: impl FnOnce(&Client) -> J, work: F) -> Result<()>
 where
+    J: Judge,
     F: FnOnce(Client, Ready) -> W,
     W: Future<Output = Result<()>>,
 {
+    let Program { lease, metrics_addr, health_addr, registry, webhook, flags } = program;
     let stop = coil_program::stopped()?;
     tokio::pin!(stop);
     registry.register(Box::new(ProcessCollector::for_self())).context("cannot register process metrics")?;
     let (ready, readiness) = watch::channel(Some("the API server was not reached yet".to_owned()));
-    let readiness: Readiness = Arc::new(move || readiness.borrow().clone().map_or(Ok(()), Err));
+    let certificate = State::new(&registry).context("cannot register the metrics of the webhooks")?;
+    let (state, listener) =
+        (certificate.clone(), coil_program::listen("--webhook-addr", flags.address(&webhook))?);
+    let readiness: Readiness = Arc::new(move || {
+        let missing = readiness.borrow().clone().or_else(|| certificate.missing());
+        missing.map_or(Ok(()), Err)
+    });
     coil_program::serve_http(health_addr, readiness, metrics_addr, registry)?;
 
     // kube's errors repeat their causes themselves.
     let client = Client::try_default().await.map_err(|e| {
         anyhow!("no access to the API server: set KUBECONFIG, or run in a pod with a service account ({e})")
     })?;
+    let routes = webhook::routes(judge(&client));
+    let source = flags.source(|name| std::env::var(name).ok());
+    let restart = flags.enable_restart_on_cert_refresh;
+    let mut webhooks = Running::start(listener, routes, client.clone(), webhook, source, state, restart)?;
+
+    let ended = async {
+        tokio::select! {
+            () = &mut stop => {
+                info!("stopping");
+                Ok(())
+            }
+            result = webhooks.refreshed() => result,
+        }
+    };
+    let result = lead(client, lease, ready, ended, work).await;
+    webhooks.drain().await;
+    result
+}
+
+/// Runs `work` while the lease is held, until `ended`.
+async fn lead<F, W>(
+    client: Client,
+    lease: &'static str,
+    ready: Ready,
+    ended: impl Future<Output = Result<()>>,
+    work: F,
+) -> Result<()>
+where
+    F: FnOnce(Client, Ready) -> W,
+    W: Future<Output = Result<()>>,
+{
+    tokio::pin!(ended);
     let mut candidate = Candidate::new(client.clone(), lease, Candidate::unique_identity());
     let reachable = async {
         while let Err(e) = client.apiserver_version().await {
@@ -102,20 +106,15 @@ where
     };
     let standby = async { tokio::join!(reachable, candidate.acquire()) };
     tokio::select! {
-        () = &mut stop => {
-            info!("stopping");
-            return Ok(());
-        }
+        result = &mut ended => return result,
         _ = standby => {}
     }
 
+    let leader = candidate.fenced(&client);
     let result = tokio::select! {
-        () = &mut stop => {
-            info!("stopping");
-            Ok(())
-        }
+        result = &mut ended => result,
         lost = candidate.hold() => return Err(lost.into()),
-        ended = work(client, ready) => match ended {
+        worked = work(leader, ready) => match worked {
             Ok(()) => Err(anyhow!("the controller ended by itself")),
             Err(e) => Err(e),
         },

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod built;
 mod crdgen;
 mod lab;
 mod lint;
+mod plugin;
 mod run;
 mod setup;
 mod test;
@@ -30,6 +32,7 @@ enum Verb {
     Crdgen(crdgen::Args),
     Lint(lint::Args),
     Test(test::Args),
+    Bench(bench::Args),
     Lab(lab::Args),
     Vm(vm::Args),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Crdgen(args) => crdgen::run(&args),
         Verb::Lint(args) => lint::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Vm(args) => vm::run(&args),
     };

@@ -15,8 +15,8 @@ const LLVM: &str = "22";
 /// Find what building and testing need, and install what is missing.
 ///
 /// Debian packages: a compiler with the BPF target, LLVM for bpf-linker, and the tools of the lab
-/// (iproute2, ping, bpftool, kubectl, nft, iptables). Then bpf-linker by cargo. Without root it installs
-/// nothing and prints the commands to run. Another way to the compiler, on any distribution:
+/// (iproute2, ping, bpftool, kubectl, nft, iptables, bird, the reference CNI plugins). Then bpf-linker by
+/// cargo. Without root it installs nothing and prints the commands to run. Another way to the compiler, on any distribution:
 /// `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -46,13 +46,15 @@ impl Tool {
     }
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 8] = [
     Tool::new("ip", "iproute2"),
     Tool::new("ping", "iputils-ping"),
     Tool::new("bpftool", "bpftool"),
     Tool::new("kubectl", "kubernetes-client"),
     Tool::new("nft", "nftables"),
     Tool::new("iptables-legacy-restore", "iptables"),
+    Tool::new("ptp", "containernetworking-plugins"),
+    Tool::new("bird", "bird2"),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -95,11 +97,16 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     carry_out(&apt_commands(packages), true)
 }
 
-fn apt_commands(packages: &[String]) -> [String; 2] {
-    [
+fn apt_commands(packages: &[String]) -> Vec<String> {
+    let mut commands = vec![
         "apt-get update -q".to_owned(),
         format!("apt-get install -q -y --no-install-recommends {}", packages.join(" ")),
-    ]
+    ];
+    if packages.iter().any(|package| package == "bird2") {
+        // The lab runs BIRD itself; the machine's own routing is none of its business.
+        commands.push("[ ! -d /run/systemd/system ] || systemctl disable --now bird".to_owned());
+    }
+    commands
 }
 
 fn carry_out(commands: &[String], with_packages: bool) -> Result<()> {
@@ -186,11 +193,14 @@ impl Missing {
     }
 }
 
-/// A program on the path, or where the administrator's programs are.
+/// Where Debian has the CNI plugins of other projects.
+const CNI_DIR: &str = "/usr/lib/cni";
+
+/// A program on the path, or where the administrator's programs and CNI plugins are.
 pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .chain(["/usr/sbin".into(), "/sbin".into(), CNI_DIR.into()])
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }

@@ -5,17 +5,21 @@ use std::{path::Path, process::Command};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::{build_ebpf, built, run, setup};
+use crate::{build_ebpf, built, plugin, run, setup};
 
 /// Run the tests: host, kernel and lab. Needs root.
 ///
 /// Installs what is missing and builds everything first, so this is the only command to know.
-/// Nothing is skipped: what cannot run here fails and says why.
+/// Nothing is skipped: what cannot run here fails and says why. Model tests print their seed; --seed N
+/// (or COIL_TEST_SEED=N in the environment) replays it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only one tier
     #[arg(long, value_enum)]
     only: Option<Tier>,
+    /// Replay the model tests of this seed, which they print; without it every run has a new one
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Passed on to the test runner, such as a part of a test's name
     #[arg(last = true)]
     rest: Vec<String>,
@@ -44,6 +48,9 @@ impl Tier {
     }
 }
 
+/// Variable that tells the model tests their seed.
+const SEED: &str = "COIL_TEST_SEED";
+
 /// All packages at once, and programs with their tests: each selection of its own would have features
 /// of its own, and build every dependency again.
 const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "coil-ebpf"];
@@ -52,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     run::need_root("test");
     setup::ensure()?;
     build_ebpf::build()?;
+    plugin::build()?;
     let built = built::cargo(&[&["build"], &WORKSPACE[..], &["--bins", "--tests"]].concat())?;
     let (mut ran, mut failed) = (0, Vec::new());
     for tier in Tier::ALL.into_iter().filter(|tier| args.only.is_none_or(|only| only == *tier)) {
@@ -60,7 +68,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 continue;
             }
             ran += 1;
-            if run::run(program.command().args(&args.rest)).is_err() {
+            let mut command = program.command();
+            command.envs(args.seed.map(|seed| (SEED, seed.to_string())));
+            if run::run(command.args(&args.rest)).is_err() {
                 failed.push(run::shown(&Command::new(&program.path)));
             }
         }

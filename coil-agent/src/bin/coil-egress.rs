@@ -46,9 +46,8 @@ enum Backend {
     Nftables,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    coil_program::end(serve().await)
+fn main() -> ExitCode {
+    coil_program::main(1, serve())
 }
 
 async fn serve() -> Result<()> {

@@ -8,8 +8,8 @@ use coil_agent::installer::{Settings, install};
 /// Installs the coil CNI plugin and its network configuration on a node, and ends.
 ///
 /// Environment: CNI_CONF_NAME (10-coil.conflist), CNI_ETC_DIR (/host/etc/cni/net.d), CNI_BIN_DIR
-/// (/host/opt/cni/bin), COIL_PATH (/usr/local/coil/coil), and CNI_NETCONF_FILE or CNI_NETCONF, the network
-/// configuration.
+/// (/host/opt/cni/bin), COIL_PATH (/usr/local/coil/coil), and CNI_NETCONF or CNI_NETCONF_FILE, the network
+/// configuration or a file with it.
 #[derive(Parser)]
 #[command(name = "coil-installer", version)]
 struct Args {

@@ -42,9 +42,8 @@ struct Args {
     node_name: String,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    coil_program::end(run().await)
+fn main() -> ExitCode {
+    coil_program::main(2, run())
 }
 
 async fn run() -> Result<()> {

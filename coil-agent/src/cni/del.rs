@@ -1,17 +1,47 @@
-//! DEL and CHECK.
+//! DEL, and the same for pods that went without it.
 
 use std::sync::Arc;
 
-use coil_api::cni::code;
-use coil_netns::NetNs;
 use tracing::warn;
 
-use super::{Failure, Phases, request::Request};
-use crate::{ipam::AttachmentId, node::Node};
+use super::{Failure, Phases, chained, locks::Locks};
+use crate::{
+    ipam::{AttachmentId, NodeIpam},
+    node::Node,
+};
 
-/// Removes whatever is left of an attachment; its addresses are free only when nothing leads to them
-/// any more.
-pub(super) async fn del(node: &Arc<Node>, owner: &AttachmentId, phases: &mut Phases) -> Result<(), Failure> {
+/// Removes whatever is left of an attachment, by the runtime's name of it.
+pub(super) async fn del(
+    node: &Arc<Node>,
+    attachment: &AttachmentId,
+    phases: &mut Phases,
+) -> Result<(), Failure> {
+    match &node.ipam {
+        Some(ipam) => disconnect(node, ipam, attachment, phases).await,
+        None => chained::del(node, attachment, phases).await,
+    }
+}
+
+/// The same, by the name under which the node knows a connected pod.
+pub(super) async fn del_known(
+    node: &Arc<Node>,
+    owner: &AttachmentId,
+    phases: &mut Phases,
+) -> Result<(), Failure> {
+    if let Some(ipam) = &node.ipam {
+        return disconnect(node, ipam, owner, phases).await;
+    }
+    let index = node.link_of(owner).map_or(0, |link| link.index);
+    chained::remove(node, owner, index).await
+}
+
+/// Addresses are free only when nothing leads to them any more.
+async fn disconnect(
+    node: &Arc<Node>,
+    ipam: &NodeIpam,
+    owner: &AttachmentId,
+    phases: &mut Phases,
+) -> Result<(), Failure> {
     node.network.remove(owner).await?;
     phases.end("network");
     if let Err(e) = node.forget(owner).await {
@@ -19,18 +49,22 @@ pub(super) async fn del(node: &Arc<Node>, owner: &AttachmentId, phases: &mut Pha
         warn!(%owner, error = %e, "the pod's link is gone, its entries in the datapath are not");
     }
     phases.end("datapath");
-    node.ipam.free(owner).await;
+    ipam.free(owner).await;
     phases.end("address");
     Ok(())
 }
 
-/// Finds out whether all that ADD made is there.
-pub(super) async fn check(node: &Node, request: &Request) -> Result<(), Failure> {
-    let Some(allocation) = node.ipam.get(&request.owner) else {
-        let msg = format!("attachment {} has no address here: it was never added", request.owner);
-        return Err(Failure::new(code::UNKNOWN_CONTAINER, msg));
-    };
-    let ns = NetNs::open(&request.netns)
-        .map_err(|e| Failure::new(code::UNKNOWN_CONTAINER, super::failure::with_causes(&e)))?;
-    Ok(node.network.check(&ns, &allocation).await?)
+/// Lets go of pods whose links are gone: their namespaces were removed without DEL, or the plugin removed
+/// them while coild was starting. Says which.
+pub(super) async fn lost(node: &Arc<Node>, locks: &Locks) -> Result<Vec<AttachmentId>, Failure> {
+    let mut gone = Vec::new();
+    for (owner, _) in node.attachments() {
+        let _alone = locks.lock(&owner).await;
+        // With the lock: an ADD of the same attachment may have made a new link in between.
+        if node.has_lost_link(&owner).await? {
+            del_known(node, &owner, &mut Phases::default()).await?;
+            gone.push(owner);
+        }
+    }
+    Ok(gone)
 }

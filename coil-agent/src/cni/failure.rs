@@ -6,7 +6,11 @@ use coil_api::{
 };
 use tonic::{Code, Status};
 
-use crate::{ipam::IpamError, net::pod::PodNetError, node::ApplyError};
+use crate::{
+    ipam::IpamError,
+    net::{RtnlError, pod::PodNetError},
+    node::ApplyError,
+};
 
 /// Why a request failed: a code of the CNI specification, and what happened to which object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,10 +52,19 @@ impl From<PodNetError> for Failure {
     fn from(e: PodNetError) -> Self {
         let code = match &e {
             PodNetError::NetNs(e) if e.is_gone() => code::UNKNOWN_CONTAINER,
-            PodNetError::InterfaceExists { .. } => code::INVALID_ENVIRONMENT,
+            PodNetError::InterfaceExists { .. } => {
+                let msg = format!("CNI_IFNAME: {}", with_causes(&e));
+                return Self::new(code::INVALID_ENVIRONMENT, msg);
+            }
             _ => code::INTERNAL,
         };
         Self::new(code, with_causes(&e))
+    }
+}
+
+impl From<RtnlError> for Failure {
+    fn from(e: RtnlError) -> Self {
+        Self::new(code::INTERNAL, e.to_string())
     }
 }
 

@@ -26,13 +26,20 @@ pub(super) struct Wanted {
     pub(super) pool: String,
 }
 
+/// The pod, and the pool of its namespace.
 pub(super) async fn wanted(node: &Node, request: &Request) -> Result<Wanted, Failure> {
+    let pod = pod_with_egresses(node, request).await?;
+    let pool = pool(node, &pod.key.namespace).await?;
+    Ok(Wanted { pod, pool })
+}
+
+/// The pod, when all that it asks for can be done.
+pub(super) async fn pod_with_egresses(node: &Node, request: &Request) -> Result<PodInfo, Failure> {
     if tokio::time::timeout(SYNC_LIMIT, node.feed.synced()).await.is_err() {
         let msg = format!("coild still waits for the API server to list: {}", node.feed.missing().join(", "));
         return Err(Failure::new(code::TRY_AGAIN_LATER, msg));
     }
     let pod = pod(node, request).await?;
-    let pool = pool(node, &pod.key.namespace).await?;
     let egresses = pod.egresses.clone().map_err(|e| Failure::new(code::INTERNAL, e.to_string()))?;
     for egress in &egresses {
         must_exist(node, egress).await?;
@@ -40,7 +47,7 @@ pub(super) async fn wanted(node: &Node, request: &Request) -> Result<Wanted, Fai
     if !egresses.is_empty() && !node.plane.serves_egress() {
         return Err(Failure::new(code::INTERNAL, no_egress(node, &egresses)));
     }
-    Ok(Wanted { pod, pool })
+    Ok(pod)
 }
 
 fn no_egress(node: &Node, egresses: &[EgressRef]) -> String {
@@ -66,7 +73,8 @@ async fn pod(node: &Node, request: &Request) -> Result<PodInfo, Failure> {
     let api: Api<Pod> = Api::namespaced(node.client.clone(), &request.pod.namespace);
     match api.get_opt(&request.pod.name).await {
         Ok(Some(found)) => {
-            let Some(info) = objects::pod(&found) else {
+            let read = if node.settings.egress { objects::pod } else { objects::pod_without_egress };
+            let Some(info) = read(&found) else {
                 return Err(Failure::new(
                     code::INTERNAL,
                     "it uses the host's network, and has none of its own",

@@ -1,24 +1,31 @@
-//! What the `coil` plugin asks: ADD, DEL and CHECK over gRPC.
+//! What the `coil` plugin asks: ADD, DEL, CHECK, GC and STATUS over gRPC.
 //!
 //! ```text
 //! server ──▶ add: pod ▶ pool, Egresses ▶ address ▶ network ▶ datapath ──▶ result
 //!        ──▶ del: network ▶ datapath ▶ address
 //! ```
 //!
-//! - [`server`]: the socket, the gRPC service, metrics and one log line per request.
+//! - [`server`]: the gRPC service, and one log line per request; [`socket`]: where it is found.
 //! - `request`: what is read out of the plugin's request.
 //! - `lookup`: the pod and what its objects ask for.
-//! - `add`, `del`: the verbs.
+//! - `add`, `del`, `check`, `gc`: the verbs; [`health`] is the answer to STATUS.
+//! - `chained`: ADD and DEL of a pod that another plugin connected.
 //! - `failure`: errors as the runtime reads them.
 
 mod add;
+mod chained;
+mod check;
 mod del;
 mod failure;
+mod gc;
+pub mod health;
 mod locks;
 mod lookup;
+mod metrics;
 mod request;
 mod result;
 pub mod server;
+pub mod socket;
 
 use std::time::{Duration, Instant};
 
@@ -47,10 +54,10 @@ impl Phases {
         self.last = now;
     }
 
-    /// Milliseconds since the start.
+    /// Milliseconds since the start, with one digit behind the point.
     #[must_use]
     pub fn total(&self) -> f64 {
-        self.started.elapsed().as_secs_f64() * 1e3
+        (self.started.elapsed().as_secs_f64() * 1e4).round() / 10.0
     }
 }
 

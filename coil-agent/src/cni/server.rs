@@ -1,73 +1,39 @@
-//! The gRPC server on coild's UNIX socket.
+//! The gRPC service that the plugin calls, on coild's UNIX socket.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use coil_api::rpc::{
-    AddResponse, CniArgs, FILE_DESCRIPTOR_SET,
-    cni_server::{Cni, CniServer},
+use coil_api::{
+    cni::code,
+    rpc::{
+        AddResponse, CniArgs, FILE_DESCRIPTOR_SET,
+        cni_server::{Cni, CniServer},
+    },
 };
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::Registry;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Code, Request as GrpcRequest, Response, Status, transport::Server};
-use tracing::{info, warn};
+use tonic::{Request as GrpcRequest, Response, Status, transport::Server};
+use tracing::{debug, info, warn};
 
 use super::{
-    Failure, Phases, add, del,
+    Failure, Phases, add, check, del, gc,
+    health::{self, Health},
     locks::Locks,
+    metrics::GrpcMetrics,
     request::{self, Request},
 };
 use crate::node::Node;
-
-/// Name of the service, as the metrics have it.
-const SERVICE: &str = "pkg.cnirpc.CNI";
 
 /// Serves the plugin. Clones share all state.
 #[derive(Clone)]
 pub struct CniService {
     node: Arc<Node>,
+    health: Arc<Health>,
     locks: Arc<Locks>,
     metrics: GrpcMetrics,
-}
-
-/// The four counters that go-grpc-prometheus has.
-#[derive(Clone)]
-struct GrpcMetrics {
-    started: IntCounterVec,
-    received: IntCounterVec,
-    sent: IntCounterVec,
-    handled: IntCounterVec,
-}
-
-impl GrpcMetrics {
-    fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let make = |name: &str, help: &str, more: &[&str]| {
-            let labels = [&["grpc_type", "grpc_service", "grpc_method"], more].concat();
-            let counter = IntCounterVec::new(Opts::new(name, help), &labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
-        Ok(Self {
-            started: make("grpc_server_started_total", "RPCs started on the server.", &[])?,
-            received: make("grpc_server_msg_received_total", "Messages received on the server.", &[])?,
-            sent: make("grpc_server_msg_sent_total", "Messages sent by the server.", &[])?,
-            handled: make("grpc_server_handled_total", "RPCs completed on the server.", &["grpc_code"])?,
-        })
-    }
-
-    fn count<T>(&self, method: &str, result: &Result<T, Status>) {
-        let code = result.as_ref().err().map_or(Code::Ok, Status::code);
-        let code = format!("{code:?}");
-        self.handled.with_label_values(&["unary", SERVICE, method, code.as_str()]).inc();
-        if result.is_ok() {
-            self.sent.with_label_values(&["unary", SERVICE, method]).inc();
-        }
-    }
 }
 
 impl CniService {
@@ -75,8 +41,8 @@ impl CniService {
     ///
     /// # Errors
     /// When the registry has such metrics already.
-    pub fn new(node: Arc<Node>, registry: &Registry) -> prometheus::Result<Self> {
-        Ok(Self { node, locks: Arc::default(), metrics: GrpcMetrics::new(registry)? })
+    pub fn new(node: Arc<Node>, health: Arc<Health>, registry: &Registry) -> prometheus::Result<Self> {
+        Ok(Self { node, health, locks: Arc::default(), metrics: GrpcMetrics::new(registry)? })
     }
 
     /// Runs a request in a task of its own: a plugin that goes away leaves nothing half done.
@@ -85,9 +51,7 @@ impl CniService {
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
-        let labels = ["unary", SERVICE, method];
-        self.metrics.started.with_label_values(&labels).inc();
-        self.metrics.received.with_label_values(&labels).inc();
+        self.metrics.start(method);
         let result = match tokio::spawn(work).await {
             Ok(result) => result.map(Response::new).map_err(Failure::into_status),
             Err(e) => Err(Status::internal(format!("{method} ended unexpectedly: {e}"))),
@@ -101,96 +65,122 @@ impl CniService {
 impl Cni for CniService {
     async fn add(&self, args: GrpcRequest<CniArgs>) -> Result<Response<AddResponse>, Status> {
         let this = self.clone();
-        self.run("Add", async move {
-            let request = Request::new(args.get_ref())?;
-            let _alone = this.locks.lock(&request.owner).await;
-            let mut phases = Phases::default();
-            let (pod, owner) = (request.pod.to_string(), &request.owner);
-            let added = add::add(&this.node, &request, &mut phases).await.map_err(|e| e.of_pod(&pod));
-            let total = format!("{:.1}", phases.total());
-            match added {
-                Ok(added) => {
-                    let a = &added.allocation;
-                    let addresses: Vec<String> = a
-                        .ipv4
-                        .map(|a| a.to_string())
-                        .into_iter()
-                        .chain(a.ipv6.map(|a| a.to_string()))
-                        .collect();
-                    let addresses = addresses.join(",");
-                    info!(%pod, %owner, pool = %a.pool, addresses, %phases, total, "ADD");
-                    let result = serde_json::to_vec(&added.result).map_err(|e| {
-                        Failure::new(coil_api::cni::code::INTERNAL, format!("cannot write the result: {e}"))
-                    })?;
-                    Ok(AddResponse { result })
-                }
-                Err(e) => {
-                    warn!(%pod, %owner, code = e.code, error = %e, %phases, total, "ADD failed");
-                    Err(e)
-                }
-            }
-        })
-        .await
+        self.run("Add", async move { this.do_add(args.get_ref()).await }).await
     }
 
     async fn del(&self, args: GrpcRequest<CniArgs>) -> Result<Response<()>, Status> {
         let this = self.clone();
-        self.run("Del", async move {
-            let owner = request::owner(args.get_ref())?;
-            let _alone = this.locks.lock(&owner).await;
-            let mut phases = Phases::default();
-            let result = del::del(&this.node, &owner, &mut phases).await;
-            let total = format!("{:.1}", phases.total());
-            match &result {
-                Ok(()) => info!(%owner, %phases, total, "DEL"),
-                Err(e) => warn!(%owner, code = e.code, error = %e, %phases, total, "DEL failed"),
-            }
-            result
-        })
-        .await
+        self.run("Del", async move { this.do_del(args.get_ref()).await }).await
     }
 
     async fn check(&self, args: GrpcRequest<CniArgs>) -> Result<Response<()>, Status> {
         let this = self.clone();
-        self.run("Check", async move {
-            // CHECK comes with the result of ADD, as prevResult.
-            let args = CniArgs { ips: Vec::new(), interfaces: [].into(), ..args.into_inner() };
-            let request = Request::new(&args)?;
-            let _alone = this.locks.lock(&request.owner).await;
-            let result = del::check(&this.node, &request).await;
-            result.map_err(|e| e.of_pod(&request.pod.to_string()))
-        })
-        .await
+        self.run("Check", async move { this.do_check(args.get_ref()).await }).await
+    }
+
+    async fn gc(&self, args: GrpcRequest<CniArgs>) -> Result<Response<()>, Status> {
+        let this = self.clone();
+        self.run("Gc", async move { this.do_gc(args.get_ref()).await }).await
+    }
+
+    async fn status(&self, _: GrpcRequest<CniArgs>) -> Result<Response<()>, Status> {
+        let this = self.clone();
+        self.run("Status", async move { this.health.status() }).await
     }
 }
 
-/// The socket cannot be made or used.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot serve the plugin on {}: {action}", path.display())]
-pub struct SocketError {
-    path: PathBuf,
-    action: &'static str,
-    source: io::Error,
-}
-
-/// Makes the socket, for root alone. It takes the place of one that an earlier run left.
-///
-/// # Errors
-/// When the directory cannot be written.
-pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
-    let failed = |action| move |source| SocketError { path: path.to_owned(), action, source };
-    // Under another name until it has its mode.
-    let mut hidden = path.as_os_str().to_owned();
-    hidden.push(".new");
-    let hidden = PathBuf::from(hidden);
-    match fs::remove_file(&hidden) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove a stale socket")(e)),
-        _ => {}
+/// The verbs, each with its line in the log.
+impl CniService {
+    async fn do_add(&self, args: &CniArgs) -> Result<AddResponse, Failure> {
+        let request = Request::new(args)?;
+        let mut phases = Phases::default();
+        let _alone = self.locks.lock(&request.owner).await;
+        phases.end("lock");
+        let (pod, owner, netns) = (request.pod.to_string(), &request.owner, request.netns.display());
+        let added = add::add(&self.node, &request, &mut phases).await.map_err(|e| e.of_pod(&pod));
+        let total = phases.total();
+        match added {
+            Ok(added) => {
+                let addresses: Vec<String> = added.addresses.iter().map(ToString::to_string).collect();
+                let addresses = addresses.join(",");
+                info!(%pod, %owner, %netns, pool = added.pool, addresses, %phases, total, "ADD");
+                let result = serde_json::to_vec(&added.result)
+                    .map_err(|e| Failure::new(code::INTERNAL, format!("cannot write the result: {e}")))?;
+                Ok(AddResponse { result })
+            }
+            Err(e) => {
+                warn!(%pod, %owner, %netns, code = e.code, error = %e, %phases, total, "ADD failed");
+                Err(e)
+            }
+        }
     }
-    let listener = UnixListener::bind(&hidden).map_err(failed("listen"))?;
-    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600)).map_err(failed("set its mode"))?;
-    fs::rename(&hidden, path).map_err(failed("put it in its place"))?;
-    Ok(listener)
+
+    async fn do_del(&self, args: &CniArgs) -> Result<(), Failure> {
+        let owner = request::owner(args)?;
+        let pod = request::pod(args);
+        let mut phases = Phases::default();
+        let _alone = self.locks.lock(&owner).await;
+        phases.end("lock");
+        let result = del::del(&self.node, &owner, &mut phases).await;
+        let total = phases.total();
+        match &result {
+            Ok(()) => info!(pod, %owner, %phases, total, "DEL"),
+            Err(e) => warn!(pod, %owner, code = e.code, error = %e, %phases, total, "DEL failed"),
+        }
+        result
+    }
+
+    async fn do_check(&self, args: &CniArgs) -> Result<(), Failure> {
+        let request = Request::new(args)?;
+        let expected = check::expected(&request::config(args).unwrap_or_default())?;
+        let mut phases = Phases::default();
+        let _alone = self.locks.lock(&request.owner).await;
+        phases.end("lock");
+        let pod = request.pod.to_string();
+        let result = check::check(&self.node, &request, &expected, &mut phases).await;
+        let result = result.map_err(|e| e.of_pod(&pod));
+        let (owner, total) = (&request.owner, phases.total());
+        match &result {
+            // Runtimes ask often.
+            Ok(()) => debug!(%pod, %owner, %phases, total, "CHECK"),
+            Err(e) => warn!(%pod, %owner, code = e.code, error = %e, %phases, total, "CHECK failed"),
+        }
+        result
+    }
+
+    async fn do_gc(&self, args: &CniArgs) -> Result<(), Failure> {
+        let config = request::config(args)?;
+        let mut phases = Phases::default();
+        let collected = gc::gc(&self.node, &self.locks, &config, &mut phases).await;
+        let gc::Collected { known, removed, .. } = collected;
+        let (network, total, outcome) = (&config.name, phases.total(), collected.outcome());
+        match &outcome {
+            Ok(()) => info!(network, known, removed, %phases, total, "GC"),
+            Err(e) => warn!(network, known, removed, code = e.code, error = %e, %phases, total, "GC failed"),
+        }
+        outcome
+    }
+
+    /// Lets go of pods whose links are gone; at once, and then after each `interval`.
+    pub async fn let_go_of_lost_pods(self, interval: Duration) {
+        loop {
+            match del::lost(&self.node, &self.locks).await {
+                Ok(lost) => {
+                    lost.iter().for_each(|owner| info!(%owner, "its link is gone: as good as DEL"));
+                }
+                Err(e) => warn!(error = %e, "cannot look for pods whose links are gone; will try again"),
+            }
+            tokio::time::sleep(interval.max(health::PERIOD)).await;
+        }
+    }
+
+    /// Keeps the answer to STATUS up to date.
+    pub async fn watch_health(self) {
+        loop {
+            self.health.observe(Instant::now(), self.node.troubles());
+            tokio::time::sleep(health::PERIOD).await;
+        }
+    }
 }
 
 /// Serves until `stop` is done, and then until the running requests are.

@@ -1,6 +1,6 @@
 //! Keeps the export table what the node's blocks are, whoever else writes to it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
@@ -9,10 +9,14 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tracing::{error, info, warn};
 
 use super::RETRY;
-use crate::net::{
-    Rtnl, RtnlError, export,
-    monitor::{Monitor, Topic, is_lost_route},
-    route::Owned,
+use crate::{
+    cni::health::{Health, Trouble},
+    ipam::NodeIpam,
+    net::{
+        Rtnl, RtnlError, export,
+        monitor::{Monitor, Topic, is_lost_route},
+        route::Owned,
+    },
 };
 
 /// How long the API server is asked whether the Node was deleted, at the end.
@@ -33,10 +37,13 @@ impl Exporter {
         rtnl: Rtnl,
         table: Owned,
         blocks: watch::Receiver<BTreeSet<IpNet>>,
+        ipam: NodeIpam,
         interval: Duration,
+        health: Arc<Health>,
     ) -> Result<Self, RtnlError> {
+        ipam.will_export();
         let monitor = Monitor::open(&[Topic::LostRoutes])?;
-        let task = tokio::spawn(follow(rtnl.clone(), table, blocks, monitor, interval));
+        let task = tokio::spawn(follow(rtnl.clone(), table, blocks, ipam, monitor, interval, health));
         Ok(Self { rtnl, table, task })
     }
 
@@ -68,8 +75,10 @@ async fn follow(
     rtnl: Rtnl,
     table: Owned,
     mut blocks: watch::Receiver<BTreeSet<IpNet>>,
+    ipam: NodeIpam,
     mut monitor: Monitor,
     interval: Duration,
+    health: Arc<Health>,
 ) {
     // Before the first list the set of blocks is not known, and what is exported stays.
     if blocks.changed().await.is_err() {
@@ -83,10 +92,14 @@ async fn follow(
                     let (set, removed) = (changes.set, changes.removed);
                     info!(table = table.table, blocks = wanted.len(), set, removed, "exported blocks");
                 }
+                health.report("export", None);
+                ipam.exported(wanted);
                 interval
             }
             Err(e) => {
                 error!(error = %e, "cannot export the node's blocks; will try again");
+                let text = format!("cannot export the node's blocks to table {}: {e}", table.table);
+                health.report("export", Some(Trouble::Impaired(text)));
                 RETRY
             }
         };

@@ -27,7 +27,11 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{
-    cni::server::{self, CniService},
+    cni::{
+        health::Health,
+        server::{self, CniService},
+        socket,
+    },
     datapath::{Datapath, DatapathConfig, NetworkChanges, obstacle},
     egress::plan::NodeFacts,
     ipam::NodeIpam,
@@ -42,7 +46,7 @@ use crate::{
     },
     node::{Node, Settings},
     plane::Plane,
-    watch::{Feed, objects},
+    watch::{Feed, Scope, index::Index, objects},
 };
 use export::Exporter;
 use options::{Mode, Options};
@@ -80,67 +84,93 @@ pub async fn run(options: Options) -> Result<()> {
     coil_program::serve_http(options.health_addr, ready, options.metrics_addr, registry.clone())?;
 
     tokio::pin!(stopped);
-    let (node, exporter) = tokio::select! {
+    let Started { node, exporter, health } = tokio::select! {
         started = start(&options, &feed) => started?,
         () = &mut stopped => return Ok(()),
     };
     metrics::DatapathInfo::register(node.clone(), &registry)?;
     metrics::DatapathCounters::register(node.clone(), &registry)?;
-    let service = CniService::new(node.clone(), &registry)?;
-    let listener = server::listen(&options.socket).context("cannot start")?;
+    let service = CniService::new(node.clone(), health, &registry)?;
+    let listener = socket::listen(&options.socket).context("cannot start")?;
+    tokio::spawn(service.clone().let_go_of_lost_pods(options.addressblock_gc_interval.0));
+    tokio::spawn(service.clone().watch_health());
     serving.store(true, Ordering::Relaxed);
     info!(socket = %options.socket.display(), "ready for the plugin");
     server::serve(listener, service, stopped).await.map_err(anyhow::Error::from_boxed)?;
-    if options.clear_routes_on_shutdown {
+    if let Some(exporter) = exporter.filter(|_| options.clear_routes_on_shutdown) {
         exporter.end(node.client.clone(), &options.node_name).await;
     }
     info!("stopped; pods and their traffic stay as they are");
     Ok(())
 }
 
+/// What runs before the plugin is served.
+struct Started {
+    node: Arc<Node>,
+    /// None when the node has no blocks.
+    exporter: Option<Exporter>,
+    health: Arc<Health>,
+}
+
 /// Everything up to the socket.
-async fn start(options: &Options, feed: &Feed) -> Result<(Arc<Node>, Exporter)> {
+async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let client = Client::try_default()
         .await
         .context("cannot find the API server: run in a pod with a service account, or set KUBECONFIG")?;
     let rtnl = Rtnl::open()?;
     let pod_routes = Owned { table: options.pod_table_id, protocol: options.protocol_id };
-    host::prepare(&rtnl, pod_routes.table, options.pod_rule_prio).await?;
+    if options.enable_ipam {
+        host::prepare(&rtnl, pod_routes.table, options.pod_rule_prio).await?;
+    } else {
+        // The routes to the pods are the other plugin's.
+        host::forward()?;
+    }
     let addresses = node_addresses(&client, &options.node_name).await;
     let mtu = host::mtu(&rtnl).await?;
     info!(node = options.node_name, ?addresses, mtu, "pods' gateways are this node's addresses");
     let network = PodNetwork::new(rtnl.clone(), pod_routes, HostAddresses::of(&addresses), mtu)
         .with_calico_names(options.compat_calico);
-    let found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
+    let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
+    let health = Arc::new(Health::new(!found.is_empty()));
 
-    feed.start(&client, &options.node_name);
+    feed.start(
+        &client,
+        &options.node_name,
+        Scope { ipam: options.enable_ipam, egress: options.enable_egress },
+    );
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
-    let ipam = NodeIpam::new(client.clone(), options.node_name.clone(), blocks);
+    let ipam = options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
     let plane = choose_plane(options.datapath)?;
     let settings = Settings {
         name: options.node_name.clone(),
+        egress: options.enable_egress,
         devices: options.devices.clone(),
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
             fast_udp: options.fast_udp,
-            // Calico's policies are in the host's stack: no packet may pass it by.
-            forward: plane.mode() == "ebpf" && !options.compat_calico,
+            // Calico's policies, and another plugin's, are in the host's stack: no packet may pass it by.
+            forward: plane.mode() == "ebpf" && options.enable_ipam && !options.compat_calico,
             fou_port: options.egress_port,
             mark: options.mark.0,
             ..NodeFacts::default()
         },
     };
     let node = Node::new(settings, client, feed.clone(), ipam.clone(), network, plane, rtnl.clone());
+    node.chained.complete(&mut found).await;
     node.recover(found);
     node.look_at_node().await?;
     tokio::spawn(node.clone().run(Monitor::open(&[Topic::Node])?));
     let export = Owned { table: options.export_table_id, protocol: options.protocol_id };
     let interval = options.addressblock_gc_interval.0;
-    let exporter = Exporter::start(rtnl, export, on_blocks, interval)?;
-    tokio::spawn(collect_garbage(ipam, interval));
+    let mut exporter = None;
+    if let Some(ipam) = ipam {
+        exporter = Some(Exporter::start(rtnl, export, on_blocks, ipam.clone(), interval, health.clone())?);
+        tokio::spawn(drain_pools(feed.clone(), ipam.clone()));
+        tokio::spawn(collect_garbage(ipam, interval));
+    }
     tokio::spawn(sweep(node.clone()));
     follow_changes(node.clone())?;
-    Ok((node, exporter))
+    Ok(Started { node, exporter, health })
 }
 
 /// The node's InternalIPs. Without them there is no pod network, so this waits as long as it takes.
@@ -193,12 +223,29 @@ fn open_ebpf() -> Result<Plane> {
     Ok(Plane::ebpf(Box::new(datapath)))
 }
 
+/// Tells the node's IPAM which pools are being deleted.
+async fn drain_pools(feed: Feed, ipam: NodeIpam) {
+    let mut changes = feed.changes();
+    let mut known = BTreeSet::new();
+    loop {
+        let draining = feed.read(Index::draining_pools);
+        if draining != known {
+            known.clone_from(&draining);
+            ipam.drain(draining);
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn collect_garbage(ipam: NodeIpam, interval: Duration) {
     ipam.synced().await;
     loop {
         if let Err(e) = ipam.gc().await {
             warn!(error = %e, "cannot return blocks without pods; will try again");
         }
+        coil_program::memory::trim();
         tokio::time::sleep(interval.max(RETRY)).await;
     }
 }

@@ -62,6 +62,14 @@ pub struct Options {
     /// The bit of packets' marks that Coil's own packets carry between two of its programs
     #[arg(long, default_value = "0x2000")]
     pub mark: Mark,
+    /// Give pods addresses and connect them; without it coil comes after a plugin that does so
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub enable_ipam: bool,
+    /// Serve clients and gateways of Egresses; without it their annotations and objects mean nothing
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
+    pub enable_egress: bool,
     /// Name the links of pods as Calico does, for its network policies
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
@@ -113,12 +121,6 @@ pub enum Mode {
 #[derive(Debug, Clone, Parser)]
 struct NotHere {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
-    enable_ipam: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
-    enable_egress: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     enable_originating_only: bool,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -128,11 +130,15 @@ struct NotHere {
     backend: Option<String>,
 }
 
-/// A flag asks for something that is not in this version.
+/// The flags ask for something that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{flag} is not supported in this version of coild: remove it")]
-pub struct Unsupported {
-    flag: String,
+pub enum OptionsError {
+    /// It is not in this version.
+    #[error("{0} is not supported in this version of coild: remove it")]
+    Unsupported(&'static str),
+    /// Nothing is left to do.
+    #[error("--enable-ipam=false and --enable-egress=false leave coild nothing to do: remove one of them")]
+    NothingToDo,
 }
 
 impl Options {
@@ -149,18 +155,19 @@ impl Options {
     ///
     /// # Errors
     /// Names the first such flag.
-    pub fn check(&self) -> Result<(), Unsupported> {
+    pub fn check(&self) -> Result<(), OptionsError> {
+        if !self.enable_ipam && !self.enable_egress {
+            return Err(OptionsError::NothingToDo);
+        }
         let flags = &self.not_here;
         let asked = [
-            (!flags.enable_ipam, "--enable-ipam=false"),
-            (!flags.enable_egress, "--enable-egress=false"),
             (flags.enable_originating_only, "--enable-originating-only"),
             (flags.host_stack, "--host-stack"),
             // The kernel path of egress, which the backend is for, is not here.
             (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
         ];
         match asked.into_iter().find(|(asked, _)| *asked) {
-            Some((_, flag)) => Err(Unsupported { flag: flag.to_owned() }),
+            Some((_, flag)) => Err(OptionsError::Unsupported(flag)),
             None => Ok(()),
         }
     }
@@ -202,14 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn behind_another_plugin() {
+        let options =
+            parse("--enable-ipam=false --enable-egress=true --pod-table-id=0 --protocol-id=2").unwrap();
+        options.check().unwrap();
+        assert!(!options.enable_ipam && options.enable_egress);
+        parse("--enable-egress=false").unwrap().check().unwrap();
+        let error = parse("--enable-ipam=false --enable-egress=false").unwrap().check().unwrap_err();
+        assert_eq!(error, OptionsError::NothingToDo);
+    }
+
+    #[test]
     fn what_is_not_here_is_refused() {
-        for flag in [
-            "--enable-ipam=false",
-            "--enable-egress=false",
-            "--enable-originating-only",
-            "--host-stack",
-            "--backend=other",
-        ] {
+        for flag in ["--enable-originating-only", "--host-stack", "--backend=other"] {
             let error = parse(flag).unwrap().check().unwrap_err().to_string();
             let name = flag.split('=').next().unwrap();
             assert!(error.contains(name), "{error}");

@@ -15,7 +15,7 @@ use super::{
     DatapathError,
     conntrack::{self, Ends},
     image::{FamilyImage, HostAddr, Prefix},
-    state::{FamilyState, StateNames},
+    state::{FamilyState, StateNames, Swept, monotonic_seconds},
     table::{Changes, Table, plain, prefixed},
     take,
 };
@@ -71,6 +71,8 @@ pub(super) struct FamilyTables<A: HostAddr> {
     gateways: Hash<GatewayKey<A>, GatewayValue>,
     maglev: Hash<u32, Maglev<A>>,
     pub(super) state: FamilyState<A>,
+    /// Addresses of pods that were taken out, whose flows and translations the next sweep removes.
+    gone: Vec<A>,
 }
 
 impl<A: HostAddr> FamilyTables<A> {
@@ -83,11 +85,16 @@ impl<A: HostAddr> FamilyTables<A> {
             gateways: Table::adopt(names.gateways, take(ebpf, names.gateways)?, plain)?,
             maglev: Table::adopt(names.maglev, take(ebpf, names.maglev)?, plain)?,
             state: FamilyState::adopt(ebpf, names.state)?,
+            gone: Vec::new(),
         })
     }
 
     /// Adds and replaces, what others refer to first.
     pub(super) fn put_all(&mut self, image: &FamilyImage<A>) -> Result<Changes, DatapathError> {
+        if self.gone.iter().any(|gone| image.pods.iter().any(|(address, _)| address.same(*gone))) {
+            // A new pod starts without the flows of the one that had its address.
+            self.sweep(monotonic_seconds(), &conntrack::limits())?;
+        }
         let mut changes = self.pools.put_all(&image.pools)?;
         changes += self.maglev.put_all(&image.maglev)?;
         changes += self.gateways.put_all(&image.gateways)?;
@@ -96,19 +103,20 @@ impl<A: HostAddr> FamilyTables<A> {
         Ok(changes)
     }
 
-    /// Takes the pod with these addresses out, with its flows and translations.
-    pub(super) fn take_out(
-        &mut self,
-        addresses: &[IpAddr],
-        now: u32,
-        limits: &Limits,
-    ) -> Result<usize, DatapathError> {
+    /// Takes the pod with these addresses out. Its flows and translations lead nowhere without it; they are
+    /// removed together with those of others, as all of the tables has to be read for that.
+    pub(super) fn take_out(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError> {
         let gone: Vec<A> = addresses.iter().filter_map(|address| A::of(*address)).collect();
         let removed = self.pods.remove(&gone)?;
-        if removed > 0 {
-            self.state.sweep(now, limits, &gone)?;
-        }
+        self.gone.extend(gone);
         Ok(removed)
+    }
+
+    /// Removes flows and translations that have run out, and those of pods that were taken out.
+    pub(super) fn sweep(&mut self, now: u32, limits: &Limits) -> Result<Swept, DatapathError> {
+        let swept = self.state.sweep(now, limits, &self.gone)?;
+        self.gone.clear();
+        Ok(swept)
     }
 
     /// Removes in the other order. Flows and translations of a pod that is gone go with it: its

@@ -193,8 +193,9 @@ impl Datapath {
         Ok(report)
     }
 
-    /// Takes one pod out: its program, then its entries, flows and translations. What its policy was stays
-    /// until the next [`Self::apply`].
+    /// Takes one pod out: its program, then its entries. What its policy was stays until the next
+    /// [`Self::apply`]; its flows and translations go at the next [`Self::sweep`], or when another pod gets
+    /// one of its addresses.
     ///
     /// # Errors
     /// As [`Self::apply`].
@@ -202,9 +203,8 @@ impl Datapath {
         let mut detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
         detached += self.attachments.detach_from(Program::ToPod, ifindex)?;
         let mut report = Report { detached, ..Report::default() };
-        let (now, limits) = (monotonic_seconds(), conntrack::limits());
-        report.entries.removed += self.v4.take_out(addresses, now, &limits)?;
-        report.entries.removed += self.v6.take_out(addresses, now, &limits)?;
+        report.entries.removed += self.v4.take_out(addresses)?;
+        report.entries.removed += self.v6.take_out(addresses)?;
         self.forget_decisions_after(&report)?;
         Ok(report)
     }
@@ -310,7 +310,7 @@ impl Datapath {
     /// When a map cannot be read or written.
     pub fn sweep(&mut self, now: u32) -> Result<Swept, DatapathError> {
         let limits = conntrack::limits();
-        let (v4, v6) = (self.v4.state.sweep(now, &limits, &[])?, self.v6.state.sweep(now, &limits, &[])?);
+        let (v4, v6) = (self.v4.sweep(now, &limits)?, self.v6.sweep(now, &limits)?);
         let lost = self.lost.get(&0, 0).map_err(|source| DatapathError::Map {
             name: "coil_lost",
             action: "read it",

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::{
         net::{Link, Mac},
-        watch::index::{EgressInfo, Endpoint, SliceInfo},
+        watch::index::{EgressInfo, Endpoint, PoolInfo, SliceInfo},
     };
 
     fn egress(name: &str) -> EgressRef {
@@ -202,7 +202,8 @@ mod tests {
 
     fn index() -> Index {
         let mut index = Index::default();
-        index.pools.insert(ObjectKey::new("", "default"), vec!["203.0.113.0/24".parse().unwrap()]);
+        let pool = PoolInfo { subnets: vec!["203.0.113.0/24".parse().unwrap()], deleting: false };
+        index.pools.insert(ObjectKey::new("", "default"), pool);
         index.nodes.insert(ObjectKey::new("", "n1"), vec!["192.0.2.1".parse().unwrap()]);
         for (name, destination) in [("nat", "0.0.0.0/0"), ("six", "::/0")] {
             let info = EgressInfo {

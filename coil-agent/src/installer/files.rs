@@ -41,6 +41,11 @@ pub(super) fn remove(path: &Path) -> Result<(), FileError> {
     fs::remove_file(path).map_err(failed("remove", path))
 }
 
+/// Makes a folder and those above it, unless they are there.
+pub(super) fn make_folder(path: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(path).map_err(failed("make the folder", path))
+}
+
 pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
     let entries = fs::read_dir(dir).map_err(failed("list", dir))?;
     let mut paths = entries

@@ -31,7 +31,7 @@ pub struct Settings {
     pub bin_dir: PathBuf,
     /// `COIL_PATH`: the plugin to install.
     pub coil_path: PathBuf,
-    /// `CNI_NETCONF` or the content of `CNI_NETCONF_FILE`.
+    /// `CNI_NETCONF`, else the content of `CNI_NETCONF_FILE`.
     pub netconf: Netconf,
 }
 
@@ -94,11 +94,12 @@ impl Settings {
             let problem = format!("{conf_name:?} is not a file name that ends in .conflist");
             return Err(InstallError::Setting { variable: "CNI_CONF_NAME", problem });
         }
-        let netconf = match (variable("CNI_NETCONF"), variable("CNI_NETCONF_FILE")) {
-            // The file wins, as in Coil v2: manifests may set both.
-            (_, Some(file)) if !file.is_empty() => Netconf::File(file.into()),
-            (Some(inline), _) if !inline.is_empty() => Netconf::Text(text("CNI_NETCONF", "")?),
-            _ => {
+        let given = |name| variable(name).filter(|value| !value.is_empty());
+        let netconf = match (given("CNI_NETCONF"), given("CNI_NETCONF_FILE")) {
+            // The text wins, as in Coil v2: manifests may set both.
+            (Some(_), _) => Netconf::Text(text("CNI_NETCONF", "")?),
+            (None, Some(file)) => Netconf::File(file.into()),
+            (None, None) => {
                 let problem =
                     "not set, and CNI_NETCONF_FILE neither: one of them has the network configuration";
                 return Err(InstallError::Setting { variable: "CNI_NETCONF", problem: problem.into() });
@@ -125,6 +126,8 @@ pub fn install(settings: &Settings) -> Result<Installed, InstallError> {
     };
     let network = network_of(&netconf, &origin)?;
     let plugin = files::read(&settings.coil_path)?;
+    files::make_folder(&settings.bin_dir)?;
+    files::make_folder(&settings.etc_dir)?;
 
     let mut installed = Installed::default();
     let target = settings.bin_dir.join("coil");

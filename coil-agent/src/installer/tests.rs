@@ -120,8 +120,46 @@ fn a_failed_step_leaves_the_old_state() {
         "the older one still works"
     );
     settings.bin_dir = settings.bin_dir.join("missing");
+    std::os::unix::fs::symlink("/nowhere/at/all", &settings.bin_dir).unwrap();
+    let error = install(&settings).unwrap_err().to_string();
+    assert!(error.contains("missing"), "{error}");
+    settings.coil_path = "/nowhere/coil".into();
     let error = install(&settings).unwrap_err().to_string();
     assert!(error.contains("is the host folder mounted there?"), "{error}");
+}
+
+#[test]
+fn folders_that_are_not_there_are_made() {
+    let (root, mut settings) = node();
+    settings.etc_dir = root.path().join("etc/cni/net.d");
+    settings.bin_dir = root.path().join("opt/cni/bin");
+    assert_eq!(install(&settings).unwrap().written.len(), 2);
+    assert_eq!((mode(&settings.etc_dir) & 0o700, names(&settings.bin_dir)), (0o700, vec!["coil".to_owned()]));
+}
+
+#[test]
+fn a_plugin_that_is_running_can_be_replaced() {
+    let (_root, settings) = node();
+    let plugin = settings.bin_dir.join("coil");
+    fs::copy("/bin/sleep", &plugin).unwrap();
+    let mut running = std::process::Command::new(&plugin).arg("60").spawn().unwrap();
+    let busy = fs::OpenOptions::new().write(true).open(&plugin).unwrap_err();
+    let installed = install(&settings);
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert_eq!(busy.kind(), std::io::ErrorKind::ExecutableFileBusy, "it cannot be written in place");
+    assert!(installed.unwrap().written.contains(&plugin));
+    assert_eq!(fs::read(&plugin).unwrap(), b"\x7fELF one");
+}
+
+#[test]
+fn what_a_crash_left_is_no_hindrance() {
+    let (_root, settings) = node();
+    fs::write(settings.bin_dir.join(".coil-new"), "half of a pl").unwrap();
+    fs::write(settings.etc_dir.join(".10-coil-conflist-new"), "{").unwrap();
+    install(&settings).unwrap();
+    assert_eq!(fs::read(settings.bin_dir.join("coil")).unwrap(), b"\x7fELF one");
+    assert_eq!((names(&settings.bin_dir).len(), names(&settings.etc_dir).len()), (1, 1));
 }
 
 #[test]
@@ -134,8 +172,13 @@ fn settings_come_from_the_environment() {
     assert_eq!(settings.etc_dir, Path::new("/host/etc/cni/net.d"));
     assert_eq!(settings.bin_dir, Path::new("/host/opt/cni/bin"));
     assert_eq!(settings.conf_name, "10-coil.conflist");
-    let settings = env(&[("CNI_NETCONF", NETCONF), ("CNI_NETCONF_FILE", "/etc/coil/netconf.json")]).unwrap();
-    assert_eq!(settings.netconf, Netconf::File("/etc/coil/netconf.json".into()));
+    assert_eq!(settings.coil_path, Path::new("/usr/local/coil/coil"));
+    let file = ("CNI_NETCONF_FILE", "/etc/coil/netconf.json");
+    let settings = env(&[("CNI_NETCONF", NETCONF), file]).unwrap();
+    assert_eq!(settings.netconf, Netconf::Text(NETCONF.into()), "as in Coil v2");
+    for pairs in [&[file][..], &[("CNI_NETCONF", ""), file]] {
+        assert_eq!(env(pairs).unwrap().netconf, Netconf::File("/etc/coil/netconf.json".into()));
+    }
     assert!(env(&[]).unwrap_err().to_string().starts_with("CNI_NETCONF: not set"));
     let error = env(&[("CNI_NETCONF", NETCONF), ("CNI_CONF_NAME", "../x.conflist")]).unwrap_err().to_string();
     assert!(error.starts_with("CNI_CONF_NAME"), "{error}");

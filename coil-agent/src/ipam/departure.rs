@@ -28,11 +28,19 @@ pub(super) enum Outcome {
     Doubtful(IpamError),
 }
 
-/// Carries a departure out. `leaves` is called before the step that lets others have the block.
-pub(super) async fn run(api: &Api<AddressBlock>, d: &Departure, leaves: impl FnOnce()) -> Outcome {
+/// Carries a departure out. `leaves` comes before the step that lets others have the block; when it fails
+/// that step is not taken.
+pub(super) async fn run(
+    api: &Api<AddressBlock>,
+    d: &Departure,
+    leaves: impl Future<Output = Result<(), IpamError>>,
+) -> Outcome {
     let mut leaves = Some(leaves);
-    if !d.finalizer {
-        leaves.take().into_iter().for_each(|f| f());
+    if !d.finalizer
+        && let Some(leaves) = leaves.take()
+        && let Err(e) = leaves.await
+    {
+        return Outcome::Doubtful(e);
     }
     let params = DeleteParams {
         preconditions: Some(Preconditions { uid: Some(d.uid.clone()), resource_version: None }),
@@ -54,7 +62,11 @@ pub(super) async fn run(api: &Api<AddressBlock>, d: &Departure, leaves: impl FnO
             };
         }
     }
-    leaves.take().into_iter().for_each(|f| f());
+    if let Some(leaves) = leaves
+        && let Err(e) = leaves.await
+    {
+        return Outcome::Doubtful(e);
+    }
     match remove_finalizer(api, d).await {
         Ok(()) => Outcome::Gone,
         Err(e) => Outcome::Doubtful(IpamError::api(

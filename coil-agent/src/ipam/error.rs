@@ -53,6 +53,20 @@ pub enum IpamError {
         /// How long the allocation waited.
         waited: Duration,
     },
+    /// The API server did not list this node's blocks yet, so what is in hand is not known.
+    #[error("the AddressBlocks of node {node:?} are not listed yet: is the API server reachable?")]
+    NotListed {
+        /// The node's name.
+        node: String,
+    },
+    /// Table 119 could not be made to drop a block that leaves.
+    #[error("AddressBlock {block:?} is still announced after {} s, so it cannot be returned; coild's log says why", waited.as_secs())]
+    StillExported {
+        /// The block's name.
+        block: String,
+        /// How long its withdrawal was waited for.
+        waited: Duration,
+    },
     /// This node is not in the API.
     #[error(
         "Node {node:?} does not exist in the API: set {} to the node's name",
@@ -77,7 +91,9 @@ impl IpamError {
     #[must_use]
     pub fn code(&self) -> u32 {
         match self {
-            Self::Timeout { .. } | Self::Api { .. } => code::TRY_AGAIN_LATER,
+            Self::Timeout { .. } | Self::NotListed { .. } | Self::StillExported { .. } | Self::Api { .. } => {
+                code::TRY_AGAIN_LATER
+            }
             Self::PoolNotFound { .. }
             | Self::PoolDeleted { .. }
             | Self::OutOfBlocks { .. }

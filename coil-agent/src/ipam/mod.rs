@@ -23,7 +23,7 @@ mod table;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub use error::IpamError;
-pub use node::NodeIpam;
+pub use node::{BlockEvent, NodeIpam};
 
 /// One network attachment of a container: CNI's container id and interface name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

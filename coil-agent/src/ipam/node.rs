@@ -9,7 +9,7 @@ use std::{
 
 use coil_api::{crd::AddressBlock, names::LABEL_NODE};
 use futures::{
-    FutureExt, StreamExt,
+    FutureExt, Stream, StreamExt,
     future::{BoxFuture, Shared},
 };
 use ipnet::IpNet;
@@ -25,12 +25,22 @@ use super::{
     Allocation, AttachmentId,
     departure::{self, Outcome},
     error::IpamError,
-    request,
+    request::{self, Asking},
     table::{BlockInfo, Departure, Table},
 };
 
 /// How long one allocation waits for a new block.
 const ALLOCATE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the controller may take to learn that a block came back.
+const RETURN_NEWS: Duration = Duration::from_secs(2);
+/// How long a block on its way out waits until table 119 does not have it any more.
+const WITHDRAW_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two attempts of one step of a request. Tests without time have none, and wait for nothing else either.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// News of the node's blocks, as a watch gives them.
+pub type BlockEvent = watcher::Event<DeserializeGuard<AddressBlock>>;
 
 type Answer = Shared<BoxFuture<'static, Result<(), IpamError>>>;
 
@@ -43,15 +53,29 @@ pub struct NodeIpam {
     inner: Arc<Inner>,
 }
 
+/// What is known of table 119.
+enum Exported {
+    /// There is no such table.
+    Nowhere,
+    /// There may be anything in it.
+    Unknown,
+    /// This is in it.
+    Known(BTreeSet<IpNet>),
+}
+
 struct Inner {
     client: Client,
     node: String,
     table: Mutex<Table>,
     /// Pool → the request that all its waiters share.
     requests: Mutex<HashMap<String, Answer>>,
+    /// Pool → when this node last returned a block of it.
+    returned: Mutex<HashMap<String, Instant>>,
     /// Counts changes of the table; waiters look again at each.
     changes: watch::Sender<u64>,
     on_blocks: watch::Sender<BTreeSet<IpNet>>,
+    exported: watch::Sender<Exported>,
+    pause: Duration,
     /// The channel had its first value: an empty set is news too.
     published: AtomicBool,
     watcher: Mutex<Option<JoinHandle<()>>>,
@@ -94,29 +118,46 @@ impl NodeIpam {
     /// that the node owns go to `on_blocks`, for the first time when the API gave a complete list.
     #[must_use]
     pub fn new(client: Client, node_name: String, on_blocks: watch::Sender<BTreeSet<IpNet>>) -> Self {
+        let api = Api::<DeserializeGuard<AddressBlock>>::all(client.clone());
+        let config = watcher::Config::default().labels(&format!("{LABEL_NODE}={node_name}"));
+        let events = watcher(api, config).default_backoff().filter_map(|event| async move {
+            event
+                .inspect_err(|e| warn!(error = %e, "watching AddressBlocks; blocks in hand stay in use"))
+                .ok()
+        });
+        Self::following(client, node_name, on_blocks, events, PAUSE)
+    }
+
+    /// [`NodeIpam::new`] with given news of the node's blocks, in order, and a pause between attempts.
+    #[must_use]
+    pub fn following(
+        client: Client,
+        node_name: String,
+        on_blocks: watch::Sender<BTreeSet<IpNet>>,
+        events: impl Stream<Item = BlockEvent> + Send + 'static,
+        pause: Duration,
+    ) -> Self {
         let inner = Arc::new(Inner {
             client,
             node: node_name,
             table: Mutex::default(),
             requests: Mutex::default(),
+            returned: Mutex::default(),
             changes: watch::Sender::new(0),
             on_blocks,
+            exported: watch::Sender::new(Exported::Nowhere),
+            pause,
             published: AtomicBool::new(false),
             watcher: Mutex::default(),
         });
         // The task must not keep its own owner alive.
         let weak = Arc::downgrade(&inner);
-        let api = Api::<DeserializeGuard<AddressBlock>>::all(inner.client.clone());
-        let config = watcher::Config::default().labels(&format!("{LABEL_NODE}={}", inner.node));
         let task = tokio::spawn(async move {
             let mut listed = Vec::new();
-            let mut events = watcher(api, config).default_backoff().boxed();
+            let mut events = events.boxed();
             while let Some(event) = events.next().await {
                 let Some(inner) = weak.upgrade() else { return };
-                match event {
-                    Ok(event) => inner.observe(event, &mut listed),
-                    Err(e) => warn!(error = %e, "watching AddressBlocks; blocks in hand stay in use"),
-                }
+                inner.observe(event, &mut listed);
             }
         });
         *lock(&inner.watcher) = Some(task);
@@ -153,14 +194,38 @@ impl NodeIpam {
             if let Some(allocation) = lock(&inner.table).allocate(pool, owner) {
                 return Ok(allocation);
             }
-            let answer = inner.request(pool);
+            let synced = lock(&inner.table).synced();
+            let answer = async {
+                // Nothing is asked for before it is known what is in hand.
+                if !synced {
+                    std::future::pending::<()>().await;
+                }
+                inner.request(pool).await
+            };
             tokio::select! {
-                result = answer => result?,
+                biased;
+                result = answer => if let Err(e) = result {
+                    // Meanwhile an address may have been freed.
+                    if let Some(allocation) = lock(&inner.table).allocate(pool, owner) {
+                        return Ok(allocation);
+                    }
+                    if matches!(e, IpamError::OutOfBlocks { .. }) && inner.returns(pool) && Instant::now() < deadline {
+                        let changed = tokio::time::timeout(inner.pause * 2, changes.changed());
+                        let _ = changed.await;
+                        continue;
+                    }
+                    // The one who asked may have waited longer than this one.
+                    if !matches!(e, IpamError::Timeout { .. }) || Instant::now() >= deadline {
+                        return Err(e);
+                    }
+                },
                 _ = changes.changed() => {}
                 () = tokio::time::sleep_until(deadline) => {
-                    return Err(IpamError::Timeout {
-                        request: coil_api::names::block_request_name(pool, &inner.node),
-                        waited: ALLOCATE_LIMIT,
+                    return Err(if synced {
+                        let request = coil_api::names::block_request_name(pool, &inner.node);
+                        IpamError::Timeout { request, waited: ALLOCATE_LIMIT }
+                    } else {
+                        IpamError::NotListed { node: inner.node.clone() }
                     });
                 }
             }
@@ -192,6 +257,23 @@ impl NodeIpam {
             // The sender lives in `self`.
             let _ = changes.changed().await;
         }
+    }
+
+    /// The node's blocks are exported to a table: from now on a block is returned only when
+    /// [`NodeIpam::exported`] told that the table does not have it.
+    pub fn will_export(&self) {
+        self.inner.exported.send_replace(Exported::Unknown);
+    }
+
+    /// What the table has now.
+    pub fn exported(&self, networks: BTreeSet<IpNet>) {
+        self.inner.exported.send_replace(Exported::Known(networks));
+    }
+
+    /// The pools that are being deleted. Their blocks give no more addresses, and go with their pods.
+    pub fn drain(&self, pools: BTreeSet<String>) {
+        lock(&self.inner.table).drain(pools);
+        self.inner.changed();
     }
 
     /// Returns all blocks without pods.
@@ -238,17 +320,21 @@ impl Inner {
     }
 
     async fn get_block(&self, pool: &str) -> Result<(), IpamError> {
-        let name = request::block(&self.client, &self.node, pool, ALLOCATE_LIMIT).await?;
+        let asking = Asking { node: &self.node, pool, limit: ALLOCATE_LIMIT, pause: self.pause };
+        let name = request::block(&self.client, asking).await?;
         if lock(&self.table).contains(&name) {
             return Ok(());
         }
         // The watch may be late; the block is there.
         let block = Api::<AddressBlock>::all(self.client.clone())
-            .get(&name)
+            .get_opt(&name)
             .await
             .map_err(|e| IpamError::api(format!("read AddressBlock {name:?}"), &e))?;
-        self.upsert(&block);
-        self.changed();
+        // An old answer may name one that is gone; then whoever waits asks again.
+        if let Some(block) = block {
+            self.upsert(&block);
+            self.changed();
+        }
         Ok(())
     }
 
@@ -313,16 +399,40 @@ impl Inner {
         self.changes.send_modify(|n| *n += 1);
     }
 
+    /// Waits until table 119 does not have a block any more: two nodes that announce one block would
+    /// lose the packets of both.
+    async fn withdrawn(&self, d: &Departure) -> Result<(), IpamError> {
+        let mut exported = self.exported.subscribe();
+        let gone = exported.wait_for(|exported| match exported {
+            Exported::Nowhere => true,
+            Exported::Unknown => false,
+            Exported::Known(table) => d.networks.iter().all(|network| !table.contains(&network)),
+        });
+        match tokio::time::timeout(WITHDRAW_LIMIT, gone).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(IpamError::StillExported { block: d.name.clone(), waited: WITHDRAW_LIMIT }),
+        }
+    }
+
+    /// Whether a block of the pool is on its way back, or was so recently that the controller may not know
+    /// yet that it is free.
+    fn returns(&self, pool: &str) -> bool {
+        let recent = |at: &Instant| !self.pause.is_zero() && at.elapsed() < RETURN_NEWS;
+        lock(&self.table).returning(pool) || lock(&self.returned).get(pool).is_some_and(recent)
+    }
+
     async fn depart(self: Arc<Self>, d: Departure) -> Result<(), IpamError> {
         let api = Api::all(self.client.clone());
-        let outcome = departure::run(&api, &d, || {
+        let leaves = async {
             lock(&self.table).leaves(&d);
             self.changed();
-        })
-        .await;
+            self.withdrawn(&d).await
+        };
+        let outcome = departure::run(&api, &d, leaves).await;
         let result = match outcome {
             Outcome::Gone => {
                 lock(&self.table).remove(&d.name, &d.uid);
+                lock(&self.returned).insert(d.pool.clone(), Instant::now());
                 info!(block = d.name, "returned to its pool");
                 Ok(())
             }

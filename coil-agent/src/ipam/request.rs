@@ -25,6 +25,27 @@ use super::error::IpamError;
 /// Longest single watch of a request; then it is read again.
 const WATCH_SECONDS: u32 = 10;
 
+/// Who asks, and how patiently.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub(super) node: &'a str,
+    pub(super) pool: &'a str,
+    /// The whole of it.
+    pub(super) limit: Duration,
+    /// Between two attempts of one step.
+    pub(super) pause: Duration,
+}
+
+impl Asking<'_> {
+    async fn pause(&self) {
+        if self.pause.is_zero() {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(self.pause).await;
+        }
+    }
+}
+
 /// Gets a block of a pool for a node. Returns the block's name.
 ///
 /// No wake-up can be lost: the watch starts at the resource version that the request was
@@ -32,18 +53,14 @@ const WATCH_SECONDS: u32 = 10;
 ///
 /// # Errors
 /// [`IpamError::Timeout`] when `limit` passes; else what the API or the controller said.
-pub(super) async fn block(
-    client: &Client,
-    node: &str,
-    pool: &str,
-    limit: Duration,
-) -> Result<String, IpamError> {
+pub(super) async fn block(client: &Client, asking: Asking<'_>) -> Result<String, IpamError> {
+    let Asking { node, pool, limit, .. } = asking;
     let name = block_request_name(pool, node);
     let answer = async {
         check_pool(client, pool).await?;
         let api = Api::<BlockRequest>::all(client.clone());
-        let request = outstanding(client, &api, &name, node, pool).await?;
-        let status = answered(&api, &name, request).await?;
+        let request = outstanding(client, &api, &name, asking).await?;
+        let status = answered(&api, &name, request, asking).await?;
         judge(&name, pool, &status)
     };
     match tokio::time::timeout(limit, answer).await {
@@ -66,9 +83,9 @@ async fn outstanding(
     client: &Client,
     api: &Api<BlockRequest>,
     name: &str,
-    node: &str,
-    pool: &str,
+    asking: Asking<'_>,
 ) -> Result<BlockRequest, IpamError> {
+    let Asking { node, pool, .. } = asking;
     let failed = |verb: &str, e: &kube::Error| IpamError::api(format!("{verb} BlockRequest {name:?}"), e);
     loop {
         if let Some(old) = api.get_opt(name).await.map_err(|e| failed("read", &e))? {
@@ -96,7 +113,7 @@ async fn outstanding(
             }
             // The old one is not gone yet, or somebody was faster.
             Err(kube::Error::Api(s)) if s.code == 409 => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                asking.pause().await;
             }
             Err(e) => return Err(failed("create", &e)),
         }
@@ -130,6 +147,7 @@ async fn answered(
     api: &Api<BlockRequest>,
     name: &str,
     mut request: BlockRequest,
+    asking: Asking<'_>,
 ) -> Result<BlockRequestStatus, IpamError> {
     let vanished = || IpamError::Api {
         doing: format!("wait for BlockRequest {name:?}"),
@@ -155,7 +173,7 @@ async fn answered(
                     Err(e) => return Err(IpamError::api(format!("read BlockRequest {name:?}"), &e)),
                 };
                 if request.status.as_ref().is_none_or(|s| s.conditions.is_empty()) {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    asking.pause().await;
                 }
             }
         }

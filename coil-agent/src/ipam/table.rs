@@ -83,6 +83,8 @@ pub(super) struct Departure {
     pub(super) uid: String,
     /// Whether our finalizer still holds it: then deleting it takes nothing away yet.
     pub(super) finalizer: bool,
+    pub(super) networks: Networks,
+    pub(super) pool: String,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +93,8 @@ pub(super) struct Table {
     owners: HashMap<AttachmentId, Allocation>,
     /// Pool → allocations that wait for an address of it.
     waiting: HashMap<String, usize>,
+    /// Pools that are being deleted: their blocks give no addresses any more, and so come back.
+    draining: BTreeSet<String>,
     gone: VecDeque<String>,
     synced: bool,
 }
@@ -105,10 +109,10 @@ impl Table {
         if self.gone.contains(&info.uid) {
             return;
         }
-        if let Some(known) = self.blocks.get_mut(&info.name)
-            && known.info.uid == info.uid
-            && known.info.networks == info.networks
-        {
+        let known = self.blocks.get_mut(&info.name).filter(|known| known.info.uid == info.uid);
+        // What was said of this very block before holds, also when somebody changed its addresses by hand.
+        let (state, exported) = known.as_ref().map_or((State::Active, true), |k| (k.state, k.exported));
+        if let Some(known) = known.filter(|known| known.info.networks == info.networks) {
             known.info = info;
             return;
         }
@@ -116,7 +120,9 @@ impl Table {
         for allocation in self.owners.values() {
             slots.hold(addresses(allocation));
         }
-        let block = Block { slots, state: State::Active, exported: true, info };
+        // Half returned by an earlier life of this agent, whose last step may still be on its way.
+        let exported = exported && !(info.deleting && slots.is_empty());
+        let block = Block { slots, state, exported, info };
         self.blocks.insert(block.info.name.clone(), block);
     }
 
@@ -165,6 +171,11 @@ impl Table {
         self.owners.get(owner)
     }
 
+    /// Whether a block of this pool is on its way back.
+    pub(super) fn returning(&self, pool: &str) -> bool {
+        self.blocks.values().any(|b| b.info.pool == pool && b.state == State::Returning)
+    }
+
     pub(super) fn contains(&self, name: &str) -> bool {
         self.blocks.contains_key(name)
     }
@@ -188,6 +199,9 @@ impl Table {
     pub(super) fn allocate(&mut self, pool: &str, owner: &AttachmentId) -> Option<Allocation> {
         if let Some(known) = self.owners.get(owner) {
             return Some(known.clone());
+        }
+        if self.draining.contains(pool) {
+            return None;
         }
         let mut candidates: Vec<&mut Block> = self.blocks.values_mut().filter(|b| b.gives(pool)).collect();
         candidates.sort_by_key(|b| b.info.index);
@@ -218,7 +232,8 @@ impl Table {
     /// A pool that somebody waits on keeps its blocks: the waiter takes the address.
     fn depart(&mut self, name: &str) -> Option<Departure> {
         let block = self.blocks.get_mut(name)?;
-        let wanted = block.gives(&block.info.pool) && self.waiting.contains_key(&block.info.pool);
+        let pool = &block.info.pool;
+        let wanted = block.gives(pool) && self.waiting.contains_key(pool) && !self.draining.contains(pool);
         if block.state == State::Returning || block.info.reserved || !block.slots.is_empty() || wanted {
             return None;
         }
@@ -227,6 +242,8 @@ impl Table {
             name: block.info.name.clone(),
             uid: block.info.uid.clone(),
             finalizer: block.info.finalizer,
+            networks: block.info.networks,
+            pool: block.info.pool.clone(),
         })
     }
 
@@ -254,6 +271,10 @@ impl Table {
         if let Some(block) = self.departing(d) {
             block.state = State::Doubtful;
         }
+    }
+
+    pub(super) fn drain(&mut self, pools: BTreeSet<String>) {
+        self.draining = pools;
     }
 
     pub(super) fn wait(&mut self, pool: &str) {

@@ -54,13 +54,13 @@ fn pools_do_not_mix_and_the_lowest_block_comes_first() {
 }
 
 #[test]
-fn reserved_and_deleted_blocks_give_nothing_but_are_announced() {
+fn reserved_blocks_are_announced_and_half_returned_ones_are_not() {
     let mut t = table([
         BlockInfo { reserved: true, ..block("a", 0, 0) },
         BlockInfo { deleting: true, ..block("a", 1, 0) },
     ]);
     assert_eq!(t.allocate("a", &owner(1)), None);
-    assert_eq!(t.networks().len(), 4);
+    assert_eq!(t.networks().len(), 2);
     let gone: Vec<String> = t.depart_idle().into_iter().map(|d| d.name).collect();
     assert_eq!(gone, ["a-1"], "a reserved block is somebody else's business");
 }
@@ -141,6 +141,29 @@ fn a_pool_with_waiters_keeps_its_empty_block_for_them() {
     t.free(&owner(2));
     t.wait_ends("a");
     assert_eq!(t.depart_idle().len(), 1);
+}
+
+#[test]
+fn blocks_of_a_draining_pool_give_nothing_and_go_with_their_pods() {
+    let mut t = table([block("a", 0, 0), block("bb", 0, 0)]);
+    let pod = t.allocate("a", &owner(1)).unwrap();
+    t.drain(BTreeSet::from(["a".to_owned()]));
+    assert_eq!(t.allocate("a", &owner(2)), None);
+    assert_eq!(t.allocate("a", &owner(1)), Some(pod), "what a pod has it keeps");
+    assert!(t.allocate("bb", &owner(3)).is_some());
+    t.wait("a");
+    assert_eq!(t.free(&owner(1)).unwrap().1.len(), 1, "whoever waits is waiting in vain");
+}
+
+#[test]
+fn a_block_changed_by_hand_is_still_on_its_way_out() {
+    let mut t = table([block("a", 0, 0)]);
+    let [d] = t.depart_idle().try_into().unwrap();
+    t.leaves(&d);
+    let other = BlockInfo { networks: block("a", 5, 0).networks, ..block("a", 0, 0) };
+    t.upsert(other);
+    assert_eq!(t.allocate("a", &owner(1)), None);
+    assert_eq!(t.networks().len(), 0);
 }
 
 #[test]

@@ -136,7 +136,7 @@ impl Connection {
         let pod = PodLink { host, mac, ipv4: self.allocation.ipv4, ipv6: self.allocation.ipv6 };
         host_settings(&pod.host.name, self.has_ipv6(), ipv6)?;
         let alias = Alias { pool: self.allocation.pool.clone(), owner: self.allocation.owner.clone() };
-        let names = [name::of_attachment(&alias.owner), self.pod.altname()];
+        let names = self.pod.altnames(&alias.owner);
         let mut requests = vec![
             link::describe(index, Some(&alias), self.has_ipv6()),
             link::add_altnames(index, &names),

@@ -49,15 +49,24 @@ impl HostAddresses {
 /// # Errors
 /// When a setting or a rule cannot be written.
 pub async fn prepare(rtnl: &Rtnl, table: u32, priority: u32) -> Result<(), RtnlError> {
-    sysctl::set("ipv4/ip_forward", "1")?;
-    if sysctl::has_ipv6() {
-        sysctl::set("ipv6/conf/all/forwarding", "1")?;
-    }
+    forward()?;
     for family in FAMILIES {
         if family == AddressFamily::Inet6 && !sysctl::has_ipv6() {
             continue;
         }
         add_rule(rtnl, family, table, priority).await?;
+    }
+    Ok(())
+}
+
+/// Lets the node forward.
+///
+/// # Errors
+/// When a setting cannot be written.
+pub fn forward() -> Result<(), RtnlError> {
+    sysctl::set("ipv4/ip_forward", "1")?;
+    if sysctl::has_ipv6() {
+        sysctl::set("ipv6/conf/all/forwarding", "1")?;
     }
     Ok(())
 }

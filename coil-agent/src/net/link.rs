@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use coil_api::names;
 use coil_netns::NetNs;
 use nix::libc;
 use rtnetlink::{
@@ -76,7 +77,7 @@ pub struct Alias {
 
 impl fmt::Display for Alias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "COIL:{}:{}", self.pool, self.owner)
+        f.write_str(&names::link_alias(&self.pool, &self.owner.container_id, &self.owner.ifname))
     }
 }
 
@@ -84,12 +85,7 @@ impl Alias {
     /// Reads an alias; none when it is not one of Coil's.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let mut columns = text.split(':');
-        let (tag, pool, container_id, ifname) =
-            (columns.next()?, columns.next()?, columns.next()?, columns.next()?);
-        if tag != "COIL" || columns.next().is_some() {
-            return None;
-        }
+        let (pool, container_id, ifname) = names::parse_link_alias(text)?;
         let owner = AttachmentId { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
         Some(Self { pool: pool.to_owned(), owner })
     }

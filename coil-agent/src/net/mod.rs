@@ -14,6 +14,7 @@
 //! - [`host`]: what the node needs once.
 //! - [`pod`]: makes, checks and removes one pod's network, by `connect`; [`plan`] says which routes it has,
 //!   [`name`] how its link is found again.
+//! - [`chained`]: the same for a pod that another plugin connected.
 //! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
 //! - [`export`]: table 119.
 //! - [`monitor`]: what others change, as they do it.
@@ -23,6 +24,7 @@
 //! - `rtnl`, `wire`, `link`, `addr`, `sysctl`: the kernel's words; `wire` for threads that may wait.
 
 mod addr;
+pub mod chained;
 mod connect;
 pub mod export;
 pub mod host;

@@ -59,7 +59,7 @@ impl Monitor {
             }
         }
         // The socket is broken: what is left is to look from time to time.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -64,7 +64,7 @@ fn parse(route: &RouteMessage) -> Option<(IpNet, Option<u32>)> {
             RouteAttribute::Destination(RouteAddress::Inet6(a)) => dst = (*a).into(),
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
-                direct = false
+                direct = false;
             }
             _ => {}
         }

@@ -49,6 +49,12 @@ pub struct Found {
 }
 
 impl Found {
+    /// Whether another plugin connected it: then it has nothing of a pool.
+    #[must_use]
+    pub fn is_chained(&self) -> bool {
+        self.alias.pool.is_empty()
+    }
+
     /// What it has of its pool.
     #[must_use]
     pub fn allocation(&self) -> Allocation {
@@ -92,7 +98,8 @@ pub async fn pods(rtnl: &Rtnl, routes: Owned, from_main: bool) -> Result<Vec<Fou
             info!(%address, link = host.name, "took over a pod's route from the main table");
         }
         let altname = name::of_attachment(&alias.owner);
-        if !host.altnames.contains(&altname) {
+        // Behind another plugin the alias has the pod's UID, and the names the container.
+        if !alias.pool.is_empty() && !host.altnames.contains(&altname) {
             rtnl.add_altname(host.index, &altname).await?;
         }
         let netns = host.peer_nsid.and_then(|id| namespaces.get(&id).cloned());
@@ -134,17 +141,21 @@ async fn namespaces(rtnl: &Rtnl) -> BTreeMap<i32, PathBuf> {
     let files = NETNS_DIRS.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
     for path in files.map(|file| file.path()) {
         let Ok(ns) = NetNs::open(&path) else { continue };
-        let mut question = NsidMessage::default();
-        let Ok(fd) = u32::try_from(ns.as_raw_fd()) else { continue };
-        question.attributes.push(NsidAttribute::Fd(fd));
-        if let Ok(RouteNetlinkMessage::NewNsId(answer)) =
-            rtnl.get(RouteNetlinkMessage::GetNsId(question)).await
-        {
-            all.extend(answer.attributes.iter().find_map(|attribute| match attribute {
-                NsidAttribute::Id(id) if *id >= 0 => Some((*id, path.clone())),
-                _ => None,
-            }));
-        }
+        all.extend(nsid(rtnl, &ns).await.map(|id| (id, path)));
     }
     all
+}
+
+/// This namespace's id for another one; none when it has not been given any.
+pub(super) async fn nsid(rtnl: &Rtnl, ns: &NetNs) -> Option<i32> {
+    let mut question = NsidMessage::default();
+    question.attributes.push(NsidAttribute::Fd(u32::try_from(ns.as_raw_fd()).ok()?));
+    let Ok(RouteNetlinkMessage::NewNsId(answer)) = rtnl.get(RouteNetlinkMessage::GetNsId(question)).await
+    else {
+        return None;
+    };
+    answer.attributes.iter().find_map(|attribute| match attribute {
+        NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+        _ => None,
+    })
 }

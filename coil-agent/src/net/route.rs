@@ -230,7 +230,8 @@ impl Owned {
     }
 }
 
-fn address(address: &RouteAddress) -> Option<IpAddr> {
+/// An address as routes have it; none for what is no IP address.
+pub(super) fn address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(a) => Some((*a).into()),
         RouteAddress::Inet6(a) => Some((*a).into()),

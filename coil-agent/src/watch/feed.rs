@@ -23,6 +23,16 @@ use super::{
     objects,
 };
 
+/// What coild does on this node, and so what it has to know. Kinds outside of it are not watched: their
+/// definitions need not exist in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scope {
+    /// Addresses of pods.
+    pub ipam: bool,
+    /// Egress NAT.
+    pub egress: bool,
+}
+
 /// The index, and the watches that keep it. Clones share them.
 #[derive(Clone, Default)]
 pub struct Feed {
@@ -48,22 +58,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Feed {
-    /// Starts all watches for a node. Needs a Tokio runtime.
-    pub fn start(&self, client: &Client, node: &str) {
+    /// Starts the watches for a node. Needs a Tokio runtime.
+    pub fn start(&self, client: &Client, node: &str, scope: Scope) {
         let all = watcher::Config::default();
         let own = all.clone().fields(&format!("spec.nodeName={node}"));
-        let services = all
-            .clone()
-            .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
-        self.watch("pods", Api::all(client.clone()), own, objects::pod, |i| &mut i.pods);
-        self.watch("namespaces", Api::all(client.clone()), all.clone(), objects::namespace, |i| {
-            &mut i.namespaces
-        });
-        self.watch("egresses", Api::all(client.clone()), all.clone(), objects::egress, |i| &mut i.egresses);
-        self.watch("endpointslices", Api::all(client.clone()), services, objects::slice, |i| &mut i.slices);
-        self.watch("addresspools", Api::all(client.clone()), all.clone(), objects::pool, |i| &mut i.pools);
+        let pod = if scope.egress { objects::pod } else { objects::pod_without_egress };
+        self.watch("pods", Api::all(client.clone()), own, pod, |i| &mut i.pods);
         self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes);
-        self.watch_service_ranges(client, all);
+        if scope.ipam {
+            self.watch("namespaces", Api::all(client.clone()), all.clone(), objects::namespace, |i| {
+                &mut i.namespaces
+            });
+            self.watch("addresspools", Api::all(client.clone()), all.clone(), objects::pool, |i| {
+                &mut i.pools
+            });
+        }
+        if scope.egress {
+            self.watch("egresses", Api::all(client.clone()), all.clone(), objects::egress, |i| {
+                &mut i.egresses
+            });
+            let services = all
+                .clone()
+                .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
+            self.watch("endpointslices", Api::all(client.clone()), services, objects::slice, |i| {
+                &mut i.slices
+            });
+            self.watch_service_ranges(client, all);
+        }
     }
 
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.

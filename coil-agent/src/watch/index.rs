@@ -81,6 +81,15 @@ pub struct SliceInfo {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// An AddressPool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PoolInfo {
+    /// Its subnets; those that are no networks are left out.
+    pub subnets: Vec<IpNet>,
+    /// It is being deleted.
+    pub deleting: bool,
+}
+
 /// Objects of one kind.
 pub type Store<T> = BTreeMap<ObjectKey, T>;
 
@@ -95,8 +104,8 @@ pub struct Index {
     pub egresses: Store<EgressInfo>,
     /// EndpointSlices of the Egresses' Services.
     pub slices: Store<SliceInfo>,
-    /// Subnets of AddressPools.
-    pub pools: Store<Vec<IpNet>>,
+    /// AddressPools.
+    pub pools: Store<PoolInfo>,
     /// Addresses of nodes.
     pub nodes: Store<Vec<IpAddr>>,
     /// Ranges of Services, where the cluster tells them (Kubernetes 1.33).
@@ -107,7 +116,13 @@ impl Index {
     /// Subnets of all pools.
     #[must_use]
     pub fn pool_subnets(&self) -> BTreeSet<IpNet> {
-        self.pools.values().flatten().copied().collect()
+        self.pools.values().flat_map(|pool| &pool.subnets).copied().collect()
+    }
+
+    /// Names of the pools that are being deleted.
+    #[must_use]
+    pub fn draining_pools(&self) -> BTreeSet<String> {
+        self.pools.iter().filter(|(_, pool)| pool.deleting).map(|(key, _)| key.name.clone()).collect()
     }
 
     /// The gateways of an Egress, each once.

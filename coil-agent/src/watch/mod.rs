@@ -12,5 +12,5 @@ pub mod feed;
 pub mod index;
 pub mod objects;
 
-pub use feed::Feed;
+pub use feed::{Feed, Scope};
 pub use index::Index;

@@ -16,7 +16,7 @@ use k8s_openapi::api::{
 use kube::{Resource, ResourceExt};
 use tracing::warn;
 
-use super::index::{EgressInfo, Endpoint, ObjectKey, PodInfo, SliceInfo};
+use super::index::{EgressInfo, Endpoint, ObjectKey, PodInfo, PoolInfo, SliceInfo};
 
 /// Label of an EndpointSlice: its Service.
 pub const LABEL_SERVICE: &str = "kubernetes.io/service-name";
@@ -59,6 +59,12 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
     })
 }
 
+/// The same on a node that does no egress: the pod is neither client nor gateway, whatever it says.
+#[must_use]
+pub fn pod_without_egress(pod: &Pod) -> Option<PodInfo> {
+    self::pod(pod).map(|info| PodInfo { egresses: Ok(Vec::new()), gateway_of: None, ..info })
+}
+
 /// The pool that a namespace's pods get addresses of.
 #[must_use]
 pub fn namespace(namespace: &Namespace) -> Option<String> {
@@ -96,15 +102,16 @@ pub fn slice(slice: &EndpointSlice) -> Option<SliceInfo> {
     Some(SliceInfo { egress: EgressRef { namespace: key.namespace, name }, endpoints })
 }
 
-/// The subnets of a pool.
+/// A pool.
 #[must_use]
-pub fn pool(pool: &AddressPool) -> Option<Vec<IpNet>> {
+pub fn pool(pool: &AddressPool) -> Option<PoolInfo> {
     let subnets = pool.spec.subnets.iter().flat_map(|s| s.ipv4.iter().chain(&s.ipv6)).map(String::as_str);
-    Some(
-        parse_all(subnets, || format!("subnet of AddressPool {}", key(pool)))
+    Some(PoolInfo {
+        subnets: parse_all(subnets, || format!("subnet of AddressPool {}", key(pool)))
             .map(|n: IpNet| n.trunc())
             .collect(),
-    )
+        deleting: pool.metadata.deletion_timestamp.is_some(),
+    })
 }
 
 /// The addresses by which other nodes reach a node.
@@ -172,8 +179,9 @@ mod tests {
             pod(&from(json!({"metadata": {"name": "h"}, "spec": {"hostNetwork": true, "containers": []}}))),
             None
         );
-        let bad = pod(&from(json!({"metadata": {"annotations": {"egress.coil.cybozu.com/internet": ","}}})));
-        assert!(bad.unwrap().egresses.is_err());
+        let bad = from(json!({"metadata": {"annotations": {"egress.coil.cybozu.com/internet": ","}}}));
+        assert!(pod(&bad).unwrap().egresses.is_err());
+        assert_eq!(pod_without_egress(&bad).unwrap().egresses, Ok(Vec::new()));
     }
 
     #[test]
@@ -205,7 +213,7 @@ mod tests {
         let nets = pool(&from(json!({"metadata": {"name": "default"},
             "spec": {"subnets": [{"ipv4": "10.64.0.0/16", "ipv6": "fd64::/112"}]}})))
         .unwrap();
-        assert_eq!(nets.len(), 2);
+        assert_eq!((nets.subnets.len(), nets.deleting), (2, false));
         let addresses = node(&from(json!({"metadata": {"name": "n"}, "status": {"addresses": [
             {"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "172.18.0.1"},
             {"type": "InternalIP", "address": "fd00:18::1"}, {"type": "ExternalIP", "address": "192.0.2.1"}]}})))

@@ -1,7 +1,6 @@
 //! An API server and a coild in a node's namespace.
 
 use std::{
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command},
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use coil_api::{
     crd::{self, AddressPool, Egress},
     rpc::{CniArgs, CniError, cni_client::CniClient, status},
 };
-use coil_apiserver::{ApiServer, Config, kubeconfig};
+use coil_apitest::{Options, Server};
 use coil_controller::ipam;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::{
@@ -22,7 +21,6 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -35,54 +33,96 @@ use crate::topology::{NODE_V4, NODE_V6, TestNs, Topology};
 const NODE: &str = "n1";
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// What cluster it is, and what its coild does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) v4: bool,
+    pub(crate) v6: bool,
+    /// Without it, the kinds that it needs do not exist.
+    pub(crate) ipam: bool,
+    /// As above.
+    pub(crate) egress: bool,
+    /// `--addressblock-gc-interval`.
+    pub(crate) interval: &'static str,
+    /// With programs in the kernel, pinned where nobody else sees them.
+    pub(crate) ebpf: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { v4: true, v6: true, ipam: true, egress: true, interval: "5m", ebpf: false }
+    }
+}
+
+impl Setup {
+    /// coild's flags.
+    fn flags(self) -> Vec<String> {
+        let datapath = if self.ebpf { "ebpf" } else { "kernel" };
+        let mut flags =
+            vec![format!("--addressblock-gc-interval={}", self.interval), format!("--datapath={datapath}")];
+        if !self.ipam {
+            // As the documentation of Coil v2 has it.
+            let table = if self.v4 { 0 } else { 255 };
+            flags.extend(["--enable-ipam=false".into(), format!("--pod-table-id={table}")]);
+            flags.push("--protocol-id=2".into());
+        }
+        if !self.egress {
+            flags.push("--enable-egress=false".into());
+        }
+        flags
+    }
+}
+
 /// The cluster. Everything ends with it.
 pub(crate) struct Cluster {
     topology: Topology,
     pub(crate) objects: Objects,
+    pub(crate) setup: Setup,
     directory: TempDir,
     coild: Child,
-    _server: ApiServer,
+    _server: Server,
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let _ = self.coild.kill();
-        let _ = self.coild.wait();
+        self.stop();
     }
 }
 
 impl Cluster {
     /// Runs a test in a cluster whose coild is ready.
     pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Self) -> F + Send) {
+        Self::run_with(Setup::default(), test);
+    }
+
+    /// The same, in another cluster.
+    pub(crate) fn run_with<F: Future<Output = ()>>(setup: Setup, test: impl FnOnce(Self) -> F + Send) {
         let topology = Topology::new();
         let ns = coil_netns::NetNs::open(topology.node.path()).unwrap();
         ns.run(|| {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            runtime.block_on(async { test(Self::start(topology).await).await });
+            runtime.block_on(async { test(Self::start(topology, setup).await).await });
         })
         .unwrap();
     }
 
-    async fn start(topology: Topology) -> Self {
+    async fn start(topology: Topology, setup: Setup) -> Self {
         let directory = TempDir::new().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = ApiServer::start(listener, Config::default()).unwrap();
-        let text = kubeconfig(&server.url(), server.ca_pem(), "admin", server.token("admin").unwrap());
-        std::fs::write(directory.path().join("kubeconfig"), &text).unwrap();
-        let options = KubeConfigOptions::default();
-        let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        let objects = Objects(Client::try_from(config).unwrap());
-        objects.populate().await;
-        let client = objects.0.clone();
-        tokio::spawn(async move {
-            let options = ipam::Options { gc_interval: LIMIT };
-            let (ready, _) = tokio::sync::watch::channel(None);
-            ipam::run(client, options, &prometheus::Registry::new(), ready).await.unwrap();
-        });
-        let coild = spawn(&directory);
-        let this = Self { topology, objects, directory, coild, _server: server };
+        let server = Server::start(Options::default()).await.unwrap();
+        std::fs::write(directory.path().join("kubeconfig"), server.kubeconfig("admin").unwrap()).unwrap();
+        let objects = Objects(server.client().await.unwrap());
+        objects.populate(setup).await;
+        if setup.ipam {
+            let client = objects.0.clone();
+            tokio::spawn(async move {
+                let options = ipam::Options { gc_interval: LIMIT };
+                let (ready, _) = tokio::sync::watch::channel(None);
+                ipam::run(client, options, &prometheus::Registry::new(), ready).await.unwrap();
+            });
+        }
+        let coild = spawn(&directory, setup);
+        let this = Self { topology, objects, setup, directory, coild, _server: server };
         this.until_ready().await;
         this
     }
@@ -97,9 +137,19 @@ impl Cluster {
 
     /// `kill -9`, and a new one.
     pub(crate) async fn restart(&mut self) {
-        self.coild.kill().unwrap();
-        self.coild.wait().unwrap();
-        self.coild = spawn(&self.directory);
+        self.stop();
+        self.go_on().await;
+    }
+
+    /// `kill -9`.
+    pub(crate) fn stop(&mut self) {
+        let _ = self.coild.kill();
+        let _ = self.coild.wait();
+    }
+
+    /// A new coild.
+    pub(crate) async fn go_on(&mut self) {
+        self.coild = spawn(&self.directory, self.setup);
         self.until_ready().await;
     }
 
@@ -174,19 +224,16 @@ fn error(status: &Status) -> CniError {
     status::error_of(status).unwrap_or_else(|| panic!("an error without CNI details: {status}"))
 }
 
-fn spawn(directory: &TempDir) -> Child {
+fn spawn(directory: &TempDir, setup: Setup) -> Child {
     let at = |name: &str| directory.path().join(name);
-    Command::new(env!("CARGO_BIN_EXE_coild"))
-        .args([
-            "--datapath",
-            "kernel",
-            "--metrics-addr",
-            "127.0.0.1:0",
-            "--health-addr",
-            "127.0.0.1:0",
-            "--socket",
-        ])
+    let mut command = Command::new("unshare");
+    // Namespaces of pods that are made later are seen, and what is mounted here is not.
+    command.args(["--mount", "--propagation", "slave", "sh", "-ec"]);
+    command.args(["mount -t bpf bpf /sys/fs/bpf; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_coild")]);
+    command
+        .args(["--metrics-addr", "127.0.0.1:0", "--health-addr", "127.0.0.1:0", "--socket"])
         .arg(at("coild.sock"))
+        .args(setup.flags())
         .env("KUBECONFIG", at("kubeconfig"))
         .env("COIL_NODE_NAME", NODE)
         .spawn()
@@ -215,10 +262,13 @@ impl Objects {
         Api::all(self.0.clone())
     }
 
-    async fn populate(&self) {
+    async fn populate(&self, setup: Setup) {
         let definitions: Api<CustomResourceDefinition> = self.all();
         for definition in crd::definitions() {
-            definitions.create(&PostParams::default(), &definition).await.unwrap();
+            let needed = if definition.spec.names.kind == "Egress" { setup.egress } else { setup.ipam };
+            if needed {
+                definitions.create(&PostParams::default(), &definition).await.unwrap();
+            }
         }
         let namespaces: Api<Namespace> = self.all();
         for name in ["default", "internet"] {
@@ -228,19 +278,33 @@ impl Objects {
         }
         let node = json!({"metadata": {"name": NODE}});
         self.create(self.all::<Node>(), node).await;
-        let addresses = [NODE_V4, NODE_V6].map(|a| json!({"type": "InternalIP", "address": a}));
+        let addresses = [(setup.v4, NODE_V4), (setup.v6, NODE_V6)].into_iter().filter(|(on, _)| *on);
+        let addresses: Vec<Value> =
+            addresses.map(|(_, a)| json!({"type": "InternalIP", "address": a})).collect();
         let status = json!({"status": {"addresses": addresses}});
         let nodes: Api<Node> = self.all();
         nodes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-        let pool = json!({"apiVersion": "coil.cybozu.com/v2", "kind": "AddressPool", "metadata": {"name": "default"},
-            "spec": {"blockSizeBits": 2, "subnets": [{"ipv4": "10.64.0.0/30", "ipv6": "fd64::/126"}]}});
-        self.create(self.all::<AddressPool>(), pool).await;
+        if setup.ipam {
+            let mut subnet = json!({});
+            if setup.v4 {
+                subnet["ipv4"] = json!("10.64.0.0/30");
+            }
+            if setup.v6 {
+                subnet["ipv6"] = json!("fd64::/126");
+            }
+            let pool = json!({"apiVersion": "coil.cybozu.com/v2", "kind": "AddressPool",
+                "metadata": {"name": "default"}, "spec": {"blockSizeBits": 2, "subnets": [subnet]}});
+            self.create(self.all::<AddressPool>(), pool).await;
+        }
     }
 
-    pub(crate) async fn pod(&self, name: &str, annotations: Value) {
+    /// Creates a Pod; its UID.
+    pub(crate) async fn pod(&self, name: &str, annotations: Value) -> String {
         let pod = json!({"metadata": {"name": name, "annotations": annotations},
             "spec": {"nodeName": NODE, "containers": [{"name": "c", "image": "c"}]}});
-        self.create(Api::<Pod>::namespaced(self.0.clone(), "default"), pod).await;
+        let api = Api::<Pod>::namespaced(self.0.clone(), "default");
+        self.create(api.clone(), pod).await;
+        api.get(name).await.unwrap().metadata.uid.unwrap()
     }
 
     pub(crate) async fn annotate_pod(&self, name: &str, annotations: Value) {

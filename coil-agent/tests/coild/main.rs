@@ -115,3 +115,8 @@ fn many_adds_at_once_fill_the_pool_and_each_has_its_own() {
         cluster.add("p4", &pods[4]).await.unwrap();
     });
 }
+
+#[test]
+fn again_on_a_real_server() {
+    coil_apitest::again_on_a_real_server();
+}

@@ -57,7 +57,9 @@ fn both_ends_are_complete() {
             "{neighbours}"
         );
         // By each of its names it is the same link.
-        for name in [link.host.name.as_str(), "coil.c.eth0", "coil-u"] {
+        let altnames = identity("u").altnames(&alloc.owner);
+        assert_eq!(altnames.len(), 3, "attachment, pod and network");
+        for name in altnames.iter().chain([&link.host.name]) {
             assert_eq!(rtnl.link_by_name(name).await.unwrap().unwrap().index, link.host.index, "{name}");
         }
     });

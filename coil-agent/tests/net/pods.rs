@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::topology::{NODE_V4, NODE_V6, POD_TABLE, TestNs, Topology, allocation, identity};
-use coil_agent::net::{pod::PodNetError, recover};
+use coil_agent::net::{name, pod::PodNetError, recover};
 
 /// The namespace's links beside lo.
 fn links(ns: &TestNs) -> Vec<String> {
@@ -46,7 +46,9 @@ fn add_and_remove(v4: bool, v6: bool) {
         );
         assert_eq!(found[0].netns.as_deref(), Some(a.path().as_path()));
         assert_eq!(found[0].link.mac, pod_a.mac);
-        assert_eq!(found[0].link.host.altnames, ["coil.a.eth0", "coil-uid-a"]);
+        let names = &found[0].link.host.altnames;
+        assert_eq!(names[..], identity("uid-a").altnames(&alloc_a.owner)[..]);
+        assert_eq!((names[0].as_str(), name::uid_of(names)), ("coil.a.eth0", Some("uid-a")));
         assert!(!found[0].kernel_client);
 
         for _ in 0..2 {

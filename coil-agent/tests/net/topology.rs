@@ -121,7 +121,8 @@ impl Topology {
 
 /// A pod of the namespace `default`.
 pub(crate) fn identity(uid: &str) -> PodIdentity {
-    PodIdentity { namespace: "default".into(), name: format!("pod-{uid}"), uid: uid.into() }
+    let network = "k8s-pod-network".into();
+    PodIdentity { namespace: "default".into(), name: format!("pod-{uid}"), uid: uid.into(), network }
 }
 
 /// What a pool gave.

@@ -9,10 +9,7 @@
 #[expect(dead_code, reason = "shared with the tests of the pod network")]
 mod topology;
 
-use std::{
-    net::TcpListener,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use coil_agent::{
     net::{
@@ -23,14 +20,13 @@ use coil_agent::{
     router::{self, Config, Metrics},
 };
 use coil_api::crd::{self, AddressBlock};
-use coil_apiserver::{ApiServer, Config as ServerConfig, kubeconfig};
+use coil_apitest::{Options, Server};
 use k8s_openapi::{
     api::core::v1::Node, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::json;
@@ -44,7 +40,7 @@ struct Bench {
     topology: Topology,
     client: Client,
     registry: Registry,
-    _server: ApiServer,
+    _server: Server,
 }
 
 impl Bench {
@@ -55,14 +51,8 @@ impl Bench {
         ns.run(|| {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             runtime.unwrap().block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-                let server = ApiServer::start(listener, ServerConfig::default()).unwrap();
-                let text =
-                    kubeconfig(&server.url(), server.ca_pem(), "admin", server.token("admin").unwrap());
-                let options = KubeConfigOptions::default();
-                let kubeconfig = Kubeconfig::from_yaml(&text).unwrap();
-                let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-                let client = Client::try_from(config).unwrap();
+                let server = Server::start(Options::default()).await.unwrap();
+                let client = server.client().await.unwrap();
                 let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
                 for definition in crd::definitions() {
                     definitions.create(&PostParams::default(), &definition).await.unwrap();
@@ -224,4 +214,9 @@ fn every_interval_is_a_full_sync() {
         }
         assert!(bench.metric("coil_router_routes_synced").abs() < 1e-9);
     });
+}
+
+#[test]
+fn again_on_a_real_server() {
+    coil_apitest::again_on_a_real_server();
 }

@@ -42,6 +42,10 @@ pub const EGRESS_SERVICE_ACCOUNT: &str = "coil-egress";
 pub const ARG_POD_NAME: &str = "K8S_POD_NAME";
 /// Key in `CNI_ARGS`: the pod's namespace.
 pub const ARG_POD_NAMESPACE: &str = "K8S_POD_NAMESPACE";
+/// Key in `CNI_ARGS` that newer runtimes give: the pod's UID.
+pub const ARG_POD_UID: &str = "K8S_POD_UID";
+/// Key that the plugin adds to the arguments for coild: `true` when plugins ran before it.
+pub const ARG_IS_CHAINED: &str = "IS_CHAINED";
 
 /// Environment of coild and coil-router: the node's name.
 pub const ENV_NODE_NAME: &str = "COIL_NODE_NAME";
@@ -69,6 +73,25 @@ pub const DEFAULT_PROTOCOL: u8 = 30;
 /// Route protocol of coil-router's routes.
 pub const DEFAULT_ROUTER_PROTOCOL: u8 = 31;
 
+/// How the alias of every link begins that Coil made, or took over from an earlier plugin.
+const ALIAS_TAG: &str = "COIL";
+
+/// Alias of a pod's host link: its pool (none when chained), container id (the pod's UID when chained) and
+/// interface name.
+#[must_use]
+pub fn link_alias(pool: &str, container_id: &str, ifname: &str) -> String {
+    format!("{ALIAS_TAG}:{pool}:{container_id}:{ifname}")
+}
+
+/// The parts of an alias that [`link_alias`] made; none when it is not one of Coil's.
+#[must_use]
+pub fn parse_link_alias(alias: &str) -> Option<(&str, &str, &str)> {
+    let mut columns = alias.split(':');
+    let parts = (columns.next()?, columns.next()?, columns.next()?, columns.next()?);
+    let (ALIAS_TAG, pool, container_id, ifname) = parts else { return None };
+    columns.next().is_none().then_some((pool, container_id, ifname))
+}
+
 /// Name of a node's request for a block of a pool.
 #[must_use]
 pub fn block_request_name(pool: &str, node: &str) -> String {
@@ -79,4 +102,20 @@ pub fn block_request_name(pool: &str, node: &str) -> String {
 #[must_use]
 pub fn block_name(pool: &str, index: u32) -> String {
     format!("{pool}-{index}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aliases() {
+        assert_eq!(link_alias("default", "0123abcd", "eth0"), "COIL:default:0123abcd:eth0");
+        for (pool, id) in [("default", "0123abcd"), ("", "3c1c-4e")] {
+            assert_eq!(parse_link_alias(&link_alias(pool, id, "eth0")), Some((pool, id, "eth0")));
+        }
+        for other in ["", "COIL", "COIL:a:b", "COIL:a:b:c:d", "CALI:a:b:c"] {
+            assert_eq!(parse_link_alias(other), None, "{other}");
+        }
+    }
 }

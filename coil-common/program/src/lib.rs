@@ -1,5 +1,6 @@
 //! What Coil's long-running programs share: command line, logging, signals, health and metrics.
 
+pub mod memory;
 pub mod serve;
 
 use std::{io::IsTerminal as _, net::TcpListener, process::ExitCode, sync::Arc};
@@ -8,7 +9,10 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use coil_api::flags::{ListenAddr, strip_zap};
 use prometheus::Registry;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -34,10 +38,16 @@ pub fn start<A: Parser>() -> A {
     args
 }
 
-/// The program's end: an error is one line, with its causes.
+/// The program itself, on this many threads. An error is one line, with its causes.
 #[must_use]
-pub fn end(result: Result<()>) -> ExitCode {
-    match result {
+pub fn main(threads: usize, program: impl Future<Output = Result<()>>) -> ExitCode {
+    memory::keep_small();
+    let mut builder = match threads {
+        0 | 1 => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.worker_threads(threads.max(1)).enable_all().build().context("cannot start threads");
+    match runtime.and_then(|runtime| runtime.block_on(program)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e:#}");

@@ -7,11 +7,12 @@ use clap::Parser;
 use coil_api::{flags::ListenAddr, names::DEFAULT_EGRESS_PORT};
 use coil_controller::{
     egress::{self, Backend, Settings, image::Source},
-    program,
+    program::{self, Program},
+    webhook::{Egresses, flags::Flags, names::EGRESS},
 };
 use prometheus::Registry;
 
-/// coil-egress-controller: makes Egresses into gateway pods.
+/// coil-egress-controller: makes Egresses into gateway pods, and judges Egresses.
 #[derive(Debug, Parser)]
 #[command(version, name = "coil-egress-controller")]
 struct Args {
@@ -32,24 +33,28 @@ struct Args {
     #[arg(long, env = "COIL_EGRESS_IMAGE")]
     image: Option<String>,
     #[command(flatten)]
-    webhook: program::WebhookFlags,
+    webhook: Flags,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    coil_program::end(run().await)
+fn main() -> ExitCode {
+    coil_program::main(2, run())
 }
 
 async fn run() -> Result<()> {
     let args: Args = coil_program::start();
-    args.webhook.refuse(":9444")?;
     let image = Source::find(args.image, |name| std::env::var(name).ok())?;
     let (port, backend) = (args.egress_port, args.backend);
+    let program = Program {
+        lease: "coil-egress-leader",
+        metrics_addr: args.metrics_addr,
+        health_addr: args.health_addr,
+        registry: Registry::new(),
+        webhook: EGRESS,
+        flags: args.webhook,
+    };
     program::run(
-        "coil-egress-leader",
-        args.metrics_addr,
-        args.health_addr,
-        Registry::new(),
+        program,
+        |_| Egresses,
         |client, ready| async move {
             let image = image.read(&client).await?;
             egress::run(client, Settings { image, port, backend }, ready).await

@@ -5,10 +5,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use coil_api::flags::{GoDuration, ListenAddr};
-use coil_controller::{ipam, program};
+use coil_controller::{
+    ipam,
+    program::{self, Program},
+    webhook::{Pools, flags::Flags, names::IPAM},
+};
 use prometheus::Registry;
 
-/// coil-ipam-controller: answers BlockRequests with AddressBlocks.
+/// coil-ipam-controller: answers BlockRequests with AddressBlocks, and judges AddressPools.
 #[derive(Debug, Parser)]
 #[command(version, name = "coil-ipam-controller")]
 struct Args {
@@ -22,25 +26,29 @@ struct Args {
     #[arg(long, default_value = "1h")]
     gc_interval: GoDuration,
     #[command(flatten)]
-    webhook: program::WebhookFlags,
+    webhook: Flags,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    coil_program::end(run().await)
+fn main() -> ExitCode {
+    coil_program::main(2, run())
 }
 
 async fn run() -> Result<()> {
     let args: Args = coil_program::start();
-    args.webhook.refuse(":9443")?;
     let registry = Registry::new();
     let options = ipam::Options { gc_interval: args.gc_interval.0 };
     let work_registry = registry.clone();
-    program::run(
-        "coil-ipam-leader",
-        args.metrics_addr,
-        args.health_addr,
+    let program = Program {
+        lease: "coil-ipam-leader",
+        metrics_addr: args.metrics_addr,
+        health_addr: args.health_addr,
         registry,
+        webhook: IPAM,
+        flags: args.webhook,
+    };
+    program::run(
+        program,
+        |client| Pools::new(client.clone()),
         |client, ready| async move { ipam::run(client, options, &work_registry, ready).await },
     )
     .await

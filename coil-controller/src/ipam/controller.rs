@@ -1,8 +1,7 @@
 //! The loop: watch events into the index, decisions out of it, writes beside it.
 
 use std::{
-    collections::HashSet,
-    fmt::Debug,
+    fmt::{self, Debug},
     time::{Duration, Instant},
 };
 
@@ -18,18 +17,19 @@ use kube::{
 use prometheus::Registry;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
-    index::Index,
+    index::{Index, Kind},
     metrics::Metrics,
+    notice::Teller,
     work::Key,
     write::{Outcome, WriteError, carry_out},
 };
 use crate::{program::Ready, queue::Queue};
 
 /// How many writes run at once.
-const WRITERS: usize = 16;
+const WRITERS: usize = 32;
 
 /// What a user may set.
 #[derive(Debug, Clone)]
@@ -40,10 +40,16 @@ pub struct Options {
 
 type Guarded<K> = watcher::Event<DeserializeGuard<K>>;
 
-enum Event {
+/// News from the API server.
+#[derive(Debug)]
+pub enum Event {
+    /// Of AddressPools.
     Pool(Guarded<AddressPool>),
+    /// Of AddressBlocks.
     Block(Guarded<AddressBlock>),
+    /// Of BlockRequests.
     Request(Guarded<BlockRequest>),
+    /// Of Nodes.
     Node(watcher::Event<PartialObjectMeta<Node>>),
 }
 
@@ -52,40 +58,37 @@ enum Event {
 /// # Errors
 /// When the metrics cannot be registered.
 pub async fn run(client: Client, options: Options, registry: &Registry, ready: Ready) -> Result<()> {
-    let mut metrics = Metrics::new(registry).context("cannot register metrics")?;
     let unread = "pools, blocks, requests and nodes are not all read yet";
     ready.send_replace(Some(unread.to_owned()));
-    let mut controller = Controller::new(client.clone());
     let mut events = select_all([
         watch::<AddressPool>(&client).map(Event::Pool).boxed(),
         watch::<AddressBlock>(&client).map(Event::Block).boxed(),
         watch::<BlockRequest>(&client).map(Event::Request).boxed(),
         nodes(&client).map(Event::Node).boxed(),
     ]);
+    let mut controller = Controller::new(client, registry).context("cannot register metrics")?;
     let mut collect = tokio::time::interval(options.gc_interval.max(Duration::from_secs(1)));
     collect.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut was_synced = false;
     loop {
-        let synced = controller.synced.all();
-        if synced {
-            if !was_synced {
-                info!("serving block requests");
-                ready.send_replace(None);
-                was_synced = true;
-            }
-            controller.start_work();
-            metrics.update(&controller.index);
+        let synced = controller.synced();
+        if synced && !was_synced {
+            info!("serving block requests");
+            // The lists were much larger than what is kept of them.
+            coil_program::memory::trim();
+            ready.send_replace(None);
+            was_synced = true;
         }
-        let due = controller.queue.due();
+        controller.start_work(Instant::now());
+        let due = controller.due();
+        let wake = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into());
         tokio::select! {
+            // In this order: what was learnt from a write, what is due, and then news.
+            biased;
+            Some(ended) = controller.running.join_next() => controller.finish(ended?, Instant::now()),
+            _ = collect.tick(), if synced => controller.collect(),
+            () = wake, if due.is_some() => {}
             Some(event) = events.next() => controller.observe(event),
-            Some(ended) = controller.running.join_next() => controller.finish(ended?),
-            _ = collect.tick(), if synced => {
-                for key in controller.index.orphans() {
-                    controller.queue.touch(key);
-                }
-            }
-            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
         }
     }
 }
@@ -98,11 +101,10 @@ where
     events(K::plural(&()).into_owned(), watcher(api, watcher::Config::default()))
 }
 
+/// Of nodes only the names matter; a Node is large, and written every few seconds.
 fn nodes(client: &Client) -> impl Stream<Item = watcher::Event<PartialObjectMeta<Node>>> + use<> {
-    events(
-        "nodes".to_owned(),
-        watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), watcher::Config::default()),
-    )
+    let stream = watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), watcher::Config::default());
+    events("nodes".to_owned(), stream)
 }
 
 /// The events of a watch; errors are logged, and the watch starts again by itself.
@@ -116,141 +118,116 @@ fn events<K: Send + 'static>(
     })
 }
 
-/// Which kinds were read completely once.
-#[derive(Debug, Default)]
-struct Synced {
-    pools: bool,
-    blocks: bool,
-    requests: bool,
-    nodes: bool,
-}
+type Ended = (Key, Option<String>, Result<Outcome, WriteError>);
 
-impl Synced {
-    fn all(&self) -> bool {
-        self.pools && self.blocks && self.requests && self.nodes
-    }
-}
-
-struct Controller {
+/// The controller between two events. Time is passed in; writes run in tasks of their own.
+pub struct Controller {
     client: Client,
     index: Index,
     queue: Queue<Key>,
-    running: JoinSet<(Key, Option<String>, Result<Outcome, WriteError>)>,
-    synced: Synced,
-    /// What the running list of each kind has brought so far.
-    listed: [HashSet<String>; 4],
+    running: JoinSet<Ended>,
+    /// Which kinds were read completely once.
+    synced: [bool; 4],
+    metrics: Metrics,
+    teller: Teller,
+}
+
+impl Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller")
+            .field("index", &self.index)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Controller {
-    fn new(client: Client) -> Self {
-        Self {
+    /// A controller that knows nothing yet. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the names of its metrics are taken in this registry.
+    pub fn new(client: Client, registry: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            metrics: Metrics::new(registry)?,
+            teller: Teller::new(client.clone()),
             client,
             index: Index::default(),
             queue: Queue::default(),
             running: JoinSet::new(),
-            synced: Synced::default(),
-            listed: Default::default(),
+            synced: [false; 4],
+        })
+    }
+
+    /// Whether every kind was read completely. Nothing is decided before.
+    #[must_use]
+    pub fn synced(&self) -> bool {
+        self.synced.iter().all(|s| *s)
+    }
+
+    /// Looks at the blocks whose node is not there.
+    pub fn collect(&mut self) {
+        for key in self.index.orphans() {
+            self.queue.touch(key);
         }
     }
 
-    fn observe(&mut self, event: Event) {
+    /// When something is to be tried again; with all writers busy, that waits for one of them.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.queue.due().filter(|_| self.running.len() < WRITERS)
+    }
+
+    /// Takes in news. Each kind's must be in order; kinds may lag behind each other.
+    pub fn observe(&mut self, event: Event) {
+        let (index, synced) = (&mut self.index, &mut self.synced);
         let keys = match event {
-            Event::Pool(event) => self.pool(event),
-            Event::Block(event) => self.block(event),
-            Event::Request(event) => self.request(event),
-            Event::Node(event) => {
-                self.node(event);
-                Vec::new()
-            }
+            Event::Pool(event) => news(
+                (index, synced, Kind::Pools),
+                event,
+                |index, pool| index.apply_pool(pool.meta(), pool.0.as_ref().map_err(|e| e.error.clone())),
+                |index, pool| index.delete_pool(&pool.name_any()),
+            ),
+            Event::Block(event) => news(
+                (index, synced, Kind::Blocks),
+                event,
+                |index, block| index.apply_block(block.meta(), block.0.as_ref().map_err(|e| e.error.clone())),
+                |index, block| {
+                    index.delete_block(&block.name_any(), block.meta().uid.as_deref().unwrap_or_default())
+                },
+            ),
+            Event::Request(event) => news(
+                (index, synced, Kind::Requests),
+                event,
+                |index, request| {
+                    index.apply_request(request.meta(), request.0.as_ref().map_err(|e| e.error.clone()))
+                },
+                |index, request| {
+                    index.delete_request(
+                        &request.name_any(),
+                        request.meta().uid.as_deref().unwrap_or_default(),
+                    )
+                },
+            ),
+            Event::Node(event) => news(
+                (index, synced, Kind::Nodes),
+                event,
+                |index, node| {
+                    index.apply_node(&node.name_any());
+                    Vec::new()
+                },
+                |index, node| {
+                    index.delete_node(&node.name_any());
+                    Vec::new()
+                },
+            ),
         };
         keys.into_iter().for_each(|key| self.queue.touch(key));
     }
 
-    fn pool(&mut self, event: Guarded<AddressPool>) -> Vec<Key> {
-        let listed = &mut self.listed[0];
-        match event {
-            watcher::Event::Init => listed.clear(),
-            watcher::Event::InitDone => {
-                self.synced.pools = true;
-                return self.index.retain_pools(listed);
-            }
-            watcher::Event::Delete(pool) => return self.index.delete_pool(&pool.name_any()),
-            watcher::Event::InitApply(pool) | watcher::Event::Apply(pool) => {
-                listed.insert(pool.name_any());
-                let spec = pool.0.as_ref().map_err(|e| e.error.clone());
-                let keys = self.index.apply_pool(pool.meta(), spec);
-                if let Some(Err(e)) = self.index.pools.get(&pool.name_any()).map(|p| &p.layout) {
-                    error!(pool = pool.name_any(), error = e, "malformed AddressPool gives no blocks");
-                }
-                return keys;
-            }
-        }
-        Vec::new()
-    }
-
-    fn block(&mut self, event: Guarded<AddressBlock>) -> Vec<Key> {
-        let listed = &mut self.listed[1];
-        match event {
-            watcher::Event::Init => listed.clear(),
-            watcher::Event::InitDone => {
-                self.synced.blocks = true;
-                return self.index.retain_blocks(listed);
-            }
-            watcher::Event::Delete(block) => {
-                return self.index.delete_block(&block.name_any(), &block.uid().unwrap_or_default());
-            }
-            watcher::Event::InitApply(block) | watcher::Event::Apply(block) => {
-                listed.extend(block.uid());
-                if let Err(e) = &block.0 {
-                    error!(block = block.name_any(), error = %e, "malformed AddressBlock");
-                }
-                return self.index.apply_block(block.meta(), block.0.as_ref().ok());
-            }
-        }
-        Vec::new()
-    }
-
-    fn request(&mut self, event: Guarded<BlockRequest>) -> Vec<Key> {
-        let listed = &mut self.listed[2];
-        match event {
-            watcher::Event::Init => listed.clear(),
-            watcher::Event::InitDone => {
-                self.synced.requests = true;
-                self.index.retain_requests(listed);
-            }
-            watcher::Event::Delete(request) => {
-                self.index.delete_request(&request.name_any(), &request.uid().unwrap_or_default());
-            }
-            watcher::Event::InitApply(request) | watcher::Event::Apply(request) => {
-                listed.extend(request.uid());
-                let object = request.0.as_ref().map_err(|e| e.error.clone());
-                return self.index.apply_request(request.meta(), object);
-            }
-        }
-        Vec::new()
-    }
-
-    fn node(&mut self, event: watcher::Event<PartialObjectMeta<Node>>) {
-        let listed = &mut self.listed[3];
-        match event {
-            watcher::Event::Init => listed.clear(),
-            watcher::Event::InitDone => {
-                self.synced.nodes = true;
-                self.index.retain_nodes(listed);
-            }
-            watcher::Event::Delete(node) => self.index.delete_node(&node.name_any()),
-            watcher::Event::InitApply(node) | watcher::Event::Apply(node) => {
-                listed.insert(node.name_any());
-                self.index.apply_node(&node.name_any());
-            }
-        }
-    }
-
-    /// Decides about what is queued, until all writers are busy.
-    fn start_work(&mut self) {
-        while self.running.len() < WRITERS {
-            let now = Instant::now();
-            let Some(key) = self.queue.next(now) else { return };
+    /// Decides about what is queued, until all writers are busy, and shows what changed.
+    pub fn start_work(&mut self, now: Instant) {
+        while self.synced() && self.running.len() < WRITERS {
+            let Some(key) = self.queue.next(now) else { break };
             let Some(work) = self.index.decide(&key) else {
                 self.queue.done(key, true, now);
                 continue;
@@ -259,28 +236,67 @@ impl Controller {
             let client = self.client.clone();
             self.running.spawn(async move { (key, request, carry_out(&client, work).await) });
         }
+        self.show();
     }
 
-    fn finish(&mut self, (key, request, result): (Key, Option<String>, Result<Outcome, WriteError>)) {
-        let mut ok = true;
-        match result {
-            Ok(Outcome::Done) => {}
-            Ok(Outcome::Created { block, answered }) => {
-                self.index.apply_block(&block.metadata, Some(&block));
-                ok = answered;
-            }
-            Ok(Outcome::Taken(block)) => {
-                self.index.apply_block(&block.metadata, Some(&block));
-                request.iter().for_each(|uid| self.index.forget(uid));
-                self.queue.touch(key.clone());
-            }
-            // The event that made it stale may be behind us already: look again, but not in a spin.
-            Ok(Outcome::Stale) => ok = false,
-            Err(e) => {
-                ok = false;
-                warn!(error = %e, "trying again");
+    /// Takes in the results of the writes that have ended.
+    pub fn finish_ended(&mut self, now: Instant) {
+        while let Some(ended) = self.running.try_join_next() {
+            match ended {
+                Ok(ended) => self.finish(ended, now),
+                Err(e) => warn!(error = %e, "a write ended unexpectedly"),
             }
         }
-        self.queue.done(key, ok, Instant::now());
+    }
+
+    fn finish(&mut self, (key, request, result): Ended, now: Instant) {
+        let request = request.as_deref().unwrap_or_default();
+        let (ok, keys) = match result {
+            Ok(Outcome::Made { answered }) => {
+                self.index.made(request);
+                (answered, Vec::new())
+            }
+            Ok(Outcome::Taken) => (false, self.index.taken(request)),
+            Ok(Outcome::Done) => (true, self.index.not_made(request)),
+            // The event that made it stale may be behind us already: look again, but not in a spin.
+            Ok(Outcome::Stale) => (false, self.index.not_made(request)),
+            Err(e) => {
+                warn!(error = %e, "trying again");
+                (false, self.index.not_made(request))
+            }
+        };
+        keys.into_iter().for_each(|key| self.queue.touch(key));
+        self.queue.done(key, ok, now);
+    }
+
+    /// Shows what changed to people and to Prometheus.
+    fn show(&mut self) {
+        for (pool, counts) in self.index.changed_counts() {
+            self.metrics.set(&pool, counts);
+        }
+        for notice in self.index.take_notices() {
+            self.teller.tell(notice);
+        }
+    }
+}
+
+/// One event of one kind into the index.
+fn news<K>(
+    (index, synced, kind): (&mut Index, &mut [bool; 4], Kind),
+    event: watcher::Event<K>,
+    apply: impl FnOnce(&mut Index, &K) -> Vec<Key>,
+    delete: impl FnOnce(&mut Index, &K) -> Vec<Key>,
+) -> Vec<Key> {
+    match event {
+        watcher::Event::Init => {
+            index.begin(kind);
+            Vec::new()
+        }
+        watcher::Event::InitApply(object) | watcher::Event::Apply(object) => apply(index, &object),
+        watcher::Event::Delete(object) => delete(index, &object),
+        watcher::Event::InitDone => {
+            synced[kind as usize] = true;
+            index.end(kind)
+        }
     }
 }

@@ -1,18 +1,18 @@
 //! Decisions over the index.
 
-use std::ops::Range;
-
 use coil_api::{
     crd::{AddressBlock, AddressPool, BlockFields, REASON_OUT_OF_BLOCKS},
-    names::{FINALIZER, LABEL_NODE, LABEL_POOL, LABEL_REQUEST, block_name},
+    names::{FINALIZER, LABEL_NODE, LABEL_POOL, LABEL_REQUEST},
 };
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 
 use super::{
-    index::{Holder, Index, Request, Slot, Usage},
+    index::{Assigned, Index, Request, Stage},
     layout::BlockNetworks,
+    notice::{About, Notice, Reason},
+    uid::Uid,
     work::{Key, Refusal, RequestRef, Work, finalizers},
 };
 
@@ -28,7 +28,7 @@ pub(super) fn decide(index: &mut Index, key: &Key) -> Option<Work> {
 fn pool(index: &Index, name: &str) -> Option<Work> {
     let pool = index.pools.get(name)?;
     let held = pool.finalizers.iter().any(|f| f == FINALIZER);
-    let used = index.usage.get(name).is_some_and(|u| !u.slots.is_empty());
+    let used = index.usage.get(name).is_some_and(|u| !u.is_empty());
     let (pool_name, version) = (name.to_owned(), pool.version.clone());
     match (pool.deleting, held, used) {
         (false, false, _) => Some(Work::Finalizers {
@@ -44,12 +44,16 @@ fn pool(index: &Index, name: &str) -> Option<Work> {
 }
 
 fn block(index: &Index, name: &str) -> Option<Work> {
-    let block = index.blocks.get(name).filter(|b| !index.nodes.contains(&b.node))?;
-    Some(Work::Collect { block: name.to_owned(), uid: block.uid.clone(), node: block.node.clone() })
+    let (name, block) = index.blocks.get_key_value(name)?;
+    if index.nodes.contains_key(&block.node) {
+        return None;
+    }
+    Some(Work::Collect { block: name.to_string(), uid: block.uid.to_string(), node: block.node.to_string() })
 }
 
 fn request(index: &mut Index, name: &str) -> Option<Work> {
-    let Request { reference, open: true, spec } = index.requests.get(name)?.clone() else { return None };
+    let Request { reference, open: true, spec, .. } = index.requests.get(name)?.clone() else { return None };
+    let uid = Uid::from(reference.uid.as_str());
     let refuse = |reference: RequestRef, reason: &str, message: String| {
         Some(Work::Refuse { request: reference, refusal: Refusal { reason: reason.to_owned(), message } })
     };
@@ -58,10 +62,13 @@ fn request(index: &mut Index, name: &str) -> Option<Work> {
         Err(e) => return refuse(reference, "malformed request", e),
     };
     // A crash between creating the block and answering: the block is there.
-    if let Some(block) = index.answers.get(&reference.uid) {
-        return Some(Work::Answer { block: block.clone(), request: reference });
+    if let Some(block) = index.answers.get(&uid) {
+        return Some(Work::Answer { block: block.to_string(), request: reference });
     }
-    let Some(pool) = index.pools.get(&pool_name) else {
+    if let Some(made) = index.assigned.get(&uid).filter(|a| matches!(a.stage, Stage::Made(_))) {
+        return Some(Work::Answer { block: made.block_name(), request: reference });
+    }
+    let Some(pool) = index.pools.get(pool_name.as_str()) else {
         let message = format!("AddressPool {pool_name} does not exist");
         let refusal = Refusal { reason: "pool not found".to_owned(), message };
         return Some(Work::RefuseWithoutPool { request: reference, pool: pool_name, refusal });
@@ -74,6 +81,11 @@ fn request(index: &mut Index, name: &str) -> Option<Work> {
         let message = format!("AddressPool {pool_name}: {e}");
         return refuse(reference, "malformed pool", message);
     }
+    if !index.nodes.contains_key(node.as_str()) {
+        let message = format!("Node {node} does not exist");
+        let refusal = Refusal { reason: "node not found".to_owned(), message };
+        return Some(Work::RefuseWithoutNode { request: reference, node, refusal });
+    }
     let owner = OwnerReference {
         api_version: AddressPool::api_version(&()).into_owned(),
         kind: AddressPool::kind(&()).into_owned(),
@@ -82,25 +94,21 @@ fn request(index: &mut Index, name: &str) -> Option<Work> {
         controller: Some(true),
         block_owner_deletion: Some(true),
     };
-    let (position, networks) = match assign(index, &pool_name, &reference.uid) {
+    let (name, position, networks) = match assign(index, &pool_name, &uid) {
         Ok(found) => found,
-        Err(None) => {
-            let message = format!("pool {pool_name} does not have free blocks");
-            return refuse(reference, REASON_OUT_OF_BLOCKS, message);
-        }
-        Err(Some(other)) => {
-            let message = format!(
-                "pool {pool_name} does not have free blocks: what is left of it overlaps blocks \
-                 outside this pool, such as {other}"
-            );
+        Err(clash) => {
+            let mut message = format!("pool {pool_name} does not have free blocks");
+            if let Some(other) = clash {
+                message +=
+                    &format!(": what is left of it overlaps blocks outside this pool, such as {other}");
+            }
+            exhausted(index, &pool_name, &message);
             return refuse(reference, REASON_OUT_OF_BLOCKS, message);
         }
     };
-    let labels =
-        [(LABEL_POOL, pool_name.clone()), (LABEL_NODE, node), (LABEL_REQUEST, reference.uid.clone())];
-    let number = u32::try_from(position).unwrap_or(u32::MAX);
+    let labels = [(LABEL_POOL, pool_name), (LABEL_NODE, node), (LABEL_REQUEST, reference.uid.clone())];
     let meta = ObjectMeta {
-        name: Some(block_name(&pool_name, number)),
+        name: Some(name),
         labels: Some(labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
         finalizers: Some(vec![FINALIZER.to_owned()]),
         owner_references: Some(vec![owner]),
@@ -114,31 +122,46 @@ fn request(index: &mut Index, name: &str) -> Option<Work> {
     Some(Work::Carve { request: reference, block: Box::new(AddressBlock::new(meta, fields)) })
 }
 
+fn exhausted(index: &mut Index, pool: &str, message: &str) {
+    index.usage_of(pool).exhausted = true;
+    if let Some((name, pool)) = index.pools.get_key_value(pool) {
+        let note = format!("{message}: append a subnet to spec.subnets, or delete pods that use it");
+        let (name, uid, reason) = (name.clone(), pool.uid.clone(), Reason::OutOfBlocks);
+        index.notices.push(Notice { about: About::Pool, name, uid, reason, note });
+    }
+}
+
 /// How many indexes are tried that clash with other blocks. Only pools that share addresses have any.
 const CLASHES: u32 = 1 << 16;
 
-/// The index for a request: the one it was assigned before, else the next free one behind the
-/// last given. One whose addresses are in some other block (of a pool that overlaps, or of this
-/// one before its subnets were changed) is passed over; the error is the last of those.
-fn assign(index: &mut Index, pool: &str, request: &str) -> Result<(u64, BlockNetworks), Option<IpNet>> {
-    let layout = index.pools.get(pool).and_then(|p| p.layout.as_ref().ok()).ok_or(None)?;
-    if let Some((_, position)) = index.assigned.get(request).filter(|(p, _)| p == pool)
-        && let Some(networks) = layout.block(*position)
-    {
-        return Ok((*position, networks));
+/// Name, index and networks of the block for a request: those it was assigned before, else the next free
+/// ones behind the last given. An index whose addresses are in some other block (of a pool that overlaps, or of
+/// this one before its subnets were changed) is passed over; the error is the last of those.
+fn assign(
+    index: &mut Index,
+    pool: &str,
+    request: &Uid,
+) -> Result<(String, u64, BlockNetworks), Option<IpNet>> {
+    if let Some(known) = index.assigned.get(request) {
+        let layout = index.pools.get(pool).and_then(|p| p.layout.as_ref().ok());
+        let same = layout.and_then(|l| l.block(known.index)) == Some(known.networks);
+        if *known.pool == *pool && same {
+            return writing(index, request).ok_or(None);
+        }
+        // The pool is another than when it was chosen.
+        index.take_back(request);
     }
-    let empty = Usage::default();
-    let usage = index.usage.get(pool).unwrap_or(&empty);
-    let start = if usage.next < layout.blocks() { usage.next } else { 0 };
-    let free = |range: Range<u64>| {
-        let mut taken = usage.slots.range(range.clone()).map(|(i, _)| *i).peekable();
-        range.filter(move |i| taken.next_if_eq(i).is_none())
-    };
-    let (mut clash, mut clashes) = (None, 0);
-    let mut found = None;
-    for position in free(start..layout.blocks()).chain(free(0..start)) {
+    let (name, layout) = index
+        .pools
+        .get_key_value(pool)
+        .and_then(|(name, p)| Some((name.clone(), p.layout.as_ref().ok()?)))
+        .ok_or(None)?;
+    let limit = layout.blocks();
+    let (mut clash, mut clashes, mut found) = (None, 0, None);
+    let none = super::usage::Usage::default();
+    for position in index.usage.get(pool).unwrap_or(&none).free(limit) {
         let Some(networks) = layout.block(position) else { break };
-        match members(&networks).iter().find_map(|n| index.networks.overlapping(n)) {
+        match networks.iter().find_map(|n| index.networks.overlapping(&n)) {
             None => {
                 found = Some((position, networks));
                 break;
@@ -151,15 +174,18 @@ fn assign(index: &mut Index, pool: &str, request: &str) -> Result<(u64, BlockNet
         }
     }
     let (position, networks) = found.ok_or(clash)?;
-    let holder = Holder::Request(request.to_owned());
-    index.take(pool, position, Slot { holder, networks: members(&networks) });
-    index.usage.entry(pool.to_owned()).or_default().next = position + 1;
-    index.assigned.insert(request.to_owned(), (pool.to_owned(), position));
-    Ok((position, networks))
+    networks.iter().for_each(|n| index.networks.insert(n));
+    index.usage_of(pool).give(position, request);
+    let assigned = Assigned { pool: name, index: position, networks, stage: Stage::Chosen, given_up: false };
+    index.assigned.insert(request.clone(), assigned);
+    writing(index, request).ok_or(None)
 }
 
-fn members(networks: &BlockNetworks) -> Vec<IpNet> {
-    networks.ipv4.map(IpNet::V4).into_iter().chain(networks.ipv6.map(IpNet::V6)).collect()
+/// From here on the block may come to exist.
+fn writing(index: &mut Index, request: &Uid) -> Option<(String, u64, BlockNetworks)> {
+    let assigned = index.assigned.get_mut(request)?;
+    assigned.stage = Stage::Writing;
+    Some((assigned.block_name(), assigned.index, assigned.networks))
 }
 
 #[cfg(test)]

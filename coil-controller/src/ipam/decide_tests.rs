@@ -48,7 +48,7 @@ impl World {
             panic!("no block for {uid}")
         };
         block.metadata.uid = Some(format!("block-{uid}"));
-        self.index.apply_block(&block.metadata, Some(&block));
+        self.index.apply_block(&block.metadata, Ok(&block));
         *block
     }
 
@@ -85,7 +85,7 @@ fn a_block_that_was_made_before_a_crash_answers_its_request() {
     let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
     let block = w.block("r1", "default");
     let mut restarted = World::new(&[("default", &["10.0.0.0/29"])]);
-    restarted.index.apply_block(&block.metadata, Some(&block));
+    restarted.index.apply_block(&block.metadata, Ok(&block));
     let work = restarted.request("r1", "default");
     assert!(matches!(work, Some(Work::Answer { block, .. }) if block == "default-0"));
 }
@@ -105,8 +105,8 @@ fn a_taken_name_leads_to_another_block() {
     let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
     let Some(Work::Carve { mut block, .. }) = w.request("r1", "default") else { panic!() };
     block.metadata.labels.as_mut().unwrap().insert(LABEL_REQUEST.into(), "other".into());
-    w.index.apply_block(&block.metadata, Some(&block));
-    w.index.forget("r1");
+    w.index.apply_block(&block.metadata, Ok(&block));
+    w.index.taken("r1");
     assert_eq!(name(&w.block("r1", "default")), "default-1");
 }
 
@@ -194,7 +194,7 @@ fn blocks_of_absent_nodes_are_orphans() {
 fn an_unreadable_block_still_takes_its_place() {
     let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
     let meta = ObjectMeta { name: Some("default-1".into()), uid: Some("u".into()), ..Default::default() };
-    w.index.apply_block(&meta, None);
+    w.index.apply_block(&meta, Err("unreadable".into()));
     let names: Vec<String> = (0..3).map(|n| name(&w.block(&format!("r{n}"), "default")).to_owned()).collect();
     assert_eq!(names, ["default-2", "default-3", "default-0"]);
     assert_eq!(w.refused("r9", "default").reason, "out of blocks");
@@ -206,7 +206,113 @@ fn a_request_that_was_given_up_frees_its_index() {
     assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
     assert_eq!(w.refused("r2", "default").reason, "out of blocks");
     w.index.delete_request("r1", "r1");
+    assert_eq!(w.refused("r2", "default").reason, "out of blocks", "its block may yet be made");
+    w.index.not_made("r1");
     assert_eq!(name(&w.block("r3", "default")), "default-0");
+}
+
+#[test]
+fn a_made_block_keeps_its_index_until_the_watch_shows_it() {
+    let mut w = World::new(&[("default", &["10.0.0.0/31"])]);
+    let Some(Work::Carve { mut block, request }) = w.request("r1", "default") else { panic!() };
+    w.index.made("r1");
+    let answer = w.index.decide(&Key::Request("r1".into()));
+    assert!(
+        matches!(answer, Some(Work::Answer { block, .. }) if block == "default-0"),
+        "it is known by its name"
+    );
+    w.index.delete_request("r1", &request.uid);
+    assert_eq!(w.refused("r2", "default").reason, "out of blocks", "the block exists, seen or not");
+    block.metadata.uid = Some("b1".into());
+    w.index.apply_block(&block.metadata, Ok(&block));
+    w.index.delete_block("default-0", "b1");
+    // An answer to the creation that comes only now must not bring the block back.
+    w.index.made("r1");
+    assert_eq!(name(&w.block("r3", "default")), "default-0");
+}
+
+#[test]
+fn a_list_without_a_made_block_frees_its_index() {
+    let mut w = World::new(&[("default", &["10.0.0.0/31"])]);
+    assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
+    w.index.made("r1");
+    w.index.delete_request("r1", "r1");
+    for gone in [false, true] {
+        // A list that began before the block was made says nothing about it.
+        if gone {
+            w.index.begin(super::super::index::Kind::Blocks);
+        }
+        w.index.end(super::super::index::Kind::Blocks);
+        assert_eq!(matches!(w.request("r2", "default"), Some(Work::Carve { .. })), gone);
+    }
+}
+
+#[test]
+fn a_refused_request_does_not_hold_its_pool() {
+    let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
+    assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
+    w.index.not_made("r1");
+    w.pool("default", &["10.0.0.0/29"], true);
+    let mut request =
+        BlockRequest::new("r1", BlockRequestSpec { node_name: "node1".into(), pool_name: "default".into() });
+    request.metadata.uid = Some("r1".into());
+    let refused = serde_json::json!({"conditions": [{"type": "Complete", "status": "True"}, {"type": "Failed", "status": "True"}]});
+    request.status = serde_json::from_value(refused).unwrap();
+    let keys = w.index.apply_request(&request.metadata, Ok(&request));
+    assert_eq!(keys, [Key::Pool("default".into())]);
+    assert!(matches!(w.index.decide(&keys[0]), Some(Work::LetGo { .. })));
+}
+
+#[test]
+fn a_block_that_took_the_place_of_another_answers_only_its_own_request() {
+    let mut w = World::new(&[("default", &["10.0.0.0/31"])]);
+    let mut block = w.block("r1", "default");
+    block.metadata.uid = Some("another".into());
+    block.metadata.labels.as_mut().unwrap().insert(LABEL_REQUEST.into(), "r2".into());
+    w.index.apply_block(&block.metadata, Ok(&block));
+    assert_eq!(w.refused("r1", "default").reason, "out of blocks");
+    assert!(matches!(w.request("r2", "default"), Some(Work::Answer { .. })));
+    assert_eq!(w.index.changed_counts(), [("default".into(), Some((1, 1)))]);
+}
+
+#[test]
+fn nodes_that_are_not_there_get_nothing() {
+    let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
+    w.index.delete_node("node1");
+    let work = w.request("r1", "default");
+    assert!(matches!(&work, Some(Work::RefuseWithoutNode { node, .. }) if node == "node1"), "{work:?}");
+    w.index.apply_node("node1");
+    assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
+}
+
+#[test]
+fn people_hear_of_exhaustion_room_and_malformed_objects_once() {
+    let told = |w: &mut World| -> Vec<(Reason, String)> {
+        w.index.take_notices().into_iter().map(|n| (n.reason, n.name.to_string())).collect()
+    };
+    let mut w =
+        World::new(&[("default", &["10.0.0.0/31"]), ("bad", &["10.0.0.0"]), ("wide", &["10.0.0.0/24"])]);
+    assert_eq!(told(&mut w), [(Reason::Malformed, "bad".into()), (Reason::Overlap, "wide".into())]);
+    w.pool("bad", &["10.0.0.0"], false);
+    w.block("r1", "default");
+    assert_eq!(told(&mut w), []);
+    w.refused("r2", "default");
+    assert_eq!(told(&mut w), [(Reason::OutOfBlocks, "default".into())]);
+    w.index.delete_block("default-0", "block-r1");
+    assert_eq!(told(&mut w), [(Reason::BlocksAvailable, "default".into())]);
+    let mut bad = AddressBlock::new(
+        ObjectMeta { name: Some("x-1".into()), ..ObjectMeta::default() },
+        BlockFields::default(),
+    );
+    w.index.apply_block(&bad.metadata, Ok(&bad));
+    w.index.apply_block(&bad.metadata, Ok(&bad));
+    bad.block.ipv4 = Some("10.9.0.0".into());
+    w.index.apply_block(&bad.metadata, Ok(&bad));
+    assert_eq!(told(&mut w), [(Reason::Malformed, "x-1".into())]);
+    let empty =
+        BlockRequest::new("r9", BlockRequestSpec { node_name: "node1".into(), pool_name: String::new() });
+    w.index.apply_request(&empty.metadata, Ok(&empty));
+    assert_eq!(told(&mut w), [(Reason::Malformed, "r9".into())]);
 }
 
 proptest::proptest! {
@@ -224,7 +330,7 @@ proptest::proptest! {
                         block.metadata.uid = Some(format!("block-{uid}"));
                         // A crash before the block is made, or after it.
                         if op == 0 {
-                            w.index.apply_block(&block.metadata, Some(&block));
+                            w.index.apply_block(&block.metadata, Ok(&block));
                             live.push(*block);
                         } else {
                             w.index.delete_request(&uid, &uid);
@@ -238,7 +344,7 @@ proptest::proptest! {
                 _ => {
                     w = World::new(&[("a", &["10.0.0.0/28"]), ("b", &["10.0.0.8/29", "fd00::/126"])]);
                     for block in &live {
-                        w.index.apply_block(&block.metadata, Some(block));
+                        w.index.apply_block(&block.metadata, Ok(block));
                     }
                 }
             }

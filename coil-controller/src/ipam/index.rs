@@ -1,20 +1,42 @@
 //! Everything the controller knows, in plain memory. Watch events go in through `apply` and
 //! `delete`, decisions come out of [`Index::decide`]; nothing here waits for anything.
+//!
+//! Blocks come from the watch alone. Of a block that was just made, only its index is held (for the
+//! request, in `assigned`) until the watch shows it: an answer to a write says what was, and the block may
+//! be gone again when it comes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use coil_api::{
-    crd::{AddressBlock, AddressPool, BlockRequest},
-    names::{LABEL_NODE, LABEL_POOL, LABEL_REQUEST},
+    crd::{AddressPool, BlockRequest, CONDITION_COMPLETE},
+    names::block_name,
 };
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
-    layout::Layout,
+    layout::{BlockNetworks, Layout},
     networks::Networks,
+    notice::{About, Notice, Reason},
+    uid::Uid,
+    usage::Usage,
     work::{Key, RequestRef, Work},
 };
+
+/// The kinds that the index follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// AddressPools.
+    Pools,
+    /// AddressBlocks.
+    Blocks,
+    /// BlockRequests.
+    Requests,
+    /// Nodes.
+    Nodes,
+}
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -23,39 +45,21 @@ pub(super) struct Pool {
     pub(super) deleting: bool,
     pub(super) finalizers: Vec<String>,
     pub(super) layout: Result<Layout, String>,
+    seen: u32,
 }
 
-/// Who has an index of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Holder {
-    /// The AddressBlock exists.
-    Block,
-    /// It is being created for the request with this UID.
-    Request(String),
-}
-
-#[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) holder: Holder,
-    pub(super) networks: Vec<IpNet>,
-}
-
-/// The indexes of a pool that are taken.
-#[derive(Debug, Default)]
-pub(super) struct Usage {
-    pub(super) slots: BTreeMap<u64, Slot>,
-    /// Where the search for a free one starts: behind the last given, so that a block that was
-    /// just returned is given last.
-    pub(super) next: u64,
-}
-
-#[derive(Debug, Clone)]
 pub(super) struct Block {
-    pub(super) uid: String,
-    pub(super) pool: String,
+    pub(super) uid: Uid,
+    pub(super) request: Uid,
+    pub(super) pool: Arc<str>,
+    pub(super) node: Arc<str>,
     pub(super) index: u64,
-    pub(super) node: String,
-    pub(super) request: String,
+    pub(super) networks: BlockNetworks,
+    /// It has the pool's label; its name alone also keeps the pool's index.
+    pub(super) labelled: bool,
+    pub(super) malformed: bool,
+    pub(super) seen: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -64,62 +68,150 @@ pub(super) struct Request {
     pub(super) open: bool,
     /// Node and pool; none when the object cannot be read.
     pub(super) spec: Result<(String, String), String>,
+    seen: u32,
+}
+
+/// How far the block for a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing is under way.
+    Chosen,
+    /// It is being created.
+    Writing,
+    /// It was created, in this round of the block watch.
+    Made(u32),
+}
+
+/// The index that was chosen for a request whose block the watch has not shown.
+#[derive(Debug)]
+pub(super) struct Assigned {
+    pub(super) pool: Arc<str>,
+    pub(super) index: u64,
+    pub(super) networks: BlockNetworks,
+    pub(super) stage: Stage,
+    /// Nobody waits for it any more.
+    pub(super) given_up: bool,
 }
 
 /// What the API server has, as far as this controller cares.
 #[derive(Debug, Default)]
 pub struct Index {
-    pub(super) pools: BTreeMap<String, Pool>,
-    pub(super) usage: BTreeMap<String, Usage>,
-    pub(super) blocks: BTreeMap<String, Block>,
-    /// Request UID → block.
-    pub(super) answers: HashMap<String, String>,
-    pub(super) requests: HashMap<String, Request>,
-    /// Request UID → the index that was chosen for it.
-    pub(super) assigned: HashMap<String, (String, u64)>,
-    pub(super) nodes: BTreeSet<String>,
+    pub(super) pools: BTreeMap<Arc<str>, Pool>,
+    pub(super) usage: BTreeMap<Arc<str>, Usage>,
+    pub(super) blocks: BTreeMap<Arc<str>, Block>,
+    /// Request → name of its block.
+    pub(super) answers: HashMap<Uid, Arc<str>>,
+    pub(super) requests: BTreeMap<String, Request>,
+    pub(super) assigned: BTreeMap<Uid, Assigned>,
+    pub(super) nodes: BTreeMap<Arc<str>, u32>,
     pub(super) networks: Networks,
+    /// How many complete lists of each kind were begun: what an ended one did not show is gone.
+    pub(super) rounds: [u32; 4],
+    pub(super) notices: Vec<Notice>,
+    pub(super) changed_pools: BTreeSet<Arc<str>>,
 }
 
-fn label(meta: &ObjectMeta, name: &str) -> String {
-    meta.labels.as_ref().and_then(|l| l.get(name)).cloned().unwrap_or_default()
+pub(super) fn name(meta: &ObjectMeta) -> &str {
+    meta.name.as_deref().unwrap_or_default()
 }
 
-fn name(meta: &ObjectMeta) -> String {
-    meta.name.clone().unwrap_or_default()
-}
-
-fn uid(meta: &ObjectMeta) -> String {
-    meta.uid.clone().unwrap_or_default()
-}
-
-/// `<pool>-<index>` taken apart.
-fn parse_block_name(name: &str) -> Option<(String, u64)> {
-    let (pool, index) = name.rsplit_once('-')?;
-    Some((pool.to_owned(), index.parse().ok()?))
+pub(super) fn uid(meta: &ObjectMeta) -> &str {
+    meta.uid.as_deref().unwrap_or_default()
 }
 
 impl Index {
-    /// A pool appeared or changed; `spec` is the error when it could not be read.
+    pub(super) fn round(&self, kind: Kind) -> u32 {
+        self.rounds[kind as usize]
+    }
+
+    /// A complete list of a kind begins.
+    pub fn begin(&mut self, kind: Kind) {
+        self.rounds[kind as usize] += 1;
+    }
+
+    /// The list is complete: what it did not show is gone.
+    pub fn end(&mut self, kind: Kind) -> Vec<Key> {
+        let round = self.round(kind);
+        match kind {
+            Kind::Pools => {
+                let old = self.pools.iter().filter(|(_, p)| p.seen != round).map(|(n, _)| n.clone());
+                old.collect::<Vec<_>>().iter().flat_map(|name| self.delete_pool(name)).collect()
+            }
+            Kind::Blocks => {
+                let old = self.blocks.iter().filter(|(_, b)| b.seen != round).map(|(n, _)| n.clone());
+                let gone: Vec<_> = old.collect();
+                let mut keys: Vec<Key> = gone.iter().flat_map(|name| self.remove_block(name)).collect();
+                // Made before the list began, and not in it: gone already.
+                let made = |a: &Assigned| matches!(a.stage, Stage::Made(then) if then < round);
+                let gone: Vec<Uid> =
+                    self.assigned.iter().filter(|(_, a)| made(a)).map(|(u, _)| u.clone()).collect();
+                keys.extend(gone.iter().flat_map(|request| self.take_back(request)));
+                keys
+            }
+            Kind::Requests => {
+                let old = self.requests.values().filter(|r| r.seen != round).map(|r| r.reference.clone());
+                old.collect::<Vec<_>>().iter().flat_map(|r| self.delete_request(&r.name, &r.uid)).collect()
+            }
+            Kind::Nodes => {
+                self.nodes.retain(|_, seen| *seen == round);
+                Vec::new()
+            }
+        }
+    }
+
+    /// A pool appeared or changed; the error says why it could not be read.
     pub fn apply_pool(&mut self, meta: &ObjectMeta, pool: Result<&AddressPool, String>) -> Vec<Key> {
         let layout = pool.and_then(|p| Layout::parse(&p.spec).map_err(|e| e.to_string()));
+        let name: Arc<str> = name(meta).into();
+        let same = self.pools.get(&name).is_some_and(|p| p.uid == uid(meta) && p.layout == layout);
+        if !same {
+            self.judge_pool(&name, uid(meta), &layout);
+        }
         let entry = Pool {
-            uid: uid(meta),
+            uid: uid(meta).to_owned(),
             version: meta.resource_version.clone().unwrap_or_default(),
             deleting: meta.deletion_timestamp.is_some(),
             finalizers: meta.finalizers.clone().unwrap_or_default(),
             layout,
+            seen: self.round(Kind::Pools),
         };
-        let name = name(meta);
-        let mut keys = vec![Key::Pool(name.clone())];
+        self.pools.insert(name.clone(), entry);
+        self.changed_pools.insert(name.clone());
+        self.has_room(&name);
+        let mut keys = vec![Key::Pool(name.to_string())];
         keys.extend(self.open_requests(&name));
-        self.pools.insert(name, entry);
         keys
+    }
+
+    fn judge_pool(&mut self, name: &Arc<str>, uid: &str, layout: &Result<Layout, String>) {
+        let mut tell = |reason, note| {
+            let notice = Notice { about: About::Pool, name: name.clone(), uid: uid.to_owned(), reason, note };
+            self.notices.push(notice);
+        };
+        match layout {
+            Err(e) => tell(Reason::Malformed, format!("it gives no blocks: {e}")),
+            Ok(layout) => {
+                for (other, pool) in self.pools.iter().filter(|(n, _)| *n != name) {
+                    if pool.layout.as_ref().is_ok_and(|l| l.overlaps(layout)) {
+                        let note = format!(
+                            "it shares addresses with AddressPool {other}: each gives only blocks that the \
+                             other has not given; delete one of them"
+                        );
+                        tell(Reason::Overlap, note);
+                    }
+                }
+            }
+        }
     }
 
     /// A pool is gone.
     pub fn delete_pool(&mut self, name: &str) -> Vec<Key> {
-        self.pools.remove(name);
+        if let Some((name, _)) = self.pools.remove_entry(name) {
+            if self.usage.get(&name).is_some_and(Usage::is_empty) {
+                self.usage.remove(&name);
+            }
+            self.changed_pools.insert(name);
+        }
         self.open_requests(name)
     }
 
@@ -128,113 +220,141 @@ impl Index {
         self.requests.values().filter(of_pool).map(|r| Key::Request(r.reference.name.clone())).collect()
     }
 
-    /// A block appeared or changed. One that cannot be read still takes its name.
-    pub fn apply_block(&mut self, meta: &ObjectMeta, block: Option<&AddressBlock>) -> Vec<Key> {
-        let block_name = name(meta);
-        let (mut pool, mut index) = parse_block_name(&block_name).unwrap_or_default();
-        if let Some(labelled) = Some(label(meta, LABEL_POOL)).filter(|p| !p.is_empty()) {
-            // Its name is what keeps another block from being created.
-            if labelled != pool {
-                index = block.and_then(|b| u64::try_from(b.block.index).ok()).unwrap_or(index);
-            }
-            pool = labelled;
-        }
-        let networks: Vec<IpNet> = block
-            .into_iter()
-            .flat_map(|b| [b.block.ipv4.as_ref(), b.block.ipv6.as_ref()])
-            .flatten()
-            .filter_map(|n| n.parse::<IpNet>().ok())
-            .map(|n| n.trunc())
-            .collect();
-        let entry = Block {
-            uid: uid(meta),
-            node: label(meta, LABEL_NODE),
-            request: label(meta, LABEL_REQUEST),
-            pool: pool.clone(),
-            index,
+    /// Says so when a pool that was exhausted is not any more.
+    pub(super) fn has_room(&mut self, pool: &str) {
+        let Some((name, usage)) = self.pools.get_key_value(pool).zip(self.usage.get_mut(pool)) else {
+            return;
         };
-        if !entry.request.is_empty() {
-            self.assigned.remove(&entry.request);
-            self.answers.insert(entry.request.clone(), block_name.clone());
+        let ((name, pool), room) = (name, |l: &Layout| usage.taken() < l.blocks());
+        if usage.exhausted && !pool.deleting && pool.layout.as_ref().is_ok_and(room) {
+            usage.exhausted = false;
+            let note = "it has free blocks again".to_owned();
+            let (uid, reason) = (pool.uid.clone(), Reason::BlocksAvailable);
+            self.notices.push(Notice { about: About::Pool, name: name.clone(), uid, reason, note });
         }
-        self.take(&pool, index, Slot { holder: Holder::Block, networks });
-        let usage = self.usage.entry(pool).or_default();
-        if self.blocks.insert(block_name, entry).is_none() {
-            usage.next = usage.next.max(index + 1);
-        }
-        Vec::new()
-    }
-
-    pub(super) fn take(&mut self, pool: &str, index: u64, slot: Slot) {
-        slot.networks.iter().for_each(|n| self.networks.insert(*n));
-        let usage = self.usage.entry(pool.to_owned()).or_default();
-        if let Some(old) = usage.slots.insert(index, slot) {
-            old.networks.iter().for_each(|n| self.networks.remove(n));
-        }
-    }
-
-    pub(super) fn release(&mut self, pool: &str, index: u64) {
-        let Some(usage) = self.usage.get_mut(pool) else { return };
-        if let Some(old) = usage.slots.remove(&index) {
-            old.networks.iter().for_each(|n| self.networks.remove(n));
-        }
-    }
-
-    /// A block is gone; its addresses may be given again. Its pool may be waiting for that.
-    pub fn delete_block(&mut self, name: &str, uid: &str) -> Vec<Key> {
-        if self.blocks.get(name).is_none_or(|b| b.uid != uid) {
-            return Vec::new();
-        }
-        let Some(block) = self.blocks.remove(name) else { return Vec::new() };
-        self.answers.remove(&block.request);
-        self.release(&block.pool, block.index);
-        vec![Key::Pool(block.pool)]
     }
 
     /// A request appeared or changed.
     pub fn apply_request(&mut self, meta: &ObjectMeta, request: Result<&BlockRequest, String>) -> Vec<Key> {
-        let name = name(meta);
-        let answered =
-            request.as_ref().is_ok_and(|r| r.status.as_ref().is_some_and(|s| !s.conditions.is_empty()));
-        let entry = Request {
-            reference: RequestRef {
-                name: name.clone(),
-                uid: uid(meta),
-                version: meta.resource_version.clone().unwrap_or_default(),
-            },
-            open: !answered && meta.deletion_timestamp.is_none(),
-            spec: request.map(|r| (r.spec.node_name.clone(), r.spec.pool_name.clone())),
-        };
-        if let Some(old) = self.requests.insert(name.clone(), entry)
-            && Some(&old.reference.uid) != meta.uid.as_ref()
-        {
-            self.forget(&old.reference.uid);
+        let mut keys = Vec::new();
+        let name = name(meta).to_owned();
+        if self.requests.get(&name).is_some_and(|old| old.reference.uid != uid(meta)) {
+            let old = self.requests.get(&name).map(|old| old.reference.uid.clone()).unwrap_or_default();
+            keys.extend(self.delete_request(&name, &old));
         }
-        vec![Key::Request(name)]
+        let status = request.as_ref().ok().and_then(|r| r.status.as_ref());
+        let answered = status.is_some_and(|s| !s.conditions.is_empty());
+        if let (Ok(request), Some(status)) = (&request, status) {
+            // The block may be gone by now; that it was the last one given is still known.
+            let given = status.address_block_name.as_deref().and_then(parse_block_name);
+            let complete = status.conditions.iter().find(|c| c.type_ == CONDITION_COMPLETE);
+            let at = complete.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0);
+            if let Some((pool, index)) = given.filter(|(pool, _)| *pool == request.spec.pool_name) {
+                self.usage_of(pool).saw(index, at);
+            }
+        }
+        let spec = request.and_then(|r| match (r.spec.node_name.as_str(), r.spec.pool_name.as_str()) {
+            ("", _) => Err("spec.nodeName is empty: set it to the node's name".to_owned()),
+            (_, "") => Err("spec.poolName is empty: set it to the name of an AddressPool".to_owned()),
+            (node, pool) => Ok((node.to_owned(), pool.to_owned())),
+        });
+        let open = !answered && meta.deletion_timestamp.is_none();
+        if let (true, Err(e)) = (open, &spec) {
+            let (uid, reason) = (uid(meta).to_owned(), Reason::Malformed);
+            let note = format!("it gets no block: {e}");
+            self.notices.push(Notice {
+                about: About::Request,
+                name: name.as_str().into(),
+                uid,
+                reason,
+                note,
+            });
+        }
+        let reference = RequestRef {
+            name: name.clone(),
+            uid: uid(meta).to_owned(),
+            version: meta.resource_version.clone().unwrap_or_default(),
+        };
+        let entry = Request { reference, open, spec, seen: self.round(Kind::Requests) };
+        self.requests.insert(name.clone(), entry);
+        if open {
+            keys.push(Key::Request(name));
+        } else {
+            keys.extend(self.give_up(&Uid::from(uid(meta))));
+        }
+        keys
     }
 
     /// A request is gone.
-    pub fn delete_request(&mut self, name: &str, uid: &str) {
+    pub fn delete_request(&mut self, name: &str, uid: &str) -> Vec<Key> {
         if self.requests.get(name).is_some_and(|r| r.reference.uid == uid) {
             self.requests.remove(name);
-            self.forget(uid);
+            return self.give_up(&Uid::from(uid));
+        }
+        Vec::new()
+    }
+
+    /// Nobody asks for the index any more. While its block may exist unseen, the index stays taken.
+    fn give_up(&mut self, request: &Uid) -> Vec<Key> {
+        match self.assigned.get_mut(request) {
+            Some(assigned) if assigned.stage != Stage::Chosen => assigned.given_up = true,
+            _ => return self.take_back(request),
+        }
+        Vec::new()
+    }
+
+    /// The index that a request had is free, unless a block has it.
+    pub(super) fn take_back(&mut self, request: &Uid) -> Vec<Key> {
+        let Some(assigned) = self.assigned.remove(request) else { return Vec::new() };
+        assigned.networks.iter().for_each(|n| self.networks.remove(&n));
+        if let Some(usage) = self.usage.get_mut(&assigned.pool) {
+            usage.take_back(assigned.index, request);
+        }
+        self.has_room(&assigned.pool);
+        vec![Key::Pool(assigned.pool.to_string())]
+    }
+
+    /// The block for a request was created. The watch will show it.
+    pub fn made(&mut self, request: &str) {
+        let round = self.round(Kind::Blocks);
+        if let Some(assigned) = self.assigned.get_mut(&Uid::from(request)) {
+            assigned.stage = Stage::Made(round);
         }
     }
 
-    /// Nobody asks for the index any more. Should its block be created nevertheless, then the
-    /// API server refuses a second one of that name.
-    pub fn forget(&mut self, request: &str) {
-        if let Some((pool, index)) = self.assigned.remove(request) {
-            let ours = |s: &Slot| s.holder == Holder::Request(request.to_owned());
-            if self.usage.get(&pool).and_then(|u| u.slots.get(&index)).is_some_and(ours) {
-                self.release(&pool, index);
+    /// Creating the block for a request failed, or nobody knows: the name decides when it is tried again.
+    pub fn not_made(&mut self, request: &str) -> Vec<Key> {
+        let request = Uid::from(request);
+        match self.assigned.get_mut(&request) {
+            Some(assigned) if assigned.stage == Stage::Writing && assigned.given_up => {
+                self.take_back(&request)
             }
+            Some(assigned) if assigned.stage == Stage::Writing => {
+                assigned.stage = Stage::Chosen;
+                Vec::new()
+            }
+            _ => Vec::new(),
         }
+    }
+
+    /// A block of that name is there already, which the watch has not shown: another index, please.
+    pub fn taken(&mut self, request: &str) -> Vec<Key> {
+        let request = Uid::from(request);
+        if let Some(assigned) = self.assigned.get(&request)
+            && let Some(usage) = self.usage.get_mut(&assigned.pool)
+        {
+            usage.pass(assigned.index);
+        }
+        self.take_back(&request)
     }
 
     /// A node is there.
     pub fn apply_node(&mut self, name: &str) {
-        self.nodes.insert(name.to_owned());
+        let round = self.round(Kind::Nodes);
+        match self.nodes.get_mut(name) {
+            Some(seen) => *seen = round,
+            None => drop(self.nodes.insert(name.into(), round)),
+        }
     }
 
     /// A node is gone. Its blocks are collected at the next round.
@@ -242,56 +362,47 @@ impl Index {
         self.nodes.remove(name);
     }
 
-    /// After a complete list of pools: what else was known is gone.
-    pub fn retain_pools(&mut self, names: &HashSet<String>) -> Vec<Key> {
-        let gone: Vec<String> = self.pools.keys().filter(|n| !names.contains(*n)).cloned().collect();
-        gone.iter().flat_map(|n| self.delete_pool(n)).collect()
+    pub(super) fn usage_of(&mut self, pool: &str) -> &mut Usage {
+        let name = match self.usage.get_key_value(pool).or(None).map(|(name, _)| name.clone()) {
+            Some(name) => name,
+            None => self.pools.get_key_value(pool).map_or_else(|| pool.into(), |(name, _)| name.clone()),
+        };
+        self.usage.entry(name).or_default()
     }
 
-    /// After a complete list of blocks, by UID.
-    pub fn retain_blocks(&mut self, uids: &HashSet<String>) -> Vec<Key> {
-        let gone: Vec<(String, String)> = self
-            .blocks
-            .iter()
-            .filter(|(_, b)| !uids.contains(&b.uid))
-            .map(|(n, b)| (n.clone(), b.uid.clone()))
-            .collect();
-        gone.iter().flat_map(|(n, uid)| self.delete_block(n, uid)).collect()
+    /// Pools whose numbers may have changed since this was asked last. No block fits a malformed pool.
+    pub fn changed_counts(&mut self) -> Vec<PoolCount> {
+        let count = |name: &Arc<str>| {
+            let pool = self.pools.get(name)?;
+            let fit = pool.layout.as_ref().map_or(0, Layout::blocks);
+            Some((fit, self.usage.get(name).map_or(0, |u| u.labelled)))
+        };
+        std::mem::take(&mut self.changed_pools).into_iter().map(|name| (name.clone(), count(&name))).collect()
     }
 
-    /// After a complete list of requests, by UID.
-    pub fn retain_requests(&mut self, uids: &HashSet<String>) {
-        let gone: Vec<RequestRef> = self
-            .requests
-            .values()
-            .filter(|r| !uids.contains(&r.reference.uid))
-            .map(|r| r.reference.clone())
-            .collect();
-        gone.iter().for_each(|r| self.delete_request(&r.name, &r.uid));
-    }
-
-    /// After a complete list of nodes.
-    pub fn retain_nodes(&mut self, names: &HashSet<String>) {
-        self.nodes.retain(|n| names.contains(n));
-    }
-
-    /// Blocks whose node is not there.
-    #[must_use]
-    pub fn orphans(&self) -> Vec<Key> {
-        let orphan = |b: &Block| !self.nodes.contains(&b.node);
-        self.blocks.iter().filter(|(_, b)| orphan(b)).map(|(n, _)| Key::Block(n.clone())).collect()
-    }
-
-    /// Pool → (blocks it has room for, blocks given). None of room when the pool is malformed.
-    pub fn counts(&self) -> impl Iterator<Item = (&str, Option<u64>, usize)> {
-        self.pools.iter().map(|(name, pool)| {
-            let given = self.usage.get(name).map_or(0, |u| u.slots.len());
-            (name.as_str(), pool.layout.as_ref().ok().map(Layout::blocks), given)
-        })
+    /// What people should hear of since this was asked last.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
     }
 
     /// What is to be done about an object now, if anything.
     pub fn decide(&mut self, key: &Key) -> Option<Work> {
         super::decide::decide(self, key)
+    }
+}
+
+/// A pool's name, with the blocks that fit and those given; none when the pool is gone.
+pub type PoolCount = (Arc<str>, Option<(u64, u64)>);
+
+/// `<pool>-<index>` taken apart.
+pub(super) fn parse_block_name(name: &str) -> Option<(&str, u64)> {
+    let (pool, index) = name.rsplit_once('-')?;
+    Some((pool, index.parse().ok()?))
+}
+
+impl Assigned {
+    /// Name of the block.
+    pub(super) fn block_name(&self) -> String {
+        block_name(&self.pool, u32::try_from(self.index).unwrap_or(u32::MAX))
     }
 }

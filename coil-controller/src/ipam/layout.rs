@@ -62,12 +62,19 @@ pub enum LayoutError {
 }
 
 /// The networks of one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockNetworks {
     /// The IPv4 part.
     pub ipv4: Option<Ipv4Net>,
     /// The IPv6 part.
     pub ipv6: Option<Ipv6Net>,
+}
+
+impl BlockNetworks {
+    /// Both, as far as there are any.
+    pub fn iter(&self) -> impl Iterator<Item = IpNet> + use<> {
+        self.ipv4.map(IpNet::V4).into_iter().chain(self.ipv6.map(IpNet::V6))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

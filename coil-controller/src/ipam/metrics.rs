@@ -1,15 +1,10 @@
-use std::collections::BTreeSet;
-
 use prometheus::{IntGaugeVec, Opts, Registry};
-
-use super::index::Index;
 
 /// The controller's gauges, one series for each pool.
 #[derive(Debug)]
 pub(super) struct Metrics {
     max: IntGaugeVec,
     allocated: IntGaugeVec,
-    pools: BTreeSet<String>,
 }
 
 impl Metrics {
@@ -29,24 +24,22 @@ impl Metrics {
                 "coil_controller_allocated_blocks",
                 "the number of allocated address blocks from this pool",
             )?,
-            pools: BTreeSet::new(),
         })
     }
 
-    /// Shows what the index has.
-    pub(super) fn update(&mut self, index: &Index) {
-        let mut pools = BTreeSet::new();
-        for (pool, max, allocated) in index.counts() {
-            let max = max.and_then(|n| i64::try_from(n).ok()).unwrap_or_default();
-            self.max.with_label_values(&[pool]).set(max);
-            self.allocated.with_label_values(&[pool]).set(i64::try_from(allocated).unwrap_or(i64::MAX));
-            pools.insert(pool.to_owned());
+    /// Shows a pool's numbers; none when the pool is gone.
+    pub(super) fn set(&self, pool: &str, counts: Option<(u64, u64)>) {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        match counts {
+            Some((fit, given)) => {
+                self.max.with_label_values(&[pool]).set(number(fit));
+                self.allocated.with_label_values(&[pool]).set(number(given));
+            }
+            None => {
+                // Absent is what is wanted.
+                let _ = self.max.remove_label_values(&[pool]);
+                let _ = self.allocated.remove_label_values(&[pool]);
+            }
         }
-        for gone in self.pools.difference(&pools) {
-            // Absent is what is wanted.
-            let _ = self.max.remove_label_values(&[gone]);
-            let _ = self.allocated.remove_label_values(&[gone]);
-        }
-        self.pools = pools;
     }
 }

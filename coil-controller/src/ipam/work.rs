@@ -84,6 +84,15 @@ pub enum Work {
         /// Why.
         refusal: Refusal,
     },
+    /// Refuse, unless the node is there after all: the watch may be late.
+    RefuseWithoutNode {
+        /// Whose.
+        request: RequestRef,
+        /// The node it names.
+        node: String,
+        /// Why.
+        refusal: Refusal,
+    },
     /// Delete a block, unless its node is there after all.
     Collect {
         /// The block.
@@ -108,7 +117,8 @@ impl Work {
             Self::Carve { request, .. }
             | Self::Answer { request, .. }
             | Self::Refuse { request, .. }
-            | Self::RefuseWithoutPool { request, .. } => Some(&request.uid),
+            | Self::RefuseWithoutPool { request, .. }
+            | Self::RefuseWithoutNode { request, .. } => Some(&request.uid),
             Self::Finalizers { .. } | Self::LetGo { .. } | Self::Collect { .. } => None,
         }
     }

@@ -31,15 +31,13 @@ pub struct WriteError {
 pub enum Outcome {
     /// Written; the watch brings the rest.
     Done,
-    /// The block exists now.
-    Created {
-        /// The block.
-        block: Box<AddressBlock>,
+    /// The block was created.
+    Made {
         /// Whether the request could be answered in the same go.
         answered: bool,
     },
     /// The name is taken by a block that the index did not know.
-    Taken(Box<AddressBlock>),
+    Taken,
     /// What the decision was made on is not true any more; look again.
     Stale,
 }
@@ -85,8 +83,20 @@ pub async fn carry_out(client: &Client, work: Work) -> Result<Outcome, WriteErro
             // Its watch event is on the way and brings the request back.
             if there.is_some() { Ok(Outcome::Stale) } else { refuse(client, &request, &refusal).await }
         }
+        Work::RefuseWithoutNode { request, node, refusal } => {
+            let there = node_is_there(client, &node).await?;
+            // Its watch event is on the way.
+            if there { Ok(Outcome::Stale) } else { refuse(client, &request, &refusal).await }
+        }
         Work::Collect { block, uid, node } => collect(client, &block, &uid, &node).await,
     }
+}
+
+async fn node_is_there(client: &Client, node: &str) -> Result<bool, WriteError> {
+    let there = Api::<Node>::all(client.clone()).get_metadata_opt(node).await;
+    there
+        .map(|node| node.is_some())
+        .map_err(|source| WriteError { doing: format!("read Node {node}"), source })
 }
 
 async fn set_finalizers(
@@ -108,17 +118,17 @@ async fn set_finalizers(
 async fn carve(client: &Client, request: &RequestRef, block: &AddressBlock) -> Result<Outcome, WriteError> {
     let name = block.name_any();
     let blocks = Api::<AddressBlock>::all(client.clone());
-    let created = match blocks.create(&PostParams::default(), block).await {
-        Ok(created) => created,
+    match blocks.create(&PostParams::default(), block).await {
+        Ok(_) => {}
         Err(e) if code(&e) == Some(409) => {
             let existing = blocks
-                .get_opt(&name)
+                .get_metadata_opt(&name)
                 .await
                 .map_err(|source| WriteError { doing: format!("read AddressBlock {name}"), source })?;
             match existing {
                 // An earlier attempt whose answer was lost.
-                Some(ours) if ours.labels().get(LABEL_REQUEST) == Some(&request.uid) => ours,
-                Some(other) => return Ok(Outcome::Taken(Box::new(other))),
+                Some(ours) if ours.labels().get(LABEL_REQUEST) == Some(&request.uid) => {}
+                Some(_) => return Ok(Outcome::Taken),
                 None => return Ok(Outcome::Stale),
             }
         }
@@ -128,14 +138,14 @@ async fn carve(client: &Client, request: &RequestRef, block: &AddressBlock) -> R
             return refuse(client, request, &refusal).await;
         }
         Err(source) => return Err(WriteError { doing: format!("create AddressBlock {name}"), source }),
-    };
+    }
     info!(block = name, request = request.name, "carved a block");
-    // Should this fail, the block is found by its label when the request is looked at again.
+    // Should this fail, the request is looked at again.
     let answered = answer(client, request, complete(&name)).await;
     if let Err(e) = &answered {
         warn!(block = name, request = request.name, error = %e, "the block is there, the answer failed");
     }
-    Ok(Outcome::Created { block: Box::new(created), answered: answered.is_ok() })
+    Ok(Outcome::Made { answered: answered.is_ok() })
 }
 
 async fn refuse(client: &Client, request: &RequestRef, why: &Refusal) -> Result<Outcome, WriteError> {
@@ -186,15 +196,8 @@ async fn answer(
 }
 
 async fn collect(client: &Client, name: &str, uid: &str, node: &str) -> Result<Outcome, WriteError> {
-    if !node.is_empty() {
-        let nodes = Api::<Node>::all(client.clone());
-        let there = nodes
-            .get_metadata_opt(node)
-            .await
-            .map_err(|source| WriteError { doing: format!("read Node {node}"), source })?;
-        if there.is_some() {
-            return Ok(Outcome::Done);
-        }
+    if !node.is_empty() && node_is_there(client, node).await? {
+        return Ok(Outcome::Done);
     }
     let blocks = Api::<AddressBlock>::all(client.clone());
     let failed = |source| WriteError { doing: format!("delete AddressBlock {name}"), source };
@@ -204,6 +207,11 @@ async fn collect(client: &Client, name: &str, uid: &str, node: &str) -> Result<O
         Err(e) if code(&e) == Some(404) => return Ok(Outcome::Done),
         Err(e) if code(&e) == Some(409) => return Ok(Outcome::Stale),
         Err(e) => return Err(failed(e)),
+    }
+    // Looked at again: a node that is back may have used the block before it was deleted, but not since.
+    if !node.is_empty() && node_is_there(client, node).await? {
+        warn!(block = name, node, "its node is back; the block stays until that returns it");
+        return Ok(Outcome::Done);
     }
     let Some(block) = blocks.get_metadata_opt(name).await.map_err(failed)? else {
         return Ok(Outcome::Done);
@@ -221,6 +229,7 @@ async fn collect(client: &Client, name: &str, uid: &str, node: &str) -> Result<O
             Ok(Outcome::Done)
         }
         Err(e) if code(&e) == Some(404) => Ok(Outcome::Done),
+        Err(e) if code(&e) == Some(409) => Ok(Outcome::Stale),
         Err(source) => {
             Err(WriteError { doing: format!("remove the finalizer of AddressBlock {name}"), source })
         }

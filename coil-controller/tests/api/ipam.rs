@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use crate::support::{Cluster, eventually};
 use coil_api::crd::{AddressBlock, AddressPool, BlockRequest};
 use coil_controller::ipam::{self, Options};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Event, Node};
 use kube::{
     Api, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
@@ -170,6 +170,67 @@ async fn an_exhausted_pool_says_so_and_recovers() {
     assert_eq!(block.block.ipv4.as_deref(), Some("10.9.0.0/31"));
 }
 
+/// Reasons of the Events about an object.
+async fn reasons(cluster: &Cluster, kind: &str, name: &str) -> BTreeSet<String> {
+    let events = cluster.of::<Event>("default").list(&ListParams::default()).await.unwrap();
+    let about = |e: &Event| {
+        let object = &e.involved_object;
+        (object.kind.as_deref(), object.name.as_deref()) == (Some(kind), Some(name))
+    };
+    events.items.into_iter().filter(about).filter_map(|e| e.reason).collect()
+}
+
+#[tokio::test]
+async fn events_tell_of_exhaustion_room_and_malformed_objects() {
+    let cluster = Cluster::without_rules().await;
+    let _controller = Controller::start(&cluster, HOUR);
+    cluster.node("node1").await;
+    cluster.pool("small", 0, json!([{"ipv6": "fd00::/128"}])).await;
+    assert_eq!(ask(&cluster, "node1", "small").await.unwrap(), "small-0");
+    cluster.node("node2").await;
+    ask(&cluster, "node2", "small").await.unwrap_err();
+    let expect = async |kind: &str, name: &str, wanted: &[&str]| {
+        let wanted: BTreeSet<String> = wanted.iter().map(|s| (*s).to_owned()).collect();
+        eventually(&format!("Events of {kind} {name}"), async || {
+            reasons(&cluster, kind, name).await == wanted
+        })
+        .await;
+    };
+    expect("AddressPool", "small", &["OutOfBlocks"]).await;
+    give_back(&cluster, "small-0").await;
+    expect("AddressPool", "small", &["BlocksAvailable", "OutOfBlocks"]).await;
+
+    let labels = json!({"coil.cybozu.com/pool": "small", "coil.cybozu.com/node": "node1"});
+    let metadata = json!({"name": "small-7", "labels": labels, "finalizers": ["coil.cybozu.com"]});
+    cluster.create::<AddressBlock>(json!({"metadata": metadata, "index": 7, "ipv4": "ten"})).await;
+    expect("AddressBlock", "small-7", &["Malformed"]).await;
+    let resource = ApiResource::erase::<BlockRequest>(&());
+    let requests = Api::<DynamicObject>::all_with(cluster.client.clone(), &resource);
+    let empty =
+        DynamicObject::new("odd", &resource).data(json!({"spec": {"nodeName": "", "poolName": "small"}}));
+    requests.create(&PostParams::default(), &empty).await.unwrap();
+    expect("BlockRequest", "odd", &["Malformed"]).await;
+    cluster.node("node3").await;
+    assert_eq!(ask(&cluster, "node3", "small").await.unwrap(), "small-0", "neighbours are served");
+    let (reason, _) = ask(&cluster, "nowhere", "small").await.unwrap_err();
+    assert_eq!(reason, "node not found");
+}
+
+#[tokio::test]
+async fn the_search_goes_on_behind_the_last_block_also_in_a_new_leader() {
+    let cluster = Cluster::start().await;
+    cluster.pool("default", 3, json!([{"ipv4": "10.0.0.0/26"}])).await;
+    for n in 0..8 {
+        cluster.node(&format!("node{n}")).await;
+    }
+    for (n, block) in [(0, "default-0"), (1, "default-1"), (2, "default-2")] {
+        let _controller = Controller::start(&cluster, HOUR);
+        assert_eq!(ask(&cluster, &format!("node{n}"), "default").await.unwrap(), block);
+        // The block is gone when the next leader comes; the answered request still tells of it.
+        give_back(&cluster, block).await;
+    }
+}
+
 #[tokio::test]
 async fn a_deleted_pool_drains() {
     let cluster = Cluster::start().await;
@@ -286,7 +347,7 @@ async fn a_restarted_controller_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn a_malformed_pool_harms_only_itself() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::without_rules().await;
     let _controller = Controller::start(&cluster, HOUR);
     cluster.node("node1").await;
     cluster.pool("bad", 5, json!([{"ipv4": "10.0.0.0/30"}])).await;

@@ -2,7 +2,7 @@
 //! authorization is not part of this server.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
@@ -48,22 +48,22 @@ impl User {
 
 /// The tokens in force.
 #[derive(Default)]
-pub(crate) struct Tokens(RwLock<HashMap<String, User>>);
+pub(crate) struct Tokens(RwLock<HashMap<String, Arc<User>>>);
 
 impl Tokens {
     /// Issues a new token.
     pub(crate) fn issue(&self, user: User) -> String {
         let token = names::token();
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(token.clone(), user);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(token.clone(), Arc::new(user));
         token
     }
 
-    pub(crate) fn user(&self, token: &str) -> Option<User> {
+    pub(crate) fn user(&self, token: &str) -> Option<Arc<User>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned()
     }
 
     /// The user of a request.
-    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<User> {
+    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<User>> {
         let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = header.and_then(|value| value.split_once(' '));
         match token {

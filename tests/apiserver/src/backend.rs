@@ -5,11 +5,13 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use crate::admission::Admission;
 use crate::auth::Tokens;
 use crate::registry::{Registry, Resource};
 use crate::services::ServiceIps;
 use crate::status::{ApiError, Result};
 use crate::store::{Key, Object, Refused, Store};
+use crate::verbs::Pages;
 
 /// The server's state.
 pub(crate) struct Backend {
@@ -17,6 +19,8 @@ pub(crate) struct Backend {
     pub(crate) registry: Registry,
     pub(crate) services: Arc<ServiceIps>,
     pub(crate) tokens: Tokens,
+    pub(crate) admission: Admission,
+    pub(crate) pages: Pages,
     /// PEM of the CA that signed the server's certificate.
     pub(crate) ca: String,
     /// Objects that the collector should look at.
@@ -86,6 +90,7 @@ impl Backend {
             let (crds, _) = self.store.list(&resource.table, None);
             self.registry.set_crds(crds.iter().map(|crd| crd.value()));
         }
+        self.admission.configured(resource.table.as_str(), self);
     }
 }
 

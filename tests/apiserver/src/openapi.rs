@@ -1,6 +1,7 @@
 //! OpenAPI v3 documents, one per group and version: what `kubectl explain` shows, and
 //! how `kubectl apply` learns that this server validates fields itself.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use crate::meta;
@@ -55,10 +56,41 @@ fn add_schema(schemas: &mut Map<String, Value>, resource: &Resource) -> String {
             format!("{}.{}.{}", group.join("."), resource.version, resource.kind)
         }
     };
+    if resource.custom {
+        add_object_fields(schemas, map);
+    }
     let kind = json!([{"group": resource.group, "version": resource.version, "kind": resource.kind}]);
     map.insert("x-kubernetes-group-version-kind".into(), kind);
     schemas.insert(name.clone(), schema);
     name
+}
+
+/// The name of the schema of `metadata`.
+const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+const API_VERSION: &str = "APIVersion defines the versioned schema of this representation of an object. Servers \
+    should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: \
+    https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources";
+const KIND: &str = "Kind is a string value representing the REST resource this object represents. Servers may infer \
+    this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: \
+    https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
+const METADATA_OF: &str = "Standard object's metadata. More info: \
+    https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
+
+/// Adds what every object has and no definition declares.
+fn add_object_fields(schemas: &mut Map<String, Value>, schema: &mut Map<String, Value>) {
+    let mut metadata = schemars::schema_for!(ObjectMeta).to_value();
+    rewrite_references(&mut metadata);
+    if let Some(Value::Object(definitions)) = meta::as_map(&mut metadata).remove("$defs") {
+        schemas.extend(definitions);
+    }
+    meta::as_map(&mut metadata).remove("$schema");
+    schemas.insert(METADATA.into(), metadata);
+    let properties = meta::as_map(schema.entry("properties").or_insert_with(|| json!({})));
+    for (name, description) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+        properties.insert(name.into(), json!({"type": "string", "description": description}));
+    }
+    let reference = json!([{"$ref": format!("#/components/schemas/{METADATA}")}]);
+    properties.insert("metadata".into(), json!({"description": METADATA_OF, "allOf": reference}));
 }
 
 fn rewrite_references(value: &mut Value) {

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::admission::{Admission, EndpointResolver, Resolve};
 use crate::auth::{Tokens, User};
 use crate::backend::Backend;
 use crate::kubeconfig::kubeconfig;
@@ -20,6 +21,7 @@ use crate::registry::Registry;
 use crate::services::ServiceIps;
 use crate::store::Store;
 use crate::tls::{Tls, TlsError};
+use crate::verbs::Pages;
 use crate::{bootstrap, gc, http};
 
 /// How long a client may take for its TLS handshake.
@@ -37,11 +39,52 @@ pub struct Config {
     pub users: Vec<User>,
     /// How many events per resource a watch can go back.
     pub watch_window: usize,
+    /// Where the Services of webhooks are. What it does not know is looked up in the
+    /// server's own EndpointSlices.
+    pub services: Option<ServiceResolver>,
+}
+
+/// Finds the address of a Service's port, given its namespace and name.
+#[derive(Clone)]
+pub struct ServiceResolver(Arc<Find>);
+
+type Find = dyn Fn(&str, &str, u16) -> Option<SocketAddr> + Send + Sync;
+
+impl ServiceResolver {
+    /// A resolver that asks a function.
+    pub fn new(find: impl Fn(&str, &str, u16) -> Option<SocketAddr> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(find))
+    }
+}
+
+impl std::fmt::Debug for ServiceResolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServiceResolver")
+    }
+}
+
+impl Resolve for Option<ServiceResolver> {
+    fn resolve(
+        &self,
+        backend: &Backend,
+        namespace: &str,
+        name: &str,
+        port: u16,
+    ) -> Result<SocketAddr, String> {
+        let known = self.as_ref().and_then(|resolver| (resolver.0)(namespace, name, port));
+        known.map_or_else(|| EndpointResolver.resolve(backend, namespace, name, port), Ok)
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { service_ranges: Vec::new(), extra_sans: Vec::new(), users: Vec::new(), watch_window: 16_384 }
+        Self {
+            service_ranges: Vec::new(),
+            extra_sans: Vec::new(),
+            users: Vec::new(),
+            watch_window: 16_384,
+            services: None,
+        }
     }
 }
 
@@ -102,6 +145,8 @@ impl ApiServer {
             registry: Registry::new(),
             services,
             tokens: Tokens::default(),
+            admission: Admission::new(Arc::new(config.services)),
+            pages: Pages::default(),
             ca: tls.ca,
             collector,
         });

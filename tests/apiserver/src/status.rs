@@ -1,5 +1,6 @@
 //! Errors as the API reports them: a `Status` object with a reason, details and causes.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use hyper::StatusCode;
@@ -28,6 +29,21 @@ impl FieldError {
         Self { field: field.into(), reason: "FieldValueInvalid", message }
     }
 
+    /// As [`invalid`](Self::invalid), for a value that may be too large to repeat.
+    pub(crate) fn invalid_of(
+        field: impl Into<String>,
+        value: Option<&Value>,
+        detail: impl fmt::Display,
+    ) -> Self {
+        match value {
+            Some(value) => Self::invalid(field, value, detail),
+            None => {
+                let message = format!("Invalid value: {detail}");
+                Self { field: field.into(), reason: "FieldValueInvalid", message }
+            }
+        }
+    }
+
     pub(crate) fn type_invalid(field: impl Into<String>, value: &Value, detail: impl fmt::Display) -> Self {
         Self { reason: "FieldValueTypeInvalid", ..Self::invalid(field, value, detail) }
     }
@@ -43,9 +59,37 @@ impl FieldError {
         Self { field: field.into(), reason: "FieldValueDuplicate", message }
     }
 
+    /// As [`duplicate`](Self::duplicate), for a value that may be too large to repeat.
+    pub(crate) fn duplicate_of(field: impl Into<String>, value: Option<&Value>) -> Self {
+        match value {
+            Some(value) => Self::duplicate(field, value),
+            None => {
+                Self { field: field.into(), reason: "FieldValueDuplicate", message: "Duplicate value".into() }
+            }
+        }
+    }
+
     pub(crate) fn forbidden(field: impl Into<String>, detail: impl fmt::Display) -> Self {
         let message = format!("Forbidden: {detail}");
         Self { field: field.into(), reason: "FieldValueForbidden", message }
+    }
+
+    /// Whether the object is too broken for its schema's rules to be evaluated.
+    pub(crate) fn blocks_rules(&self) -> bool {
+        let blocking = [
+            "FieldValueNotSupported",
+            "FieldValueRequired",
+            "FieldValueTooLong",
+            "FieldValueTooMany",
+            "FieldValueTypeInvalid",
+        ];
+        blocking.contains(&self.reason)
+    }
+
+    pub(crate) fn rules_not_checked() -> Self {
+        let detail = "some validation rules were not checked because the object was invalid; \
+                      correct the existing errors to complete validation";
+        Self::invalid("<nil>", &Value::Null, detail)
     }
 
     fn cause(&self) -> Value {
@@ -74,7 +118,7 @@ pub(crate) struct ApiError(Box<Inner>);
 #[derive(Debug, Clone)]
 struct Inner {
     code: StatusCode,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     details: Value,
 }
@@ -82,8 +126,8 @@ struct Inner {
 pub(crate) type Result<T> = std::result::Result<T, ApiError>;
 
 impl ApiError {
-    fn new(code: StatusCode, reason: &'static str, message: String, details: Value) -> Self {
-        Self(Box::new(Inner { code, reason, message, details }))
+    fn new(code: StatusCode, reason: impl Into<Cow<'static, str>>, message: String, details: Value) -> Self {
+        Self(Box::new(Inner { code, reason: reason.into(), message, details }))
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -149,11 +193,11 @@ impl ApiError {
     pub(crate) fn apply_conflict(conflicts: &[(String, String)]) -> Self {
         let plural = if conflicts.len() == 1 { "conflict" } else { "conflicts" };
         let list: Vec<String> =
-            conflicts.iter().map(|(manager, path)| format!("conflict with \"{manager}\": {path}")).collect();
+            conflicts.iter().map(|(manager, path)| format!("conflict with {manager}: {path}")).collect();
         let causes: Vec<Value> = conflicts
             .iter()
             .map(|(manager, path)| {
-                json!({"reason": "FieldManagerConflict", "message": format!("conflict with \"{manager}\""), "field": path})
+                json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager}"), "field": path})
             })
             .collect();
         Self::new(
@@ -165,7 +209,8 @@ impl ApiError {
     }
 
     pub(crate) fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let list: Vec<String> = errors.iter().map(FieldError::to_string).collect();
+        let mut list: Vec<String> = errors.iter().map(FieldError::to_string).collect();
+        list.dedup();
         let text = if let [one] = list.as_slice() { one.clone() } else { format!("[{}]", list.join(", ")) };
         let causes: Vec<Value> = errors.iter().map(FieldError::cause).collect();
         Self::new(
@@ -174,6 +219,21 @@ impl ApiError {
             format!("{} \"{name}\" is invalid: {text}", qualified(group, kind)),
             json!({"name": name, "group": group, "kind": kind, "causes": causes}),
         )
+    }
+
+    /// An admission webhook says no: its status, named after the webhook.
+    pub(crate) fn denied(webhook: &str, status: &Value) -> Self {
+        let text = |key: &str| status.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let denied = format!("admission webhook {webhook:?} denied the request");
+        let message = match text("message").or_else(|| text("reason")) {
+            Some(why) => format!("{denied}: {why}"),
+            None => format!("{denied} without explanation"),
+        };
+        let code = status.get("code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
+        let code = code.filter(|code| *code >= 400).and_then(|code| StatusCode::from_u16(code).ok());
+        let details = status.get("details").cloned().unwrap_or(Value::Null);
+        let reason = text("reason").unwrap_or_default().to_owned();
+        Self::new(code.unwrap_or(StatusCode::BAD_REQUEST), reason, message, details)
     }
 
     /// A patch that cannot be applied to the object as it is.
@@ -230,6 +290,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", message, Value::Null)
     }
 
+    /// An error for which the real server has no reason.
+    pub(crate) fn unexplained(message: &str) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message.into(), Value::Null)
+    }
+
     pub(crate) fn internal(message: impl fmt::Display) -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -257,8 +322,11 @@ impl ApiError {
         let inner = &self.0;
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": inner.message, "reason": inner.reason, "code": inner.code.as_u16(),
+            "message": inner.message, "code": inner.code.as_u16(),
         });
+        if !inner.reason.is_empty() {
+            status["reason"] = inner.reason.as_ref().into();
+        }
         if !inner.details.is_null() {
             status["details"] = inner.details.clone();
         }

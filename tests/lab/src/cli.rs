@@ -53,11 +53,11 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Run a command on a node (or in `control`): node node1 -- ip route show table 119
+    /// Run a command on a node (or in `control` or `far`): node node1 -- ip route show table 119
     Node {
         #[command(flatten)]
         lab: Name,
-        /// node1, node2, ... or control
+        /// node1, node2, ..., control or far
         node: String,
         /// The command, from the machine's own files
         #[arg(last = true, required = true)]
@@ -90,7 +90,12 @@ enum Verb {
     #[command(hide = true)]
     Kubelet { role: String },
     #[command(hide = true)]
-    Cluster { kubeconfig: PathBuf },
+    Cluster {
+        kubeconfig: PathBuf,
+        /// Collect garbage and end namespaces: the API server does not do it itself
+        #[arg(long)]
+        collect: bool,
+    },
     #[command(hide = true)]
     ServeWorld { family: String },
     #[command(hide = true)]
@@ -152,7 +157,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Init { options } => init::main(&options)?,
         Verb::Supervisor { options } => supervisor::main(&options)?,
         Verb::Kubelet { role } => kubelet::main(&role)?,
-        Verb::Cluster { kubeconfig } => cluster::main(&kubeconfig)?,
+        Verb::Cluster { kubeconfig, collect } => cluster::main(&kubeconfig, collect)?,
         Verb::ServeWorld { family } => world::main(supervisor::family_of(&family)?)?,
         Verb::Pause => loop {
             nix::unistd::pause(); // until a signal ends the process

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
+use coil_apitest::Assets;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,10 @@ pub const DEFAULT_NAME: &str = "coil";
 pub const CONTROL: &str = "control";
 /// The namespace that stands for everything outside the cluster.
 pub const WORLD: &str = "world";
+/// The namespace of a host that the world reaches by a narrow link.
+pub const FAR: &str = "far";
+/// MTU of the link between the world and [`FAR`].
+pub const FAR_MTU: u32 = 1280;
 /// The namespace with the bridge that joins the others.
 pub const FABRIC: &str = "fabric";
 /// Port of the API server.
@@ -103,6 +108,15 @@ impl Ip {
         }
     }
 
+    /// The network between the world (host 1) and [`FAR`] (host 2).
+    #[must_use]
+    pub fn far(self, host: u8) -> IpNet {
+        match self {
+            Self::V4 => net(Ipv4Addr::new(192, 0, 2, host), 24),
+            Self::V6 => net(Ipv6Addr::new(0x2001, 0xdb8, 0xfa, 0, 0, 0, 0, host.into()), 64),
+        }
+    }
+
     /// The network of [`Ip::world`]: what the lab's Egresses lead to.
     #[must_use]
     pub fn world_net(self) -> IpNet {
@@ -153,6 +167,26 @@ fn net(address: impl Into<IpAddr>, prefix: u8) -> IpNet {
     IpNet::new_assert(address.into(), prefix)
 }
 
+/// A kind of API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Api {
+    /// The one of the tests
+    Embedded,
+    /// kube-apiserver with etcd
+    Real,
+}
+
+/// What carries routes to pods between nodes and to the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Routing {
+    /// coil-router on the nodes; the lab tells control and the world
+    Router,
+    /// BIRD 2 everywhere, configured as docs/routing.md says
+    Bird,
+}
+
 /// What [`crate::Lab::start`] and `coil-lab up` are told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 pub struct Options {
@@ -165,16 +199,42 @@ pub struct Options {
     /// Address families of the cluster
     #[arg(long, value_enum, default_value_t = Family::Dual)]
     pub family: Family,
+    /// The API server: the embedded one, or a real kube-apiserver; by default the real one where
+    /// KUBEBUILDER_ASSETS or /usr/local/kubebuilder/bin has it
+    #[arg(long, value_enum)]
+    pub api: Option<Api>,
     /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_NODES)))]
     pub nodes: u8,
+    /// What carries routes between nodes and to the world
+    #[arg(long, value_enum, default_value_t = Routing::Router)]
+    pub routing: Routing,
 }
 
 impl Options {
     /// A lab of three nodes with everything at its default.
     #[must_use]
     pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), datapath: "auto".into(), family: Family::Dual, nodes: 3 }
+        Self {
+            name: name.to_owned(),
+            datapath: "auto".into(),
+            family: Family::Dual,
+            api: None,
+            nodes: 3,
+            routing: Routing::Router,
+        }
+    }
+
+    /// The programs of the real API server, when the lab runs on it.
+    ///
+    /// # Errors
+    /// When it is asked for and not there.
+    pub fn real_api(&self) -> Result<Option<Assets>> {
+        match (self.api, Assets::find()?) {
+            (Some(Api::Embedded), _) => Ok(None),
+            (Some(Api::Real), None) => Err(coil_apitest::Error::NoAssets.into()),
+            (_, found) => Ok(found),
+        }
     }
 
     /// Names of the nodes, first to last.

@@ -151,6 +151,17 @@ impl Lab {
         command.spawn().with_context(|| format!("cannot run {words:?} in {pod}"))
     }
 
+    /// As [`Lab::node`], without waiting: the caller has the child.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_on_node(&self, node: &str, words: &str) -> Result<std::process::Child> {
+        let mut command = Command::new(&self.program);
+        command.args(["node", "--name", &self.options.name, node, "--"]).args(words.split_whitespace());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().with_context(|| format!("cannot run {words:?} on {node}"))
+    }
+
     fn inside(&self, verb: &[&str], words: &str) -> Result<Done> {
         let mut command = Command::new(&self.program);
         command.args(verb).arg("--").args(words.split_whitespace());

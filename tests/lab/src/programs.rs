@@ -21,6 +21,14 @@ pub(crate) fn dir() -> Result<PathBuf> {
     Ok(own.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned))
 }
 
+/// The folder of the plugin as it is installed, beside that of the programs.
+const PLUGIN_DIR: &str = "../static";
+
+/// A plugin of a network configuration.
+pub(crate) fn find_plugin(kind: &str) -> Result<PathBuf> {
+    find(&format!("{PLUGIN_DIR}/{kind}"))
+}
+
 /// One of Coil's programs.
 pub(crate) fn find(name: &str) -> Result<PathBuf> {
     let path = dir()?.join(name);

@@ -4,7 +4,9 @@
 //!   node1   node2   node3   control   world          172.18.0.{1,2,3,10,254}/24
 //!     │eth0   │eth0   │eth0    │eth0     │eth0       fd00:18::{1,2,3,a,fe}/64
 //!   ──┴───────┴───────┴────────┴─────────┴──  bridge lan in fabric
-//!                                        └ lo        198.51.100.9, 2001:db8:9::9
+//!                                         │└ lo       198.51.100.9, 2001:db8:9::9
+//!                                         │far, MTU 1280
+//!                                         └── far     192.0.2.2, 2001:db8:fa::2
 //! ```
 //!
 //! The world is the nodes' default router. It answers only sources that it has a route to, as a
@@ -22,7 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 use coil_netns::NetNs;
 
 use crate::{
-    config::{CONTROL, FABRIC, Family, Ip, Options, WORLD, WORLD_HOST},
+    config::{CONTROL, FABRIC, FAR, FAR_MTU, Family, Ip, Options, WORLD, WORLD_HOST},
     place::{self, OpenPlace},
     state::StateDir,
 };
@@ -61,7 +63,43 @@ pub(crate) fn build(options: &Options, state: &StateDir) -> Result<OpenPlaces> {
         let place = place.with_own_mounts(|| furnish(state, &name))?;
         places.insert(name, place);
     }
+    let far = NetNs::create(dir.join(FAR))?;
+    let world = NetNs::open(dir.join(WORLD))?;
+    inside(&far, || member_sysctls(FAR))?;
+    batch(&world, &[], &far_wire(&far, options.family))?;
+    batch(&far, &[], &far_links(options.family))?;
+    places.insert(FAR.to_owned(), own.with_net(File::open(far.path())?));
     Ok(places)
+}
+
+/// The `ip -batch` lines that make the wire to [`FAR`], in the world.
+fn far_wire(far: &NetNs, family: Family) -> String {
+    use std::fmt::Write as _;
+    let mut lines = format!(
+        "link add far mtu {FAR_MTU} type veth peer name eth0 mtu {FAR_MTU} netns {}\nlink set far up\n",
+        far.path().display()
+    );
+    for ip in family.each() {
+        let _ = writeln!(lines, "addr add {} dev far{}", ip.far(1), nodad(*ip));
+    }
+    lines
+}
+
+/// Those that configure [`FAR`] itself.
+fn far_links(family: Family) -> String {
+    use std::fmt::Write as _;
+    let mut lines = String::from("link set lo up\nlink set eth0 up\n");
+    for ip in family.each() {
+        let _ = writeln!(lines, "addr add {} dev eth0{}", ip.far(2), nodad(*ip));
+        // It asks for segments of 1500 bytes, as a host does that is behind the narrow link and not on it.
+        let advmss = if *ip == Ip::V6 { MTU - 60 } else { MTU - 40 };
+        let _ = writeln!(lines, "route add default via {} dev eth0 advmss {advmss}", ip.far(1).addr());
+    }
+    lines
+}
+
+fn nodad(ip: Ip) -> &'static str {
+    if ip == Ip::V6 { " nodad" } else { "" }
 }
 
 fn member_sysctls(name: &str) -> Result<()> {
@@ -83,7 +121,7 @@ fn member_links(name: &str, host: u8, family: Family) -> String {
     use std::fmt::Write as _;
     let mut lines = String::from("link set lo up\nlink set eth0 up\n");
     for ip in family.each() {
-        let nodad = if *ip == Ip::V6 { " nodad" } else { "" };
+        let nodad = nodad(*ip);
         let _ = writeln!(lines, "addr add {} dev eth0{nodad}", ip.lan(host));
         if name == WORLD {
             let _ = writeln!(lines, "addr add {} dev lo{nodad}", ip.world());

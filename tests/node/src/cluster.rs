@@ -65,7 +65,8 @@ impl Programs {
             );
             Ok(path)
         };
-        Ok(Self { coild: find("coild")?, plugin: find("coil")? })
+        // As it is installed.
+        Ok(Self { coild: find("coild")?, plugin: find("../static/coil")? })
     }
 
     /// Those that were built with the running test.
@@ -161,9 +162,38 @@ impl Cluster {
     pub async fn restart_coild(&mut self) -> Result<()> {
         self.coild.kill().context("cannot kill coild")?;
         self.coild.wait().context("cannot wait for coild")?;
+        self.start_coild().await
+    }
+
+    /// SIGTERM, and the wait until coild has ended.
+    ///
+    /// # Errors
+    /// When it ends with an error.
+    pub fn stop_coild(&mut self) -> Result<()> {
+        let pid = i32::try_from(self.coild.id()).context("a process id")?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)?;
+        let status = self.coild.wait().context("cannot wait for coild")?;
+        ensure!(status.success(), "coild: {status}: {}", self.coild_log()?);
+        Ok(())
+    }
+
+    /// Starts coild after it was stopped.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_coild(&mut self) -> Result<()> {
         let _ = std::fs::remove_file(self.socket());
         self.coild = spawn(&self.programs, self.directory.path(), &self.coild_args)?;
         self.until_ready().await
+    }
+
+    /// Deletes the Node.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn delete_node(&self) -> Result<()> {
+        Api::<Node>::all(self.client.clone()).delete(NODE, &DeleteParams::default()).await?;
+        Ok(())
     }
 
     async fn until_ready(&self) -> Result<()> {

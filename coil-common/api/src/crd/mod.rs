@@ -2,8 +2,10 @@
 
 mod block;
 mod egress;
+mod pod;
 mod pool;
 mod request;
+pub mod rules;
 mod schema;
 
 pub use block::{AddressBlock, BlockFields, address_block_crd};

@@ -1,9 +1,12 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps,
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray as Items,
+    JSONSchemaPropsOrBool as Additional,
 };
 use kube::core::schema::StructuralSchemaRewriter;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Value, json};
+
+use super::{pod, rules};
 
 /// Structural schema of a type, as kube's derive makes it.
 pub(super) fn of<T: JsonSchema>() -> Value {
@@ -41,18 +44,24 @@ pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinit
         // Objects without a spec pass in Coil v2; validation of what is in it comes from the webhook.
         root.required = root.required.take().map(|r| r.into_iter().filter(|f| f != "spec").collect());
         root.required = root.required.take().filter(|r: &Vec<String>| !r.is_empty());
+        absent_is_not_null(root);
         // The pod template's thousand descriptions would push the object past what
-        // `kubectl apply` can keep in its annotation (256 KiB).
-        if let Some(template) = properties
-            .get_mut("spec")
+        // `kubectl apply` can keep in its annotation (256 KiB): `pod` leaves them out.
+        if let Some(template) = root
+            .properties
+            .as_mut()
+            .and_then(|p| p.get_mut("spec"))
             .and_then(|s| s.properties.as_mut())
             .and_then(|p| p.get_mut("template"))
             .and_then(|t| t.properties.as_mut())
             .and_then(|p| p.get_mut("spec"))
         {
-            strip_descriptions(template);
+            pod::complete(template);
         }
+        version.subresources.get_or_insert_default();
     }
+    crd.spec.names.list_kind.get_or_insert_with(|| format!("{}List", crd.spec.names.kind));
+    rules::apply(&mut crd);
     crd
 }
 
@@ -61,18 +70,21 @@ fn string(description: &str) -> JSONSchemaProps {
     serde_json::from_value(document).unwrap_or_default()
 }
 
-fn strip_descriptions(schema: &mut JSONSchemaProps) {
-    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-        JSONSchemaPropsOrArray as Items, JSONSchemaPropsOrBool as Additional,
-    };
-    schema.description = None;
-    schema.properties.iter_mut().flat_map(|p| p.values_mut()).for_each(strip_descriptions);
+/// An optional field is left out or has a value: a null that is sent is dropped, as in Coil v2.
+/// Numbers and texts in one field are written as controller-gen does.
+fn absent_is_not_null(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    if schema.x_kubernetes_int_or_string == Some(true) {
+        let one = |type_: &str| JSONSchemaProps { type_: Some(type_.into()), ..Default::default() };
+        schema.any_of = Some(vec![one("integer"), one("string")]);
+    }
+    schema.properties.iter_mut().flat_map(|p| p.values_mut()).for_each(absent_is_not_null);
     match &mut schema.items {
-        Some(Items::Schema(item)) => strip_descriptions(item),
-        Some(Items::Schemas(items)) => items.iter_mut().for_each(strip_descriptions),
+        Some(Items::Schema(item)) => absent_is_not_null(item),
+        Some(Items::Schemas(items)) => items.iter_mut().for_each(absent_is_not_null),
         None => {}
     }
     if let Some(Additional::Schema(values)) = &mut schema.additional_properties {
-        strip_descriptions(values);
+        absent_is_not_null(values);
     }
 }

@@ -138,7 +138,7 @@ fn judge_pdb(pdb: &EgressPdbSpec, violations: &mut Vec<Violation>) {
 
 fn number_error(number: &IntOrString) -> Option<&'static str> {
     match number {
-        IntOrString::Int(n) => (*n < 0).then_some("must be 0 or more"),
+        IntOrString::Int(n) => (*n < 0).then_some("must be a number of pods, 0 or more"),
         IntOrString::String(text) => {
             let digits =
                 text.strip_suffix('%').filter(|d| !d.is_empty() && d.chars().all(|c| c.is_ascii_digit()));

@@ -53,7 +53,7 @@ async fn route(backend: &Arc<Backend>, request: Request<Incoming>) -> Result<Res
         return review(backend, &user, (*group).to_owned(), (*plural).to_owned(), request).await;
     }
     let target = route::target(&backend.registry, &segments)?;
-    resource::handle(backend, target, request).await
+    resource::handle(backend, target, request, user).await
 }
 
 /// Documents about the server itself.

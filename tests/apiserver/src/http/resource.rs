@@ -11,28 +11,46 @@ use super::body::{self, Body};
 use super::negotiate::{self, View};
 use super::query::Query;
 use super::route::Target;
+use crate::auth::User;
 use crate::backend::Backend;
 use crate::meta;
 use crate::patch::PatchKind;
 use crate::registry::Resource;
 use crate::status::{ApiError, Result};
-use crate::verbs::{self, DeleteOptions, Deleted, Outcome, Part, Place, WatchOptions, WriteOptions};
+use crate::verbs::{
+    self, Caller, DeleteOptions, Deleted, ListMeta, ListOptions, Outcome, Part, Place, WatchOptions,
+    WriteOptions,
+};
 
-/// Answers a request for a target.
+/// Answers a request for a target; warnings go with the answer, a refusal included.
 pub(super) async fn handle(
     backend: &Arc<Backend>,
     target: Target,
     request: Request<Incoming>,
+    user: Arc<User>,
+) -> Result<Response<Body>> {
+    let caller = Caller::new(user);
+    let answer = answer(backend, target, request, &caller).await;
+    let mut response = answer.unwrap_or_else(|error| body::json(error.code(), &error.status()));
+    body::warn(&mut response, &caller.warnings());
+    Ok(response)
+}
+
+async fn answer(
+    backend: &Arc<Backend>,
+    target: Target,
+    request: Request<Incoming>,
+    caller: &Caller,
 ) -> Result<Response<Body>> {
     let (query, agent) = super::query_of(&request);
     let view = negotiate::view(request.headers(), query.get("includeObject"));
     let method = request.method().clone();
     let Target { resource, namespace, name, subresource } = target;
     let Some(name) = name else {
-        return collection(backend, &resource, namespace, (query, agent, view), request).await;
+        return collection((backend, &resource, caller), namespace, (query, agent, view), request).await;
     };
     let namespace = namespace.unwrap_or_default();
-    let place = Place { backend, resource: &resource, namespace: &namespace };
+    let place = Place { backend, resource: &resource, namespace: &namespace, caller };
     let options = query.write_options(&agent)?;
     if let Some(subresource) = subresource {
         return below(place, &name, &subresource, (&options, view), request).await;
@@ -48,16 +66,20 @@ pub(super) async fn handle(
         }
         Method::PUT => {
             let object = body::read(request).await?;
-            Ok(written(&resource, view, &verbs::update(place, &name, Part::Main, object, &options)?))
+            Ok(written(&resource, view, &verbs::update(place, &name, Part::Main, object, &options).await?))
         }
         Method::PATCH => {
             let kind = PatchKind::of(content_type(&request))?;
             let patch = body::read(request).await?;
-            Ok(written(&resource, view, &verbs::patch(place, &name, Part::Main, kind, &patch, &options)?))
+            Ok(written(
+                &resource,
+                view,
+                &verbs::patch(place, &name, Part::Main, kind, &patch, &options).await?,
+            ))
         }
         Method::DELETE => {
             let options = delete_options(&query, &body::read(request).await?)?;
-            Ok(deleted(&resource, view, &verbs::delete(place, &name, &options)?))
+            Ok(deleted(&resource, view, &verbs::delete(place, &name, &options).await?))
         }
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -69,9 +91,7 @@ fn content_type(request: &Request<Incoming>) -> &str {
 
 fn written(resource: &Resource, view: View, outcome: &Outcome) -> Response<Body> {
     let code = if outcome.created { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = body::bytes(code, verbs::shown(resource, view, &outcome.object));
-    body::warn(&mut response, &outcome.warnings);
-    response
+    body::bytes(code, verbs::shown(resource, view, &outcome.object))
 }
 
 fn delete_options(query: &Query, body: &Value) -> Result<DeleteOptions> {
@@ -96,8 +116,7 @@ fn success(details: &Value) -> Value {
 }
 
 async fn collection(
-    backend: &Arc<Backend>,
-    resource: &Arc<Resource>,
+    (backend, resource, caller): (&Arc<Backend>, &Arc<Resource>, &Caller),
     namespace: Option<String>,
     (query, agent, view): (Query, String, View),
     request: Request<Incoming>,
@@ -107,8 +126,15 @@ async fn collection(
             watch(backend, resource, namespace, query.selector()?, &query, view)
         }
         Method::GET => {
-            let list = verbs::list(backend, resource, namespace.as_deref(), &query.selector()?, view);
-            Ok(body::bytes(StatusCode::OK, list))
+            let options = ListOptions {
+                namespace,
+                selector: query.selector()?,
+                view,
+                version: query.number("resourceVersion")?,
+                limit: query.number("limit")?.unwrap_or(0),
+                token: query.get("continue").map(str::to_owned),
+            };
+            Ok(body::bytes(StatusCode::OK, verbs::list(backend, resource, &options)?))
         }
         Method::POST => {
             let options = query.write_options(&agent)?;
@@ -118,17 +144,17 @@ async fn collection(
                 return Err(ApiError::method_not_allowed());
             }
             let namespace = namespace.unwrap_or_default();
-            let place = Place { backend, resource, namespace: &namespace };
-            Ok(written(resource, view, &verbs::create(place, None, object, &options)?))
+            let place = Place { backend, resource, namespace: &namespace, caller };
+            Ok(written(resource, view, &verbs::create(place, None, object, &options).await?))
         }
         Method::DELETE => {
             let selector = query.selector()?;
             let options = delete_options(&query, &body::read(request).await?)?;
-            let place = Place { backend, resource, namespace: "" };
-            let gone = verbs::delete_collection(place, namespace.as_deref(), &selector, &options)?;
-            let version = backend.store.version();
+            let place = Place { backend, resource, namespace: "", caller };
+            let gone = verbs::delete_collection(place, namespace.as_deref(), &selector, &options).await?;
+            let meta = ListMeta { version: backend.store.version(), ..ListMeta::default() };
             let objects = gone.iter().map(AsRef::as_ref);
-            Ok(body::bytes(StatusCode::OK, verbs::shown_list(resource, view, objects, version)))
+            Ok(body::bytes(StatusCode::OK, verbs::shown_list(resource, view, objects, &meta)))
         }
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -172,10 +198,10 @@ async fn below(
         "scale" if resource.scale.is_some() => {
             let scale = match method {
                 Method::GET => verbs::get_scale(place, name)?,
-                Method::PUT => verbs::put_scale(place, name, &body::read(request).await?, options)?,
+                Method::PUT => verbs::put_scale(place, name, &body::read(request).await?, options).await?,
                 Method::PATCH => {
                     let kind = PatchKind::of(content_type(&request))?;
-                    verbs::patch_scale(place, name, kind, &body::read(request).await?, options)?
+                    verbs::patch_scale(place, name, kind, &body::read(request).await?, options).await?
                 }
                 _ => return Err(ApiError::method_not_allowed()),
             };
@@ -189,7 +215,7 @@ async fn below(
             match subresource {
                 "token" => Ok(body::json(StatusCode::CREATED, &verbs::issue_token(place, name, posted)?)),
                 "eviction" => {
-                    verbs::evict(place, name, &posted, options)?;
+                    verbs::evict(place, name, &posted, options).await?;
                     Ok(body::json(StatusCode::CREATED, &success(&Value::Null)))
                 }
                 _ => {
@@ -221,12 +247,12 @@ async fn part(
         }
         Method::PUT => {
             let object = body::read(request).await?;
-            Ok(written(resource, view, &verbs::update(place, name, part, object, options)?))
+            Ok(written(resource, view, &verbs::update(place, name, part, object, options).await?))
         }
         Method::PATCH => {
             let kind = PatchKind::of(content_type(&request))?;
             let patch = body::read(request).await?;
-            Ok(written(resource, view, &verbs::patch(place, name, part, kind, &patch, options)?))
+            Ok(written(resource, view, &verbs::patch(place, name, part, kind, &patch, options).await?))
         }
         _ => Err(ApiError::method_not_allowed()),
     }

@@ -1,6 +1,5 @@
-//! Server-side apply. `metadata.managedFields` remembers what each manager applied:
-//! what a manager no longer applies, and nobody else applies, goes. Fields of managers
-//! that update instead of applying are not tracked.
+//! Server-side apply. `metadata.managedFields` remembers what each manager applied or
+//! updated: what a manager no longer applies, and nobody else owns, goes.
 
 use serde_json::{Map, Value, json};
 
@@ -44,7 +43,7 @@ impl Applier<'_> {
         merge(&mut merged, &wanted, root);
         if let Some(previous) = previous {
             let mut gone = fields::difference(&previous, Some(&set));
-            for entry in managers.iter().filter(|entry| entry["operation"] == "Apply") {
+            for entry in &managers {
                 fields::subtract(&mut gone, &entry["fieldsV1"]);
             }
             remove(&mut merged, &gone, root);
@@ -62,7 +61,7 @@ impl Applier<'_> {
         Ok(merged)
     }
 
-    /// Fields that others applied with another value: an error, or with force they lose them.
+    /// Fields that others own with another value: an error, or with force they lose them.
     fn settle_conflicts(
         &self,
         live: &Value,
@@ -72,23 +71,39 @@ impl Applier<'_> {
     ) -> Result<()> {
         let root = Place::root(self.schema, self.builtin);
         let mut found = Vec::new();
-        for entry in managers.iter_mut().filter(|entry| entry["operation"] == "Apply") {
+        for entry in managers.iter_mut() {
             let mut lost = Map::new();
             let mut paths = Vec::new();
             conflicts(live, wanted, set, &entry["fieldsV1"], root, "", (&mut lost, &mut paths));
             if !paths.is_empty() && self.force {
                 fields::subtract(&mut entry["fieldsV1"], &Value::Object(lost));
             }
-            let manager = entry["manager"].as_str().unwrap_or_default();
-            found.extend(paths.into_iter().map(|path| (manager.to_owned(), path)));
+            let manager = owner_name(entry);
+            found.extend(paths.into_iter().map(|path| (manager.clone(), path)));
         }
         managers.retain(|entry| !fields::is_leaf(&entry["fieldsV1"]));
         if found.is_empty() || self.force { Ok(()) } else { Err(ApiError::apply_conflict(&found)) }
     }
 }
 
+/// The manager of an entry, as a conflict names it.
+fn owner_name(entry: &Value) -> String {
+    let text = |key: &str| entry[key].as_str().unwrap_or_default();
+    let mut name = format!("{:?}", text("manager"));
+    if !text("subresource").is_empty() {
+        name = format!("{name} with subresource {:?}", text("subresource"));
+    }
+    if text("operation") == "Update" {
+        name = format!("{name} using {}", text("apiVersion"));
+        if !text("time").is_empty() {
+            name = format!("{name} at {}", text("time"));
+        }
+    }
+    name
+}
+
 /// Without the fields that identify the object rather than configure it.
-fn owned_part(config: &Value) -> Value {
+pub(super) fn owned_part(config: &Value) -> Value {
     let mut part = config.clone();
     let map = meta::as_map(&mut part);
     map.remove("apiVersion");
@@ -102,6 +117,8 @@ fn owned_part(config: &Value) -> Value {
             "resourceVersion",
             "generation",
             "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
             "selfLink",
             "managedFields",
         ] {
@@ -114,12 +131,12 @@ fn owned_part(config: &Value) -> Value {
     part
 }
 
-fn managed_fields(live: &Value) -> Vec<Value> {
+pub(super) fn managed_fields(live: &Value) -> Vec<Value> {
     meta::at(live, &["metadata", "managedFields"]).and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
 /// An entry that did not change keeps its time, so that applying twice changes nothing.
-fn keep_times(live: &Value, managers: &mut [Value]) {
+pub(super) fn keep_times(live: &Value, managers: &mut [Value]) {
     for old in managed_fields(live) {
         for entry in managers.iter_mut() {
             let mut dated = entry.clone();
@@ -245,7 +262,9 @@ fn conflicts(
             continue;
         };
         let (Some(have), Some(want)) = (have, want) else { continue };
-        if fields::is_leaf(below) || fields::is_leaf(theirs) {
+        if fields::is_leaf(below) && is_empty(want) && !fields::is_leaf(theirs) {
+            // An empty map or list says nothing of what others have in it.
+        } else if fields::is_leaf(below) || fields::is_leaf(theirs) {
             if have != want {
                 lost.insert(element.clone(), json!({}));
                 paths.push(at);

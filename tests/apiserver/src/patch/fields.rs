@@ -119,6 +119,96 @@ pub(super) fn difference(old: &Value, new: Option<&Value>) -> Value {
     Value::Object(result)
 }
 
+/// What an update changes: the fields that are new or have another value, and those that
+/// have gone.
+pub(super) fn compare(old: &Value, new: &Value, place: Place<'_>) -> (Value, Value) {
+    let (mut changed, mut gone) = (Map::new(), Map::new());
+    match (old, new) {
+        (Value::Object(before), Value::Object(after)) if !place.atomic_map() => {
+            for (name, value) in after {
+                let element = field(name);
+                match before.get(name) {
+                    None => {
+                        changed.insert(element, of(value, place.child(name)));
+                    }
+                    Some(was) if was == value => {}
+                    Some(was) => both(element, was, value, place.child(name), &mut changed, &mut gone),
+                }
+            }
+            for (name, value) in before.iter().filter(|(name, _)| !after.contains_key(*name)) {
+                gone.insert(field(name), of(value, place.child(name)));
+            }
+        }
+        (Value::Array(before), Value::Array(after)) => match place.list(after) {
+            ListKeys::Atomic => {}
+            ListKeys::Set => {
+                let only = |a: &[Value], b: &[Value]| -> Map<String, Value> {
+                    let those = a.iter().filter(|item| !b.contains(item));
+                    those.map(|item| (value(item), Value::Object(Map::new()))).collect()
+                };
+                (changed, gone) = (only(after, before), only(before, after));
+            }
+            ListKeys::Map(keys) => {
+                let find = |list: &[Value], item: &Value| {
+                    list.iter().find(|have| lists::same_keys(&keys, have, item)).cloned()
+                };
+                for item in after {
+                    match find(before, item) {
+                        None => {
+                            let mut inner = of(item, place.element());
+                            crate::meta::as_map(&mut inner).insert(".".into(), Value::Object(Map::new()));
+                            changed.insert(key(&keys, item), inner);
+                        }
+                        Some(was) if was == *item => {}
+                        Some(was) => {
+                            both(key(&keys, item), &was, item, place.element(), &mut changed, &mut gone);
+                        }
+                    }
+                }
+                for item in before.iter().filter(|item| find(after, item).is_none()) {
+                    let mut inner = of(item, place.element());
+                    crate::meta::as_map(&mut inner).insert(".".into(), Value::Object(Map::new()));
+                    gone.insert(key(&keys, item), inner);
+                }
+            }
+        },
+        _ => {}
+    }
+    (Value::Object(changed), Value::Object(gone))
+}
+
+/// The comparison of a field that is there before and after, with different values.
+fn both(
+    element: String,
+    was: &Value,
+    is: &Value,
+    place: Place<'_>,
+    changed: &mut Map<String, Value>,
+    gone: &mut Map<String, Value>,
+) {
+    let (inner_changed, inner_gone) = compare(was, is, place);
+    let unstructured = is_leaf(&inner_changed) && is_leaf(&inner_gone);
+    if unstructured || !is_leaf(&inner_changed) {
+        changed.insert(element.clone(), inner_changed);
+    }
+    if !is_leaf(&inner_gone) {
+        gone.insert(element, inner_gone);
+    }
+}
+
+/// Adds to `set` what `more` has.
+pub(super) fn unite(set: &mut Value, more: &Value) {
+    let (Value::Object(set), Value::Object(more)) = (set, more) else { return };
+    for (element, below) in more {
+        match set.get_mut(element) {
+            Some(have) => unite(have, below),
+            None => {
+                set.insert(element.clone(), below.clone());
+            }
+        }
+    }
+}
+
 /// Takes out of `set` what `owned` has: fields that another manager still holds.
 pub(super) fn subtract(set: &mut Value, owned: &Value) {
     let Value::Object(map) = set else { return };

@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 mod fields;
 mod lists;
+pub(crate) mod managed;
 mod merge;
 mod strategic;
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{CrdColumn, Resource, ScalePaths, SchemaSource};
 use crate::meta::{self, str_at};
 use crate::names::NameRule;
-use crate::schema::{Refs, Schema};
+use crate::schema::{Refs, Schema, check_rules};
 use crate::status::FieldError;
 use crate::store::TableId;
 
@@ -107,8 +107,17 @@ pub(crate) fn validate(crd: &Value) -> Vec<FieldError> {
         let detail = "must have exactly one version marked as storage version";
         errors.push(FieldError::invalid("spec.versions", &given, detail));
     }
+    // The server thinks of a schema that all versions share as the definition's own.
+    let schemas: Vec<&Value> = versions(crd).map(|version| &version["schema"]).collect();
+    let shared = schemas.iter().all(|schema| *schema == schemas[0]);
     for (index, version) in versions(crd).enumerate() {
-        let path = format!("spec.versions[{index}].schema.openAPIV3Schema");
+        if shared && index > 0 {
+            break;
+        }
+        let path = match shared {
+            true => "spec.validation.openAPIV3Schema".to_owned(),
+            false => format!("spec.versions[{index}].schema.openAPIV3Schema"),
+        };
         let Some(schema) = meta::at(version, &["schema", "openAPIV3Schema"]) else {
             errors.push(FieldError::required(path, "schemas are required"));
             continue;
@@ -120,8 +129,9 @@ pub(crate) fn validate(crd: &Value) -> Vec<FieldError> {
                 "must be object at the root",
             ));
         }
-        if let Err(error) = Schema::compile(schema, Refs::none()) {
-            errors.push(FieldError::invalid(path, &Value::Null, error));
+        match Schema::compile(schema, Refs::none()) {
+            Ok(compiled) => errors.extend(check_rules(&compiled, schema, &path)),
+            Err(error) => errors.push(FieldError::invalid(path, &Value::Null, error)),
         }
     }
     errors

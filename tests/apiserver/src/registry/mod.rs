@@ -83,6 +83,12 @@ impl Resource {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
+    /// Whether an update may come without the version that it is for.
+    pub(crate) fn allows_unconditional_update(&self) -> bool {
+        let conditional = matches!(self.plural.as_str(), "leases" | "customresourcedefinitions");
+        !self.custom && !conditional && self.group != "admissionregistration.k8s.io"
+    }
+
     /// The compiled schema.
     pub(crate) fn schema(&self) -> &Arc<Schema> {
         self.compiled.get_or_init(|| {

@@ -1,9 +1,12 @@
 //! From the JSON of a schema to its compiled form.
 
+use std::collections::BTreeMap;
+
 use regex::Regex;
 use serde_json::Value;
 
 use super::{Bounds, ListType, Schema, Type};
+use crate::cel;
 
 /// A schema that this server cannot use.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +96,19 @@ fn compile(source: &Value, refs: Refs<'_>, path: &str) -> Result<Schema, Compile
             Some((pattern.to_owned(), regex))
         }
     };
+    let properties = properties
+        .map(|(key, child)| Ok((key.clone(), compile(child, refs, &super::join(path, key))?)))
+        .collect::<Result<BTreeMap<String, Schema>, CompileError>>()?;
+    let (additional, items, rules) = (one("additionalProperties")?, one("items")?, cel::rules(source));
+    let below = properties.values().chain(additional.as_deref()).chain(items.as_deref());
+    let ruled = !rules.is_empty() || below.into_iter().any(|child| child.ruled);
     Ok(Schema {
         kind: source.get("type").and_then(type_of),
-        properties: properties
-            .map(|(key, child)| Ok((key.clone(), compile(child, refs, &super::join(path, key))?)))
-            .collect::<Result<_, CompileError>>()?,
-        additional: one("additionalProperties")?,
-        items: one("items")?,
+        properties,
+        additional,
+        items,
+        rules,
+        ruled,
         list_type: list_type(source),
         atomic_map: source.get("x-kubernetes-map-type").is_some_and(|kind| kind == "atomic"),
         preserve_unknown: flag("x-kubernetes-preserve-unknown-fields"),

@@ -3,6 +3,7 @@
 mod compile;
 mod defaults;
 mod prune;
+mod rules;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,10 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde_json::Value;
 
+use crate::cel::Rule;
+
 pub(crate) use compile::Refs;
+pub(crate) use rules::check_rules;
 
 /// The JSON type that a schema demands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,10 @@ pub(crate) struct Schema {
     any_of: Vec<Schema>,
     one_of: Vec<Schema>,
     not: Option<Box<Schema>>,
+    /// Rules in CEL of this very node.
+    rules: Vec<Rule>,
+    /// This node or one below it has rules.
+    ruled: bool,
 }
 
 /// Inclusive limits of a length.
@@ -79,6 +87,34 @@ impl Schema {
     /// The schema of a property or map value.
     pub(crate) fn child(&self, key: &str) -> Option<&Self> {
         self.properties.get(key).or(self.additional.as_deref())
+    }
+
+    /// Whether integers and strings are both allowed.
+    pub(crate) fn is_int_or_string(&self) -> bool {
+        self.int_or_string
+    }
+
+    /// Whether values are points in time.
+    pub(crate) fn is_time(&self) -> bool {
+        self.kind == Some(Type::String) && self.format.as_deref() == Some("date-time")
+    }
+
+    /// The name of the type, as schemas write it.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self.kind {
+            Some(Type::Object) => "object",
+            Some(Type::Array) => "array",
+            Some(Type::String) => "string",
+            Some(Type::Integer) => "integer",
+            Some(Type::Number) => "number",
+            Some(Type::Boolean) => "boolean",
+            None => "",
+        }
+    }
+
+    /// The value, when it is small enough to be repeated in an error: no object, no list.
+    pub(crate) fn scalar<'a>(&self, value: &'a Value) -> Option<&'a Value> {
+        (!matches!(self.kind, Some(Type::Object | Type::Array))).then_some(value)
     }
 }
 
@@ -114,7 +150,7 @@ mod tests {
     }
 
     fn errors(spec: &Value) -> Vec<String> {
-        schema().validate(&json!({"spec": spec})).iter().map(ToString::to_string).collect()
+        schema().validate(&json!({"spec": spec}), None).iter().map(ToString::to_string).collect()
     }
 
     #[test]

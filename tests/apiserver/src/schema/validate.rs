@@ -6,29 +6,30 @@ use super::{Schema, Type, join};
 use crate::status::FieldError;
 
 impl Schema {
-    /// All violations, in the order of the fields.
-    pub(crate) fn validate(&self, object: &Value) -> Vec<FieldError> {
+    /// All violations, in the order of the fields. With `old` it is an update: values that
+    /// have not changed are let pass, as they were before the schema forbade them.
+    pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        check(self, object, "", &mut errors);
+        check(self, object, old, "", &mut errors);
         errors
     }
 
     /// Only the violations of types: what would fail to decode into a typed object.
     pub(crate) fn type_errors(&self, object: &Value) -> Vec<FieldError> {
-        let mut errors = self.validate(object);
+        let mut errors = self.validate(object, None);
         errors.retain(|error| error.reason == "FieldValueTypeInvalid");
         errors
     }
 
     fn accepts(&self, value: &Value) -> bool {
         let mut errors = Vec::new();
-        check(self, value, "", &mut errors);
+        check(self, value, None, "", &mut errors);
         errors.is_empty()
     }
 }
 
-fn check(schema: &Schema, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    if value.is_null() && schema.nullable {
+fn check(schema: &Schema, value: &Value, old: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
+    if value.is_null() && schema.nullable || old == Some(value) {
         return;
     }
     if let Some(expected) = wrong_type(schema, value) {
@@ -41,8 +42,8 @@ fn check(schema: &Schema, value: &Value, path: &str, errors: &mut Vec<FieldError
         errors.push(FieldError::not_supported(path, value, &schema.allowed));
     }
     match value {
-        Value::Object(map) => check_object(schema, map, path, errors),
-        Value::Array(items) => check_array(schema, items, path, errors),
+        Value::Object(map) => check_object(schema, map, old, path, errors),
+        Value::Array(items) => check_array(schema, items, old, path, errors),
         Value::String(text) => check_string(schema, text, path, errors),
         Value::Number(_) => check_number(schema, value, path, errors),
         Value::Null | Value::Bool(_) => {}
@@ -53,6 +54,7 @@ fn check(schema: &Schema, value: &Value, path: &str, errors: &mut Vec<FieldError
 fn check_object(
     schema: &Schema,
     map: &serde_json::Map<String, Value>,
+    old: Option<&Value>,
     path: &str,
     errors: &mut Vec<FieldError>,
 ) {
@@ -61,7 +63,7 @@ fn check_object(
     }
     for (key, child) in map {
         if let Some(known) = schema.child(key) {
-            check(known, child, &join(path, key), errors);
+            check(known, child, old.and_then(|old| old.get(key)), &join(path, key), errors);
         }
     }
     let count = map.len() as u64;
@@ -79,7 +81,13 @@ fn too_many(path: &str, count: u64, max: u64) -> FieldError {
     FieldError { field: path.to_owned(), reason: "FieldValueTooMany", message }
 }
 
-fn check_array(schema: &Schema, items: &[Value], path: &str, errors: &mut Vec<FieldError>) {
+fn check_array(
+    schema: &Schema,
+    items: &[Value],
+    old: Option<&Value>,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     let count = items.len() as u64;
     if let Some(min) = schema.item_count.min.filter(|min| count < *min) {
         let detail = format!("{path} in body should have at least {min} items");
@@ -106,7 +114,7 @@ fn check_array(schema: &Schema, items: &[Value], path: &str, errors: &mut Vec<Fi
     }
     if let Some(known) = &schema.items {
         for (index, item) in items.iter().enumerate() {
-            check(known, item, &format!("{path}[{index}]"), errors);
+            check(known, item, schema.old_item(item, old), &format!("{path}[{index}]"), errors);
         }
     }
 }
@@ -168,7 +176,7 @@ fn check_number(schema: &Schema, value: &Value, path: &str, errors: &mut Vec<Fie
 
 fn check_combinations(schema: &Schema, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for part in &schema.all_of {
-        check(part, value, path, errors);
+        check(part, value, None, path, errors);
     }
     let mut complain =
         |detail: &str| errors.push(FieldError::invalid(path, value, format!("{path} in body {detail}")));

@@ -5,10 +5,12 @@ mod event;
 mod identity;
 mod pod;
 mod service;
+mod webhook;
 mod workload;
 
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::backend::Backend;
 use crate::meta::{self, default_to};
 use crate::registry::{self, Resource};
@@ -39,6 +41,7 @@ pub(crate) fn prepare(
         }
         ("rbac.authorization.k8s.io", _) => identity::role(object),
         ("apiextensions.k8s.io", _) => crd(object, old),
+        (admission::GROUP, _) => webhook::prepare(resource, object),
         ("discovery.k8s.io", _) => endpoint_slice(object),
         _ => {}
     }
@@ -52,6 +55,7 @@ pub(crate) fn validate(resource: &Resource, object: &Value, old: Option<&Value>)
         ("", "services") => service::validate(object, old),
         ("apps", _) => workload::validate(resource, object, old),
         ("apiextensions.k8s.io", _) => registry::validate_crd(object),
+        (admission::GROUP, _) => webhook::validate(object),
         ("rbac.authorization.k8s.io", _) => identity::validate_role(object, old),
         _ => Vec::new(),
     }

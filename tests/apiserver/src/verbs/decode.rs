@@ -9,12 +9,8 @@ use crate::status::{ApiError, Result};
 use crate::strategy;
 
 /// Checks what a body claims to be, drops unknown fields, fills in the schema's defaults.
-/// Returns the object as it is to be stored, and warnings for the client.
-pub(super) fn decode(
-    place: Place<'_>,
-    mut body: Value,
-    options: &WriteOptions,
-) -> Result<(Value, Vec<String>)> {
+/// Returns the object as it is to be stored.
+pub(super) fn decode(place: Place<'_>, mut body: Value, options: &WriteOptions) -> Result<Value> {
     let resource = place.resource;
     check_kind(resource, &mut body)?;
     let schema = resource.schema();
@@ -29,7 +25,6 @@ pub(super) fn decode(
     }
     let unknown: Vec<String> =
         schema.prune(&mut body).iter().map(|path| format!("unknown field {path:?}")).collect();
-    let mut warnings = Vec::new();
     match options.validation {
         FieldValidation::Strict if !unknown.is_empty() => {
             return Err(ApiError::bad_request(format!(
@@ -40,12 +35,12 @@ pub(super) fn decode(
                 unknown.join(", ")
             )));
         }
-        FieldValidation::Warn => warnings = unknown,
+        FieldValidation::Warn => unknown.into_iter().for_each(|warning| place.caller.warn(warning)),
         FieldValidation::Strict | FieldValidation::Ignore => {}
     }
     schema.fill_defaults(&mut body);
     strategy::to_storage(resource, &mut body);
-    Ok((body, warnings))
+    Ok(body)
 }
 
 fn check_kind(resource: &Resource, body: &mut Value) -> Result<()> {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Place;
 use super::write::may_go;
+use crate::admission::{Operation, Write};
 use crate::backend::Backend;
 use crate::meta::{self, FINALIZER_FOREGROUND, FINALIZER_ORPHAN};
 use crate::selector::Selector;
@@ -35,7 +36,26 @@ pub(crate) struct DeleteOptions {
     dry_run: bool,
 }
 
+impl Propagation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Background => "Background",
+            Self::Foreground => "Foreground",
+            Self::Orphan => "Orphan",
+        }
+    }
+}
+
 impl DeleteOptions {
+    /// The options as webhooks see them.
+    fn shown(&self) -> Value {
+        let mut options = json!({"propagationPolicy": self.propagation.name()});
+        if let Some(seconds) = self.grace_seconds {
+            options["gracePeriodSeconds"] = seconds.into();
+        }
+        options
+    }
+
     /// From a `DeleteOptions` body, or null.
     pub(crate) fn parse(body: &Value) -> Result<Self> {
         let propagation = match body.get("propagationPolicy").and_then(Value::as_str) {
@@ -83,9 +103,9 @@ pub(crate) enum Deleted {
 }
 
 /// Deletes an object, or marks it as being deleted.
-pub(crate) fn delete(place: Place<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted> {
+pub(crate) async fn delete(place: Place<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted> {
     loop {
-        match once(place, name, options) {
+        match once(place, name, options).await {
             // A precondition on the version is checked again on the next round.
             Err(error) if error.is_race() => {}
             done => return done,
@@ -93,11 +113,12 @@ pub(crate) fn delete(place: Place<'_>, name: &str, options: &DeleteOptions) -> R
     }
 }
 
-fn once(place: Place<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted> {
-    let Place { backend, resource, namespace } = place;
+async fn once(place: Place<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted> {
+    let Place { backend, resource, namespace, .. } = place;
     let current = backend.get(resource, namespace, name)?;
     let object = current.value();
     check_preconditions(place, object, options)?;
+    ask_webhooks(place, object, options).await?;
     let mut new = object.clone();
     let grace = grace(place, object, options);
     let was = meta::at(object, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64);
@@ -128,16 +149,39 @@ fn once(place: Place<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted
     Ok(Deleted::Waiting(stored))
 }
 
+async fn ask_webhooks(place: Place<'_>, object: &Value, options: &DeleteOptions) -> Result<()> {
+    let admission = &place.backend.admission;
+    if admission.is_silent() {
+        return Ok(());
+    }
+    let write = Write {
+        place,
+        operation: Operation::Delete,
+        name: meta::name(object),
+        subresource: "",
+        old: Some(object),
+        dry_run: options.dry_run,
+        options: &options.shown(),
+    };
+    // There is nothing to change; the mutating ones may still refuse.
+    admission.mutate(write, &mut Value::Null).await?;
+    admission.validate(write, None).await
+}
+
 fn check_preconditions(place: Place<'_>, object: &Value, options: &DeleteOptions) -> Result<()> {
     let resource = place.resource;
-    let checks = [("UID", &options.uid, "uid"), ("ResourceVersion", &options.version, "resourceVersion")];
-    for (what, wanted, field) in checks {
+    let checks = [
+        ("UID", &options.uid, "uid", "deleted and then recreated"),
+        ("ResourceVersion", &options.version, "resourceVersion", "modified"),
+    ];
+    for (what, wanted, field, happened) in checks {
         let have = meta::field(object, field);
         if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != have) {
             let why = format!(
-                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {have}"
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({have}). \
+                 The object might have been {happened}"
             );
-            return Err(ApiError::conflict(&resource.group, &resource.plural, meta::name(object), why));
+            return Err(ApiError::conflict(&resource.group, &resource.kind, meta::name(object), why));
         }
     }
     Ok(())
@@ -155,7 +199,7 @@ fn grace(place: Place<'_>, object: &Value, options: &DeleteOptions) -> i64 {
 }
 
 /// Deletes what a selector matches; returns the objects as they were.
-pub(crate) fn collection(
+pub(crate) async fn collection(
     place: Place<'_>,
     namespace: Option<&str>,
     selector: &Selector,
@@ -165,7 +209,7 @@ pub(crate) fn collection(
     let mut deleted = Vec::new();
     for object in objects.into_iter().filter(|object| selector.matches(object.value())) {
         let place = Place { namespace: meta::namespace(object.value()), ..place };
-        match delete(place, meta::name(object.value()), options) {
+        match delete(place, meta::name(object.value()), options).await {
             Ok(_) => deleted.push(object),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),

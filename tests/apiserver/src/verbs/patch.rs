@@ -3,19 +3,16 @@
 use serde_json::{Value, json};
 
 use super::decode::decode;
-use super::write::{Outcome, Part, create, overwrite};
+use super::write::{ATTEMPTS, Outcome, Owner, Part, create_as, overwrite};
 use super::{Place, WriteOptions};
 use crate::meta;
 use crate::patch::apply::Applier;
 use crate::patch::{self, PatchKind};
-use crate::status::{ApiError, Result};
+use crate::status::{ApiError, FieldError, Result};
 use crate::strategy;
 
-/// How often a patch without a version meets a concurrent write before it gives up.
-const ATTEMPTS: usize = 20;
-
 /// Patches an object; an apply patch creates it when it does not exist.
-pub(crate) fn patch(
+pub(crate) async fn patch(
     place: Place<'_>,
     name: &str,
     part: Part,
@@ -31,12 +28,13 @@ pub(crate) fn patch(
         ));
     }
     if kind == PatchKind::Apply && options.manager.is_empty() {
-        return Err(ApiError::bad_request("fieldManager is required for apply patch"));
+        let error = FieldError::required("fieldManager", "is required for apply patch");
+        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
     }
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let done = once(place, name, part, kind, body, options);
+        let done = once(place, name, part, kind, body, options).await;
         match done {
             Err(error) if error.is_race() && attempt < ATTEMPTS && !has_version(body) => {}
             done => return done,
@@ -48,7 +46,7 @@ fn has_version(body: &Value) -> bool {
     !meta::field(body, "resourceVersion").is_empty()
 }
 
-fn once(
+async fn once(
     place: Place<'_>,
     name: &str,
     part: Part,
@@ -61,7 +59,7 @@ fn once(
         Ok(current) => current,
         Err(error) if error.is_not_found() && kind == PatchKind::Apply && part == Part::Main => {
             let config = applied(place, part, &json!({}), body, options)?;
-            return create(place, Some(name), config, options);
+            return create_as(place, Some(name), config, options, Owner::Settled).await;
         }
         Err(error) => return Err(error),
     };
@@ -77,12 +75,18 @@ fn once(
             "the name of the object ({given}) does not match the name on the URL ({name})"
         )));
     }
-    let (mut object, warnings) = decode(place, patched, options)?;
+    let uid = meta::uid(&patched);
+    if !uid.is_empty() && !meta::uid(live).is_empty() && uid != meta::uid(live) {
+        let error = FieldError::invalid("metadata.uid", &uid.into(), "field is immutable");
+        return Err(ApiError::invalid(&resource.group, &resource.kind, name, &[error]));
+    }
+    let mut object = decode(place, patched, options)?;
     if !has_version(body) && kind != PatchKind::Json {
         meta::metadata_mut(&mut object).remove("resourceVersion");
     }
-    let stored = overwrite(place, &current, object, part, options.dry_run)?;
-    Ok(Outcome { object: stored, warnings, created: false })
+    let owner = if kind == PatchKind::Apply { Owner::Settled } else { Owner::Updater };
+    let stored = overwrite(place, &current, object, part, options, owner).await?;
+    Ok(Outcome { object: stored, created: false })
 }
 
 fn applied(

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::delete::{DeleteOptions, delete};
-use super::write::{Part, overwrite};
+use super::write::{Owner, Part, overwrite};
 use super::{Place, WriteOptions};
 use crate::auth::User;
 use crate::meta;
@@ -17,7 +17,7 @@ fn keys(path: &str) -> Vec<&str> {
     path.split('.').filter(|key| !key.is_empty()).collect()
 }
 
-fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
+pub(super) fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
     let number = |path: &str| meta::at(object, &keys(path)).and_then(Value::as_i64).unwrap_or(0);
     let selector = match &paths.selector {
         Some(path) => meta::str_at(object, &keys(path)).unwrap_or_default().to_owned(),
@@ -46,7 +46,7 @@ pub(crate) fn get_scale(place: Place<'_>, name: &str) -> Result<Value> {
 }
 
 /// Sets the replicas from a whole Scale.
-pub(crate) fn put_scale(
+pub(crate) async fn put_scale(
     place: Place<'_>,
     name: &str,
     scale: &Value,
@@ -70,7 +70,7 @@ pub(crate) fn put_scale(
             slot = meta::as_map(slot).entry(key).or_insert(Value::Null);
         }
         *slot = replicas.into();
-        match overwrite(place, &current, object, Part::Main, options.dry_run) {
+        match overwrite(place, &current, object, Part::Scale, options, Owner::Updater).await {
             Ok(stored) => return Ok(scale_of(stored.value(), paths)),
             Err(error) if error.is_race() && meta::field(scale, "resourceVersion").is_empty() => {}
             Err(error) => return Err(error),
@@ -79,7 +79,7 @@ pub(crate) fn put_scale(
 }
 
 /// Patches the scale.
-pub(crate) fn patch_scale(
+pub(crate) async fn patch_scale(
     place: Place<'_>,
     name: &str,
     kind: PatchKind,
@@ -91,7 +91,7 @@ pub(crate) fn patch_scale(
     if meta::field(body, "resourceVersion").is_empty() {
         meta::metadata_mut(&mut scale).remove("resourceVersion");
     }
-    put_scale(place, name, &scale, options)
+    put_scale(place, name, &scale, options).await
 }
 
 /// Puts a pod on a node.
@@ -117,7 +117,7 @@ pub(crate) fn bind(place: Place<'_>, name: &str, body: &Value, options: &WriteOp
 }
 
 /// Deletes a pod as its disruption budgets allow.
-pub(crate) fn evict(place: Place<'_>, name: &str, body: &Value, options: &WriteOptions) -> Result<()> {
+pub(crate) async fn evict(place: Place<'_>, name: &str, body: &Value, options: &WriteOptions) -> Result<()> {
     let pod = place.backend.get(place.resource, place.namespace, name)?;
     let budgets = place.backend.registry.builtin("policy", "poddisruptionbudgets");
     let (budgets, _) = place.backend.store.list(&budgets.table, Some(place.namespace));
@@ -135,7 +135,7 @@ pub(crate) fn evict(place: Place<'_>, name: &str, body: &Value, options: &WriteO
     }
     let delete_options = body.get("deleteOptions").cloned().unwrap_or(Value::Null);
     let delete_options = DeleteOptions::parse(&delete_options)?.with_query(None, None, options.dry_run)?;
-    delete(place, name, &delete_options)?;
+    delete(place, name, &delete_options).await?;
     Ok(())
 }
 

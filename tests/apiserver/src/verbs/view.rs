@@ -32,14 +32,37 @@ fn full(resource: &Resource, object: &Object) -> Bytes {
     }
 }
 
+/// What a list says of itself.
+#[derive(Debug, Default)]
+pub(crate) struct ListMeta {
+    pub(crate) version: u64,
+    /// Where the next page starts.
+    pub(crate) token: Option<String>,
+    /// How many objects the next pages have.
+    pub(crate) remaining: Option<usize>,
+}
+
+impl ListMeta {
+    fn json(&self) -> Value {
+        let mut meta = json!({"resourceVersion": self.version.to_string()});
+        if let Some(token) = &self.token {
+            meta["continue"] = token.as_str().into();
+        }
+        if let Some(remaining) = self.remaining {
+            meta["remainingItemCount"] = remaining.into();
+        }
+        meta
+    }
+}
+
 /// JSON of a list.
 pub(crate) fn list<'a>(
     resource: &Resource,
     view: View,
     objects: impl IntoIterator<Item = &'a Object>,
-    version: u64,
+    meta: &ListMeta,
 ) -> Bytes {
-    let list_metadata = json!({"resourceVersion": version.to_string()});
+    let list_metadata = meta.json();
     match view {
         View::Full => {
             let mut out = format!(

@@ -1,4 +1,6 @@
-//! The scheduler and the workload controllers of a lab, in one process.
+//! The scheduler and the workload controllers of a lab, in one process; on a real API server also
+//! what else of kube-controller-manager a cluster cannot do without: owners, the end of namespaces,
+//! service accounts.
 //!
 //! ```text
 //! any change ──▶ read everything ──▶ Deployments ──▶ ReplicaSets ──▶ scheduler ──▶ EndpointSlices
@@ -43,10 +45,14 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// The main function; it ends only by an error.
-pub(crate) fn main(kubeconfig: &Path) -> Result<()> {
+pub(crate) fn main(kubeconfig: &Path, collect: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = Access::read(kubeconfig)?.client().await?;
+        let access = Access::read(kubeconfig)?;
+        let client = access.client().await?;
+        if collect {
+            tokio::spawn(coil_apitest::standin::run(client.clone(), access.ca.clone()));
+        }
         run(&client).await
     })
 }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     Lab,
-    config::{Family, Options},
+    config::{Api, Family, Options},
     keeper::own_program,
     signals,
 };
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Address families of the cluster
     #[arg(long, value_enum, default_value_t = Family::Dual)]
     family: Family,
+    /// The API server; see `up`
+    #[arg(long, value_enum)]
+    api: Option<Api>,
 }
 
 /// What the steps of the demo need.
@@ -44,8 +47,12 @@ struct Demo {
 /// Runs the demo; the exit code says whether every check was ok.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     signals::end_lab_first(&args.name)?;
-    let options =
-        Options { datapath: args.datapath.clone(), family: args.family, ..Options::named(&args.name) };
+    let options = Options {
+        datapath: args.datapath.clone(),
+        family: args.family,
+        api: args.api,
+        ..Options::named(&args.name)
+    };
     println!("== A cluster: {} nodes, {:?}, datapath {}", options.nodes, options.family, options.datapath);
     let lab = Lab::start_saying(&own_program()?, options, |line| println!("   {line}"))?;
     let mut demo = Demo { lab, report: Report::default() };

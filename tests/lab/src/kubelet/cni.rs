@@ -63,7 +63,7 @@ async fn call(verb: &str, attachment: &Attachment, plugin: &Value, previous: &Va
         config["prevResult"] = previous.clone();
     }
     let Attachment { container_id, netns, namespace, pod, uid } = attachment;
-    let mut child = Command::new(programs::find(kind)?)
+    let mut child = Command::new(programs::find_plugin(kind)?)
         .env_clear()
         .env("PATH", programs::search_path()?)
         .env("CNI_COMMAND", verb)

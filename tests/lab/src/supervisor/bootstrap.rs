@@ -5,21 +5,28 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, Result};
 use coil_api::crd::{AddressPool, AddressPoolSpec, SubnetSet};
 use k8s_openapi::{
-    api::core::v1::{Namespace, Node},
+    api::{
+        core::v1::{Namespace, Node},
+        rbac::v1::ClusterRole,
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, PostParams},
 };
+use serde_json::json;
 use tokio::time;
 
+use super::webhooks;
 use crate::config::{DEFAULT_POOL, EGRESS_POOL, Family, Ip};
 
 /// How often a condition is looked at.
 pub(super) const POLL: Duration = Duration::from_millis(50);
 /// The definitions as they are shipped.
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
+/// The role that coil-egress-controller binds gateways' service accounts to.
+const EGRESS_ROLE: &str = "coil-egress";
 /// Addresses of a block, as a power of two.
 const DEFAULT_BLOCK_BITS: i32 = 5;
 const EGRESS_BLOCK_BITS: i32 = 3;
@@ -64,6 +71,17 @@ fn is_established(crd: &CustomResourceDefinition) -> bool {
     conditions.iter().any(|c| c.type_ == "Established" && c.status == "True")
 }
 
+/// Creates the role that gateway pods are bound to: a real API server asks for it.
+pub(super) async fn create_roles(client: &Client) -> Result<()> {
+    let rule = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"]});
+    let role = json!({"metadata": {"name": EGRESS_ROLE}, "rules": [
+        rule("", &["pods", "services"]), rule("coil.cybozu.com", &["egresses"])]});
+    let role: ClusterRole = serde_json::from_value(role)?;
+    let api: Api<ClusterRole> = Api::all(client.clone());
+    api.create(&PostParams::default(), &role).await.context("cannot create the role of gateways")?;
+    Ok(())
+}
+
 /// Creates the pool of pods and the one of gateways.
 pub(super) async fn create_pools(client: &Client, family: Family) -> Result<()> {
     let api: Api<AddressPool> = Api::all(client.clone());
@@ -74,7 +92,7 @@ pub(super) async fn create_pools(client: &Client, family: Family) -> Result<()> 
         let of = |ip| family.each().contains(&ip).then(|| subnet(ip).to_owned());
         let subnets = vec![SubnetSet { ipv4: of(Ip::V4), ipv6: of(Ip::V6) }];
         let pool = AddressPool::new(name, AddressPoolSpec { block_size_bits: bits, subnets });
-        api.create(&PostParams::default(), &pool)
+        webhooks::once_answered(async || api.create(&PostParams::default(), &pool).await)
             .await
             .with_context(|| format!("cannot create pool {name}"))?;
     }

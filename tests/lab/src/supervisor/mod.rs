@@ -2,26 +2,24 @@
 //! that the lab cannot do without.
 //!
 //! ```text
-//! topology ─▶ API server, world ─▶ CRDs ─▶ controllers, kubelets ─▶ coild, coil-router ─▶ ready
+//! topology ─▶ API server (embedded, or etcd + kube-apiserver), world ─▶ CRDs ─▶ controllers, kubelets ─▶ coild, coil-router ─▶ ready
 //! ```
 
+mod api;
+mod bird;
 mod bootstrap;
 mod proxy;
 mod routes;
+mod webhooks;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use coil_api::names::ENV_NODE_NAME;
 use tokio::{sync::mpsc, time};
 
 use crate::{
-    access::Access,
-    config::{API_PORT, CONTROL, Family, Options, WORLD},
+    config::{CONTROL, Family, Options, Routing, WORLD},
     keeper::{self, own_program, say},
     kubelet::Role,
     place::OpenPlace,
@@ -89,8 +87,10 @@ impl Lab {
         let client = access.client().await?;
         bootstrap::wait_for_api(&client).await?;
         bootstrap::install_crds(&client).await?;
+        bootstrap::create_roles(&client).await?;
         say("starting controllers, kubelets, coild and coil-router");
         self.start_world()?;
+        webhooks::install(&client, self.options.api_address()).await?;
         self.start_controllers()?;
         for node in self.options.node_names() {
             self.start_node(&node)?;
@@ -140,40 +140,13 @@ impl Lab {
         Ok(())
     }
 
-    /// Starts the API server, which writes the kubeconfigs of its users inside the lab, and writes
-    /// the one for the host.
-    async fn start_api_server(&self) -> Result<Access> {
-        let inside = self.state.inside();
-        std::fs::create_dir_all(&inside).with_context(|| format!("cannot make {}", inside.display()))?;
-        let address = SocketAddr::new(self.options.api_address(), API_PORT);
-        let mut args = vec![
-            format!("--listen={address}"),
-            format!("--kubeconfig-dir={}", inside.display()),
-            format!("--san={}", Ipv4Addr::LOCALHOST),
-        ];
-        args.extend(self.options.family.each().iter().map(|ip| format!("--service-cidr={}", ip.services())));
-        args.extend(
-            self.options.node_names().iter().map(|node| format!("--user={}", state::node_user(node))),
-        );
-        let path = programs::find("coil-apiserver")?;
-        self.launch(CONTROL, "coil-apiserver", path, args, Vec::new(), OnExit::Fatal)?;
-        let access = loop {
-            // The file appears when the server listens.
-            match Access::read(&self.state.inner_kubeconfig(ADMIN)) {
-                Ok(access) => break access,
-                Err(_) => time::sleep(bootstrap::POLL).await,
-            }
-        };
-        let host = proxy::start(self.place(CONTROL)?, address).await?;
-        let outside = access.at(host);
-        outside.write(&self.state.kubeconfig(), &self.options.name)?;
-        Ok(outside)
-    }
-
     fn start_world(&self) -> Result<()> {
         let family = clap::ValueEnum::to_possible_value(&self.options.family);
         let family = family.context("a family without a name")?.get_name().to_owned();
         self.run_own(WORLD, "serve-world", vec![family])?;
+        if self.options.routing == Routing::Bird {
+            return self.start_birds();
+        }
         for node in self.options.node_names() {
             let importers = vec![
                 routes::Importer { place: self.place(CONTROL)?, only_routable: false },
@@ -184,13 +157,32 @@ impl Lab {
         Ok(())
     }
 
+    /// Starts BIRD on every member of the LAN.
+    fn start_birds(&self) -> Result<()> {
+        let program = bird::program()?;
+        let dir = self.state.path().join("bird");
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        for (member, host) in self.options.members() {
+            let config = dir.join(format!("{member}.conf"));
+            state::replace(&config, &bird::config(&self.options, &member, host)?)?;
+            let at = |path: PathBuf| path.display().to_string();
+            let socket = at(dir.join(format!("{member}.ctl")));
+            let args = vec!["-f".to_owned(), "-c".to_owned(), at(config), "-s".to_owned(), socket];
+            self.launch(&member, "bird", program.clone(), args, Vec::new(), OnExit::Restart)?;
+        }
+        Ok(())
+    }
+
     fn start_controllers(&self) -> Result<()> {
         let kubeconfig = self.state.inner_kubeconfig(ADMIN).display().to_string();
-        self.run_own(CONTROL, "cluster", vec![kubeconfig])?;
+        let collect = self.options.real_api()?.map(|_| "--collect".to_owned());
+        self.run_own(CONTROL, "cluster", std::iter::once(kubeconfig).chain(collect).collect())?;
+        // As in a cluster that has nobody else to make certificates.
+        let certificates = || "--enable-cert-rotation=true".to_owned();
         // Often, as Coil v2's own end-to-end tests have it.
-        self.run(CONTROL, "coil-ipam-controller", vec!["--gc-interval=10s".to_owned()], &[])?;
+        self.run(CONTROL, "coil-ipam-controller", vec!["--gc-interval=10s".to_owned(), certificates()], &[])?;
         // A container's command comes from the machine's own files: the image is a name only.
-        self.run(CONTROL, "coil-egress-controller", vec!["--image=coil".to_owned()], &[])
+        self.run(CONTROL, "coil-egress-controller", vec!["--image=coil".to_owned(), certificates()], &[])
     }
 
     fn start_node(&self, node: &str) -> Result<()> {
@@ -199,7 +191,10 @@ impl Lab {
         let env = [(ENV_NODE_NAME, node)];
         let datapath = vec!["--datapath".to_owned(), self.options.datapath.clone()];
         self.run(node, "coild", datapath, &env)?;
-        self.run(node, "coil-router", Vec::new(), &env)
+        match self.options.routing {
+            Routing::Router => self.run(node, "coil-router", Vec::new(), &env),
+            Routing::Bird => Ok(()),
+        }
     }
 }
 

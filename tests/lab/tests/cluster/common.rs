@@ -139,15 +139,21 @@ pub(crate) fn wait_clean(lab: &Lab, node: &str) -> Result<()> {
     })
 }
 
-/// Kills coild on a node, and waits until another one serves the plugin.
-pub(crate) fn kill_coild(lab: &Lab, node: &str) -> Result<()> {
-    let before = lab.program_pid(node, "coild")?;
-    lab.node(node, &format!("kill -9 {before}"))?.success()?;
-    lab.wait_for(&format!("coild to come back on {node}"), LIMIT, |lab| {
-        let now = lab.program_pid(node, "coild")?;
-        let ready = lab.node(node, "coil-lab tool http-get --timeout 1 http://127.0.0.1:9385/readyz")?;
-        Ok(if now != before && ready.ok { Ok(()) } else { Err(ready.stderr) })
-    })
+/// Kills coild on nodes, and waits until others serve the plugin.
+pub(crate) fn kill_coilds(lab: &Lab, nodes: &[&str]) -> Result<()> {
+    let pid = |node: &str| lab.program_pid(node, "coild");
+    let before = nodes.iter().map(|node| pid(node)).collect::<Result<Vec<_>>>()?;
+    for (node, pid) in nodes.iter().zip(&before) {
+        lab.node(node, &format!("kill -9 {pid}"))?.success()?;
+    }
+    for (node, before) in nodes.iter().zip(before) {
+        lab.wait_for(&format!("coild to come back on {node}"), LIMIT, |lab| {
+            let now = lab.program_pid(node, "coild")?;
+            let ready = lab.node(node, "coil-lab tool http-get --timeout 1 http://127.0.0.1:9385/readyz")?;
+            Ok(if now != before && ready.ok { Ok(()) } else { Err(ready.stderr) })
+        })?;
+    }
+    Ok(())
 }
 
 /// A condition of a test, with a sentence when it does not hold.

@@ -10,7 +10,7 @@ use coil_lab::{
 };
 
 use crate::common::{
-    LIMIT, addresses, check, end, get, idle_pod, items, kill_coild, name, namespace, program, wait_ready,
+    LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, name, namespace, program, wait_ready,
 };
 
 /// How long Coil v2's test gives the collector, which the lab lets run every ten seconds.
@@ -92,9 +92,7 @@ fn blocks(lab: &Lab, pool: &str) -> Result<Vec<(String, String)>> {
 fn restarts_keep_blocks(lab: &Lab, family: Family) -> Result<()> {
     let before = blocks(lab, "one")?;
     check(before.len() == 2, || format!("two pods have the blocks {before:?}"))?;
-    for node in ["node1", "node2"] {
-        kill_coild(lab, node)?;
-    }
+    kill_coilds(lab, &["node1", "node2"])?;
     let after = blocks(lab, "one")?;
     check(before == after, || format!("{before:?} became {after:?} when coild was restarted"))?;
     lab.apply(&idle_pod("ones", "c", "node1", ""))?;

@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, process::Child};
 use anyhow::{Context as _, Result};
 
 use crate::common::{
-    LIMIT, addresses, check, end, get, idle_pod, items, kill_coild, namespace, server_pod, start, wait_ready,
+    LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, namespace, server_pod, start, wait_ready,
 };
 
-/// Turns of an echo, 20 ms apart: longer than coild takes to come back.
-const TURNS: &str = "--times 300 --pause 20 --bytes 1000 --timeout 5";
+/// Turns of an echo, 20 ms apart: longer than all coilds take to come back.
+const TURNS: &str = "--times 600 --pause 20 --bytes 1000 --timeout 5";
 
 fn finish(what: &str, child: Child) -> Result<()> {
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {what}"))?;
@@ -58,9 +58,7 @@ spec: {destinations: ['198.51.100.0/24', '2001:db8:9::/64'], template: {spec: {n
             flows.push((format!("{pod}: {words}"), lab.spawn_in_pod(&format!("default/{pod}"), &words)?));
         }
     }
-    for node in ["node1", "node2", "node3"] {
-        kill_coild(&lab, node)?;
-    }
+    kill_coilds(&lab, &["node1", "node2", "node3"])?;
     // Not one flow has ended by itself: they were all there while each coild was away.
     for (what, flow) in &mut flows {
         let ended = flow.try_wait().context("cannot look at a flow")?;

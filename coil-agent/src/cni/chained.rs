@@ -1,0 +1,114 @@
+//! ADD, DEL and what is behind them for a pod that another plugin connected: coil adds egress, no more.
+
+use std::sync::Arc;
+
+use coil_api::cni::code;
+use coil_netns::NetNs;
+use tracing::{info, warn};
+
+use super::{Failure, Phases, lookup, request::Request};
+use crate::{
+    egress::plan::{Attached, egresses_of},
+    ipam::AttachmentId,
+    net::{Alias, name::PodIdentity, pod::PodLink},
+    node::{Attachment, NewPod, Node},
+    watch::index::PodInfo,
+};
+
+/// Takes a pod over: its link is marked, and its Egresses are programmed. On failure all is as before.
+pub(super) async fn add(
+    node: &Arc<Node>,
+    request: &Request,
+    ns: &NetNs,
+    phases: &mut Phases,
+) -> Result<Option<PodLink>, Failure> {
+    let pod = lookup::pod_with_egresses(node, request).await?;
+    phases.end("lookup");
+    let ifname = &request.owner.ifname;
+    let Some(link) = node.chained.find(ns, ifname).await? else {
+        if egresses_of(&pod).is_empty() && pod.gateway_of.is_none() {
+            info!(pod = %pod.key, ifname, "the interface is no end of a veth pair, and needs no egress");
+            return Ok(None);
+        }
+        let msg = format!(
+            "interface {ifname} is no end of a veth pair whose other end is on this node: Egresses work behind \
+             plugins that make veth pairs, such as ptp and bridge"
+        );
+        return Err(Failure::new(code::INVALID_NETWORK_CONFIG, msg));
+    };
+    if link.addresses().is_empty() {
+        let msg =
+            format!("interface {ifname} has no address: the plugin before coil in the chain must give one");
+        return Err(Failure::new(code::INVALID_NETWORK_CONFIG, msg));
+    }
+    let owner = AttachmentId { container_id: pod.uid.clone(), ifname: ifname.clone() };
+    match connect(node, request, ns, pod, &owner, link.clone(), phases).await {
+        Ok(()) => Ok(Some(link)),
+        Err(failure) => {
+            if let Err(e) = remove(node, &owner, link.host.index).await {
+                warn!(%owner, error = %e, "cannot undo a failed ADD");
+            }
+            Err(failure)
+        }
+    }
+}
+
+async fn connect(
+    node: &Arc<Node>,
+    request: &Request,
+    ns: &NetNs,
+    pod: PodInfo,
+    owner: &AttachmentId,
+    link: PodLink,
+    phases: &mut Phases,
+) -> Result<(), Failure> {
+    let identity = PodIdentity {
+        namespace: pod.key.namespace.clone(),
+        name: pod.key.name.clone(),
+        uid: pod.uid.clone(),
+        network: request.network.clone(),
+    };
+    // The runtime's own name of the attachment: DEL and GC come with that.
+    let altnames = identity.altnames(&request.owner);
+    let alias = Alias { pool: String::new(), owner: owner.clone() };
+    node.chained.mark(&link.host, &alias, &altnames).await?;
+    let routes = node.route_policy(egresses_of(&pod));
+    let is_gateway = pod.gateway_of.is_some();
+    let attached = Attached { link, pod: Some(pod), kernel_client: false };
+    node.update_routes(ns, owner, &attached, routes.clone()).await?;
+    phases.end("network");
+    node.add(NewPod {
+        owner: owner.clone(),
+        attachment: Attachment::of(&altnames, owner),
+        attached,
+        netns: request.netns.clone(),
+        routes,
+    })
+    .await?;
+    super::add::must_be_served(node, owner, is_gateway)?;
+    phases.end("datapath");
+    Ok(())
+}
+
+/// Takes back what ADD did: the link itself is the other plugin's to remove.
+pub(super) async fn del(
+    node: &Arc<Node>,
+    attachment: &AttachmentId,
+    phases: &mut Phases,
+) -> Result<(), Failure> {
+    let Some(owner) = node.owner_of(attachment) else { return Ok(()) };
+    let index = node.link_of(&owner).map_or(0, |link| link.index);
+    remove(node, &owner, index).await?;
+    phases.end("datapath");
+    Ok(())
+}
+
+/// Takes a pod out of the datapath, and its marks off the link.
+pub(super) async fn remove(node: &Arc<Node>, owner: &AttachmentId, index: u32) -> Result<(), Failure> {
+    let unmarked = node.chained.unmark(index, owner).await;
+    if let Err(e) = node.forget(owner).await {
+        // Each later change tries again.
+        warn!(%owner, error = %e, "the pod's entries in the datapath are still there");
+    }
+    Ok(unmarked?)
+}

@@ -1,0 +1,82 @@
+//! coild is down, and what the plugin does alone.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::{
+    cluster::{Cluster, Setup},
+    runtime::{Attachment, Network, addresses, gc_env, pod_routes},
+    topology::TestNs,
+};
+
+#[test]
+fn del_removes_the_pod_and_no_address_is_lost_or_given_twice() {
+    Cluster::run(async |mut cluster| {
+        let network = Network::of(&cluster, "1.1.0");
+        let names = ["a", "b", "c", "d"];
+        let namespaces = names.map(TestNs::new);
+        for name in names {
+            cluster.objects.pod(name, json!({})).await;
+        }
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| Attachment::new(names[i], &namespaces[i]));
+        let added = network.add(&a);
+        let stays = network.add(&b);
+        cluster.stop();
+
+        network.call("ADD", &c.env()).error(11, &["coild.sock"]);
+        network.check(&a, &added).error(11, &["coild.sock"]);
+        network.gc(&[&a, &b]).error(11, &["coild.sock"]);
+        for _ in 0..2 {
+            network.del(&a, &added).done();
+        }
+        assert!(!a.ns.ip("-o link").contains("eth0"), "it is gone at once");
+        let routes = pod_routes(&cluster);
+        assert!(
+            !routes.contains(&addresses(&added)[0]) && routes.contains(&addresses(&stays)[0]),
+            "{routes}"
+        );
+        assert!(b.ns.ip("-o link").contains("eth0"), "another pod's link is left alone");
+        // A link of the same name in a namespace that is not the attachment's.
+        c.ns.ip("link add eth0 type bridge");
+        network.call("DEL", &c.env()).done();
+        assert!(c.ns.ip("-o link").contains("eth0"), "what is not Coil's is not removed");
+        c.ns.ip("link del eth0");
+
+        cluster.go_on().await;
+        network.check(&b, &stays).done();
+        // All addresses but b's are free: the pool has four.
+        let mut all = addresses(&stays);
+        for pod in [&a, &c, &d] {
+            all.extend(addresses(&network.add(pod)));
+        }
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 8);
+    });
+}
+
+#[test]
+fn a_pod_whose_link_is_gone_is_let_go() {
+    Cluster::run_with(Setup { interval: "1s", ..Setup::default() }, async |cluster| {
+        let network = Network::of(&cluster, "1.1.0");
+        let names = ["a", "b", "c", "d", "e"];
+        let namespaces = names.map(TestNs::new);
+        for name in names {
+            cluster.objects.pod(name, json!({})).await;
+        }
+        let pods: Vec<Attachment<'_>> =
+            names.iter().zip(&namespaces).map(|(name, ns)| Attachment::new(name, ns)).collect();
+        for pod in &pods[..4] {
+            network.add(pod);
+        }
+        network.call("ADD", &pods[4].env()).error(999, &["out of blocks"]);
+        // As when a namespace is removed and nobody calls DEL.
+        pods[0].ns.ip("link del eth0");
+        let start = Instant::now();
+        while !network.call("ADD", &pods[4].env()).ok {
+            assert!(start.elapsed() < Duration::from_secs(30), "its addresses are not free");
+        }
+        assert!(network.call("STATUS", &gc_env()).ok);
+    });
+}

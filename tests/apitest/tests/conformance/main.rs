@@ -1,0 +1,16 @@
+//! What Coil's programs and kubectl count on in an API server, asked of the embedded one and,
+//! where one is, of a real one: the same tests.
+
+#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
+
+mod admission;
+mod cel;
+mod kubectl;
+mod lists;
+mod objects;
+mod raw;
+
+#[test]
+fn again_on_a_real_server() {
+    coil_apitest::again_on_a_real_server();
+}
