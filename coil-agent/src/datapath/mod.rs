@@ -32,6 +32,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
+    programs::{ProgramError, SchedClassifier},
     util::KernelVersion,
 };
 use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
@@ -109,7 +110,7 @@ impl Datapath {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for program in Program::ALL {
-            classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program {
+            load(classifier(&mut ebpf, program)?).map_err(|source| DatapathError::Program {
                 name: program.name(),
                 action: "load it".into(),
                 source: Box::new(source),
@@ -363,6 +364,21 @@ fn require_kernel() -> Result<Hook, DatapathError> {
     }
     // TCX came with Linux 6.6 (commit e420bed02507).
     Ok(if version < KernelVersion::new(6, 6, 0) { Hook::Filter } else { Hook::Tcx })
+}
+
+/// How often the verifier is tried again when a signal interrupted it.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`bpf_check` since Linux 5.0).
+fn load(code: &mut SchedClassifier) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match code.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(nix::libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    code.load()
 }
 
 /// Takes a map of the object under its type.
