@@ -118,10 +118,14 @@ fn document(command: Command, status: &Status) -> ErrorDocument {
             let msg = format!("coild does not know {}: it is older than the plugin", command.name());
             error(code::INTERNAL, msg)
         }
-        // The connection broke: coild ended, and how far it came is not known.
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
-            error(unavailable(command), format!("coild gave no answer: {}", status.message()))
-        }
+        // coild ended, and how far it came is not known.
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => no_answer(command, status),
+        // A connection that breaks before the first answer has no code of its own.
+        Code::Unknown if std::error::Error::source(status).is_some() => no_answer(command, status),
         code => error(code::INTERNAL, format!("coild failed ({code:?}): {}", status.message())),
     }
+}
+
+fn no_answer(command: Command, status: &Status) -> ErrorDocument {
+    error(unavailable(command), format!("coild gave no answer: {}", status.message()))
 }

@@ -5,11 +5,10 @@ use std::net::IpAddr;
 use crate::topology::{NODE_V4, NODE_V6, POD_TABLE, TestNs, Topology, allocation, identity};
 use coil_agent::net::{name, pod::PodNetError, recover};
 
-/// The namespace's links beside lo.
+/// The namespace's veths; the kernel makes links of its own where it has tunnels.
 fn links(ns: &TestNs) -> Vec<String> {
-    let all = ns.ip("-o link");
-    let names = all.lines().map(|line| line.split(": ").nth(1).unwrap().split('@').next().unwrap());
-    names.filter(|name| *name != "lo").map(str::to_owned).collect()
+    let all = ns.ip("-o link show type veth");
+    all.lines().map(|line| line.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned()).collect()
 }
 
 fn ip(text: &str) -> IpAddr {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  test ──create, update──▶ API server ──rules of the definition
-//!                               └──Service, EndpointSlice──TLS──▶ replica
+//!                               └──TLS──▶ replica
 //! ```
 
 use coil_api::crd::{AddressPool, Egress};
@@ -12,39 +12,49 @@ use coil_controller::webhook::{
     cert::Source,
     names::{EGRESS, IPAM, Webhook},
 };
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::ByteString;
 use kube::{
     Api, Resource as _,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::GroupVersionKind,
 };
 use serde::Deserialize as _;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::{
     support::{Cluster, eventually},
-    webhook::{Replica, install, quick},
+    webhook::Replica,
 };
 
-/// A replica that the API server asks.
-async fn judged(cluster: &Cluster, judge: impl Judge) -> Replica {
+/// A replica that the API server asks. A real one takes no loopback address for an endpoint of the Service, so it
+/// is asked by URL; the lab asks through the Service.
+async fn judged(cluster: &Cluster, judge: impl Judge) -> (Replica, TempDir) {
     let of = judge.webhook();
-    install(cluster, &of).await;
-    let replica = Replica::start(cluster, judge, Source::Rotation(quick()), false);
+    let files = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+    std::fs::write(files.path().join("tls.key"), key.serialize_pem()).unwrap();
+    std::fs::write(files.path().join("tls.crt"), &certificate).unwrap();
+    let replica = Replica::start(cluster, judge, Source::Files(files.path().to_owned()), false);
+
     let path = format!("{}/../deploy/webhooks/{}.yaml", env!("CARGO_MANIFEST_DIR"), of.part);
     let text = std::fs::read_to_string(path).unwrap();
-    let service = serde_yaml_ng::Deserializer::from_str(&text).nth(2).unwrap();
-    let service = Service::deserialize(service).unwrap();
-    cluster.of::<Service>("kube-system").create(&PostParams::default(), &service).await.unwrap();
-    let slice = json!({
-        "metadata": {"name": of.part, "labels": {"kubernetes.io/service-name": of.service()}},
-        "addressType": "IPv4",
-        "ports": [{"port": replica.address.port(), "protocol": "TCP", "name": ""}],
-        "endpoints": [{"addresses": [replica.address.ip()], "conditions": {"ready": true}}],
-    });
-    let slice: EndpointSlice = serde_json::from_value(slice).unwrap();
-    cluster.of::<EndpointSlice>("kube-system").create(&PostParams::default(), &slice).await.unwrap();
+    for document in serde_yaml_ng::Deserializer::from_str(&text).take(2) {
+        let mut configuration = DynamicObject::deserialize(document).unwrap();
+        for webhook in configuration.data["webhooks"].as_array_mut().unwrap() {
+            let path = webhook["clientConfig"]["service"]["path"].as_str().unwrap();
+            let url = format!("https://{}{path}", replica.address);
+            let authority = ByteString(certificate.clone().into_bytes());
+            webhook["clientConfig"] = json!({"url": url, "caBundle": authority});
+        }
+        let kind = GroupVersionKind::try_from(configuration.types.as_ref().unwrap()).unwrap();
+        let api = Api::<DynamicObject>::all_with(cluster.client.clone(), &ApiResource::from_gvk(&kind));
+        api.create(&PostParams::default(), &configuration).await.unwrap();
+    }
     replica.is_ready().await;
-    replica
+    (replica, files)
 }
 
 fn objects(cluster: &Cluster, of: &Webhook) -> Api<DynamicObject> {

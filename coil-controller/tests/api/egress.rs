@@ -92,7 +92,8 @@ async fn an_egress_from_start_to_end() {
     assert_eq!(service.cluster_ips.unwrap().len(), 2, "dual stack");
     assert_eq!(service.ports.unwrap()[0].port, 5599);
 
-    let available = Patch::Merge(json!({"status": {"replicas": 2, "availableReplicas": 2}}));
+    let available =
+        Patch::Merge(json!({"status": {"replicas": 2, "readyReplicas": 2, "availableReplicas": 2}}));
     deployments.patch_status("nat", &PatchParams::default(), &available).await.unwrap();
     eventually("the status follows the Deployment", async || {
         let status = cluster.of::<Egress>("internet").get("nat").await.unwrap().status.unwrap();

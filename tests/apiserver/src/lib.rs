@@ -22,7 +22,7 @@
 //!   namespace has from its start are done by the server itself. A real one leaves them to
 //!   kube-controller-manager; `coil-apitest` has a stand-in for tests and the lab.
 //! - **Webhooks.** The Services of webhooks are found by their EndpointSlices, as with
-//!   `--enable-aggregator-routing`. Match conditions are refused. A generated name is made before the
+//!   `--enable-aggregator-routing`, and may lead to loopback. Match conditions are refused. A generated name is made before the
 //!   mutating webhooks. There are no admission policies.
 //! - **Rules in CEL.** No cost is estimated or limited: a rule over a list without `maxItems` passes here
 //!   and not there. The libraries for IPs, CIDRs, lists, strings, regular expressions and optionals are

@@ -15,6 +15,16 @@ use crate::server::VARIABLE;
 ///
 /// When a test fails on the real server, or the environment names one that is not there.
 pub fn again_on_a_real_server() {
+    again_on_a_real_server_except(&[]);
+}
+
+/// As [`again_on_a_real_server`], without tests that a real server cannot run: their names, and
+/// why. What is left out is said on standard error.
+///
+/// # Panics
+///
+/// As [`again_on_a_real_server`].
+pub fn again_on_a_real_server_except(left_out: &[(&str, &str)]) {
     if std::env::var_os(VARIABLE).is_some() {
         // Somebody chose the server for all tests of this run, this one's child included.
         return;
@@ -30,10 +40,14 @@ pub fn again_on_a_real_server() {
     };
     let _ =
         writeln!(std::io::stderr(), "API servers: the embedded one and that of {}", assets.dir().display());
+    for (name, why) in left_out {
+        let _ = writeln!(std::io::stderr(), "not on the real API server: {name}: {why}");
+    }
     let program = std::env::current_exe().expect("the running program has a path");
     let done = Command::new(program)
         .env(VARIABLE, "real")
         .args(["--test-threads", "2"])
+        .args(left_out.iter().flat_map(|(name, _)| ["--skip", *name]))
         .output()
         .expect("the running program can be run again");
     let output = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);

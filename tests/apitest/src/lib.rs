@@ -24,7 +24,7 @@ mod real;
 mod server;
 pub mod standin;
 
-pub use again::again_on_a_real_server;
+pub use again::{again_on_a_real_server, again_on_a_real_server_except};
 pub use assets::Assets;
 pub use cluster::{Cluster, LIMIT, eventually};
 pub use control_plane::ControlPlane;

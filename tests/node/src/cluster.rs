@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::TcpListener,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -11,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use coil_api::crd::{self, AddressBlock, AddressPool};
-use coil_apiserver::{ApiServer, Config, kubeconfig};
+use coil_apitest::{Options, Server};
 use coil_controller::ipam;
 use k8s_openapi::{
     api::core::v1::{Namespace, Node, Pod},
@@ -20,7 +19,6 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -88,7 +86,7 @@ pub struct Cluster {
     directory: TempDir,
     coild: Child,
     coild_args: Vec<String>,
-    _server: ApiServer,
+    _server: Server,
 }
 
 impl Drop for Cluster {
@@ -117,14 +115,10 @@ impl Cluster {
 
     async fn start(programs: Programs, coild_args: &[&str]) -> Result<Self> {
         let directory = TempDir::new().context("cannot make a directory")?;
-        let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen")?;
-        let server = ApiServer::start(listener, Config::default())?;
-        let token = server.token("admin").context("the API server has no admin")?;
-        let text = kubeconfig(&server.url(), server.ca_pem(), "admin", token);
-        std::fs::write(directory.path().join("kubeconfig"), &text)?;
-        let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(Kubeconfig::from_yaml(&text)?, &options);
-        let client = Client::try_from(config.await?)?;
+        let server = Server::start(Options::default()).await?;
+        let text = server.kubeconfig("admin").context("the API server has no admin")?;
+        std::fs::write(directory.path().join("kubeconfig"), text)?;
+        let client = server.client().await?;
         populate(&client).await.context("cannot fill the API server")?;
         let controller = client.clone();
         tokio::spawn(async move {

@@ -19,7 +19,8 @@ pub(super) fn programs(package: &str) -> Result<Vec<Built>> {
 
 /// Builds a package's tests.
 pub(super) fn tests(package: &str) -> Result<Vec<Built>> {
-    build(package, &["test", "--no-run"])
+    // Programs that the tests start are built as well.
+    Ok(build(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())
 }
 
 /// The command that runs some of an executable's tests.

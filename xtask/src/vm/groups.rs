@@ -44,6 +44,11 @@ pub(super) const GROUPS: &[Group] = &[
         payloads: &[Payload::Tests { package: "coil-netns", containing: "" }],
     },
     Group {
+        name: "pods",
+        about: "pods' networks: made, found again and removed, in each family",
+        payloads: &[Payload::Tests { package: "coil-agent", containing: "pods::" }],
+    },
+    Group {
         name: "kernel",
         about: "the verifier, and every packet case through the TC programs",
         payloads: &[Payload::Tests { package: "coil-kernel-tests", containing: "" }],

@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{CONTROLLER_HEALTH, controller};
+use super::serving_controller;
 use crate::{cluster::Cluster, place::NODE_ADDRESSES, report};
 
 const PODS: usize = 250;
@@ -42,8 +42,7 @@ pub(super) async fn run(programs: &Path) -> Result<()> {
     if namespaces.get_opt("default").await?.is_none() {
         cluster.create_all::<Namespace>([json!({"metadata": {"name": "default"}})]).await?;
     }
-    let mut controller = controller(&cluster)?;
-    controller.ready(CONTROLLER_HEALTH, LIMIT).await?;
+    let controller = serving_controller(&cluster).await?;
 
     let socket = cluster.dir.path().join("coild.sock");
     let args = [format!("--node-name={NODE}"), format!("--socket={}", socket.display())];

@@ -21,7 +21,7 @@ use kube::{
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{CONTROLLER_HEALTH, controller};
+use super::serving_controller;
 use crate::{cluster::Cluster, report};
 
 const POOL: &str = "bench";
@@ -40,8 +40,7 @@ pub(super) async fn run(programs: &Path) -> Result<()> {
         cluster.pool(POOL, 5, "10.0.0.0/9", "fd00::/105").await?;
         let names: Vec<String> = (0..nodes).map(|n| format!("node{n}")).collect();
         cluster.create_all::<Node>(names.iter().map(|n| json!({"metadata": {"name": n}}))).await?;
-        let mut program = controller(&cluster)?;
-        program.ready(CONTROLLER_HEALTH, LIMIT).await?;
+        let program = serving_controller(&cluster).await?;
         let api: Api<BlockRequest> = cluster.all();
         let waiters = Waiters::default();
         let watch = tokio::spawn(dispatch(api.clone(), waiters.clone()));
