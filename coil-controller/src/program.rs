@@ -104,10 +104,15 @@ where
         // A standby is ready: it takes over as soon as it can.
         ready.send_replace(None);
     };
-    let standby = async { tokio::join!(reachable, candidate.acquire()) };
+    let standby = async {
+        reachable.await;
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         result = &mut ended => return result,
-        _ = standby => {}
+        () = standby => {}
+        // From here on it has to be renewed, whatever else the API server answers.
+        () = candidate.acquire() => {}
     }
 
     let leader = candidate.fenced(&client);

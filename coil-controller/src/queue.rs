@@ -19,6 +19,8 @@ pub struct Queue<K> {
     /// Touched while busy: looked at again as soon as that ends.
     again: HashSet<K>,
     delayed: BTreeMap<(Instant, u64), K>,
+    /// Where a key stands in `delayed`.
+    due_of: HashMap<K, (Instant, u64)>,
     failures: HashMap<K, u32>,
     serial: u64,
 }
@@ -31,6 +33,7 @@ impl<K> Default for Queue<K> {
             busy: HashSet::new(),
             again: HashSet::new(),
             delayed: BTreeMap::new(),
+            due_of: HashMap::new(),
             failures: HashMap::new(),
             serial: 0,
         }
@@ -51,6 +54,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     pub fn next(&mut self, now: Instant) -> Option<K> {
         while let Some(entry) = self.delayed.first_entry().filter(|e| e.key().0 <= now) {
             let key = entry.remove();
+            self.due_of.remove(&key);
             self.touch(key);
         }
         let key = self.ready.pop_front()?;
@@ -70,6 +74,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.busy.remove(&key);
         if ok {
             self.failures.remove(&key);
+            if let Some(due) = self.due_of.remove(&key) {
+                self.delayed.remove(&due);
+            }
             if self.again.remove(&key) {
                 self.touch(key);
             }
@@ -80,7 +87,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let delay = FIRST_RETRY.saturating_mul(1 << (*failures).min(16)).min(LAST_RETRY);
         *failures += 1;
         self.serial += 1;
-        self.delayed.insert((now + delay, self.serial), key);
+        let due = (now + delay, self.serial);
+        // One attempt is to come, however often the key was touched meanwhile.
+        if let Some(earlier) = self.due_of.insert(key.clone(), due) {
+            self.delayed.remove(&earlier);
+        }
+        self.delayed.insert(due, key);
         Some(delay)
     }
 }
@@ -101,6 +113,21 @@ mod tests {
         assert_eq!(q.next(now), Some("a"), "touched meanwhile");
         q.done("a", true, now);
         assert_eq!(q.next(now), None);
+    }
+
+    #[test]
+    fn a_failing_key_that_is_touched_again_and_again_has_one_attempt_to_come() {
+        let (mut q, now) = (Queue::default(), Instant::now());
+        for _ in 0..10 {
+            q.touch("bad");
+            assert_eq!(q.next(now), Some("bad"));
+            q.done("bad", false, now);
+        }
+        let late = now + LAST_RETRY;
+        assert_eq!(q.next(late), Some("bad"));
+        assert_eq!(q.next(late), None);
+        q.done("bad", true, late);
+        assert_eq!((q.next(late), q.due()), (None, None));
     }
 
     #[test]

@@ -87,7 +87,8 @@ async fn pod(node: &Node, request: &Request) -> Result<PodInfo, Failure> {
             code::UNKNOWN_CONTAINER,
             "it does not exist in the API: it was deleted, or the runtime asks the wrong cluster",
         )),
-        Err(e) => known.ok_or_else(|| unanswered("read the Pod", &e)),
+        // With a UID, what is known is another pod of that name, which may ask for less.
+        Err(e) => known.filter(|_| request.uid.is_none()).ok_or_else(|| unanswered("read the Pod", &e)),
     }
 }
 

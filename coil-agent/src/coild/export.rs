@@ -86,6 +86,8 @@ async fn follow(
     }
     loop {
         let wanted = blocks.borrow_and_update().clone();
+        // Until it is done, nobody can say what the table has.
+        ipam.will_export();
         let pause = match export::sync(&rtnl, table, &wanted).await {
             Ok(changes) => {
                 if changes != export::Changes::default() {

@@ -53,6 +53,8 @@ use options::{Mode, Options};
 
 /// How long to wait before asking the API server again at the start.
 const RETRY: Duration = Duration::from_secs(2);
+/// How often free memory is given back.
+const TRIM: Duration = Duration::from_secs(30);
 /// How often expired flows are removed.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Least time between two orders to decide anew.
@@ -168,6 +170,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         tokio::spawn(drain_pools(feed.clone(), ipam.clone()));
         tokio::spawn(collect_garbage(ipam, interval));
     }
+    tokio::spawn(return_memory());
     tokio::spawn(sweep(node.clone()));
     follow_changes(node.clone())?;
     Ok(Started { node, exporter, health })
@@ -245,7 +248,6 @@ async fn collect_garbage(ipam: NodeIpam, interval: Duration) {
         if let Err(e) = ipam.gc().await {
             warn!(error = %e, "cannot return blocks without pods; will try again");
         }
-        coil_program::memory::trim();
         tokio::time::sleep(interval.max(RETRY)).await;
     }
 }
@@ -263,6 +265,14 @@ fn follow_changes(node: Arc<Node>) -> Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// A burst of pods leaves free memory in pieces, which the allocator keeps.
+async fn return_memory() {
+    loop {
+        tokio::time::sleep(TRIM).await;
+        coil_program::memory::trim();
+    }
 }
 
 async fn sweep(node: Arc<Node>) {

@@ -166,14 +166,15 @@ impl NodeIpam {
 
     /// Takes over attachments that were found on the node. To be called before anything is allocated.
     pub fn recover(&self, found: Vec<Allocation>) {
-        let mut table = lock(&self.inner.table);
         for allocation in found {
             let owner = allocation.owner.clone();
+            let mut table = lock(&self.inner.table);
             // Before the first list no block is known; the address is taken when its block appears.
             if !table.recover(allocation) && table.synced() {
                 warn!(%owner, "its address is in no AddressBlock of this node");
             }
         }
+        self.inner.changed();
     }
 
     /// The addresses of an attachment: those it has, else free ones of the pool's blocks in hand,

@@ -188,7 +188,11 @@ impl Table {
         }
         let mut found = false;
         for block in self.blocks.values_mut() {
-            found |= addresses(&allocation).any(|a| block.slots.contains(a));
+            if addresses(&allocation).any(|a| block.slots.contains(a)) {
+                found = true;
+                // The list was faster: the block looked empty, and may have been taken out of the table.
+                block.exported |= block.state == State::Active;
+            }
             block.slots.hold(addresses(&allocation));
         }
         self.owners.insert(allocation.owner.clone(), allocation);

@@ -118,7 +118,12 @@ impl Connection {
                 Err(_) => match named {
                     // An earlier pod of this name, whose DEL has not come yet; or what an agent left that
                     // was killed before it could give the link its alias.
-                    Some(other) if calico || other.is_of(owner) => remove(wire, other.index)?,
+                    Some(other) if other.is_of(owner) => remove(wire, other.index)?,
+                    Some(other) if calico => match &other.alias {
+                        // Another interface of the same pod, which is in use.
+                        Some(alias) if alias.owner.ifname != owner.ifname => name = name::of_link(owner),
+                        _ => remove(wire, other.index)?,
+                    },
                     Some(_) => name = name::random_name()?,
                     None if stale.is_some() => {}
                     None => {
@@ -205,7 +210,8 @@ pub(super) fn disconnect(owner: &AttachmentId) -> Result<(), PodNetError> {
     };
     let (done, removed) = mpsc::channel();
     let mut remover = Wire::open()?;
-    tokio::task::spawn_blocking(move || {
+    // No thread of the runtime's: those may all be here, waiting.
+    std::thread::spawn(move || {
         // Nobody listens any more when the link has gone already.
         let _ = done.send(remove(&mut remover, link.index));
     });

@@ -55,6 +55,8 @@ impl Monitor {
             if let NetlinkPayload::InnerMessage(message) = &message.payload
                 && matters(message)
             {
+                // What is queued behind it is seen by the same look.
+                while self.messages.try_recv().is_ok() {}
                 return;
             }
         }

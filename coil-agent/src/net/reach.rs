@@ -36,7 +36,9 @@ impl Reach {
                 other => other?,
             };
             routes.extend(found.into_iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(route) => parse(&route),
+                RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => {
+                    parse(&route)
+                }
                 _ => None,
             }));
         }

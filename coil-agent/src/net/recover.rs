@@ -14,7 +14,7 @@ use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     nsid::{NsidAttribute, NsidMessage},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     link::{Alias, Link, Mac},
@@ -94,13 +94,24 @@ pub async fn pods(rtnl: &Rtnl, routes: Owned, from_main: bool) -> Result<Vec<Fou
         for address in pod::addresses(main.0.filter(|_| own.0.is_none()), main.1.filter(|_| own.1.is_none()))
         {
             let path = Path { ifindex: Some(host.index), ..Path::default() };
-            routes.add(rtnl, host_net(address), &path).await?;
-            info!(%address, link = host.name, "took over a pod's route from the main table");
+            match routes.add(rtnl, host_net(address), &path).await {
+                Ok(()) => info!(%address, link = host.name, "took over a pod's route from the main table"),
+                // The pod may have gone meanwhile; another pod's trouble is not this one's.
+                Err(e) => warn!(%address, link = host.name, error = %e, "cannot take over a pod's route"),
+            }
         }
         let altname = name::of_attachment(&alias.owner);
         // Behind another plugin the alias has the pod's UID, and the names the container.
-        if !alias.pool.is_empty() && !host.altnames.contains(&altname) {
-            rtnl.add_altname(host.index, &altname).await?;
+        if !alias.pool.is_empty()
+            && !host.altnames.contains(&altname)
+            && let Err(e) = rtnl.add_altname(host.index, &altname).await
+        {
+            warn!(link = host.name, altname, error = %e, "cannot name a pod's link");
+        }
+        // An agent was killed before it had connected this pod: its ADD did not succeed, and comes again.
+        if !alias.pool.is_empty() && ipv4.is_none() && ipv6.is_none() {
+            warn!(owner = %alias.owner, link = host.name, "a pod that was not connected to the end is left out");
+            continue;
         }
         let netns = host.peer_nsid.and_then(|id| namespaces.get(&id).cloned());
         let inner = match &netns {

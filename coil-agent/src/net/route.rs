@@ -148,7 +148,10 @@ impl Owned {
                 other => other?,
             };
             routes.extend(found.into_iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(route) => self.parse(&route),
+                // Without IPv6 in it the kernel answers with the routes of all other families.
+                RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => {
+                    self.parse(&route)
+                }
                 _ => None,
             }));
         }

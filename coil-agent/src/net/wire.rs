@@ -47,6 +47,9 @@ pub(super) struct Wire {
     sequence: u32,
 }
 
+/// Requests in one message.
+const BATCH: usize = 64;
+
 impl Wire {
     /// Opens a socket in the calling thread's namespace.
     pub(super) fn open() -> Result<Self, RtnlError> {
@@ -65,6 +68,16 @@ impl Wire {
     /// Sends all requests and reads all answers. The kernel goes on after a request that failed: none
     /// may depend on one before it, unless it can only fail then too.
     pub(super) fn ask(&mut self, requests: Vec<Request>) -> Result<Vec<Answer>, RtnlError> {
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            answers.extend(self.ask_some(requests.by_ref().take(BATCH).collect())?);
+        }
+        Ok(answers)
+    }
+
+    /// The kernel answers while it reads, into a buffer that holds some two hundred answers.
+    fn ask_some(&mut self, requests: Vec<Request>) -> Result<Vec<Answer>, RtnlError> {
         let first = self.sequence.wrapping_add(1);
         let (mut bytes, mut doings) = (Vec::new(), Vec::with_capacity(requests.len()));
         for request in requests {

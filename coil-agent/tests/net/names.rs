@@ -145,7 +145,7 @@ fn pods_of_older_versions_are_taken_over() {
         let b_of = |found: &[recover::Found]| {
             found.iter().find(|f| f.alias.owner == owner("b")).unwrap().allocation()
         };
-        assert_eq!((b_of(&without).ipv4, b_of(&without).ipv6), (None, None));
+        assert!(without.iter().all(|f| f.alias.owner == owner("a")), "b has no address that is known");
         for _ in 0..2 {
             let found = recover::pods(&rtnl, POD_TABLE, true).await.unwrap();
             assert_eq!(found.len(), 2);

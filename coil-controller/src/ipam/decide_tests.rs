@@ -212,6 +212,14 @@ fn a_request_that_was_given_up_frees_its_index() {
 }
 
 #[test]
+fn a_pool_whose_subnets_overlap_gives_each_address_once() {
+    let mut w = World::new(&[("old", &["10.0.0.0/30", "10.0.0.2/31"])]);
+    let networks: Vec<_> = ["r1", "r2"].map(|r| w.block(r, "old").block.ipv4.unwrap()).into();
+    assert_eq!(networks, ["10.0.0.0/31", "10.0.0.2/31"]);
+    assert_eq!(w.refused("r3", "old").reason, "out of blocks");
+}
+
+#[test]
 fn a_made_block_keeps_its_index_until_the_watch_shows_it() {
     let mut w = World::new(&[("default", &["10.0.0.0/31"])]);
     let Some(Work::Carve { mut block, request }) = w.request("r1", "default") else { panic!() };

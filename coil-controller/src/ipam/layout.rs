@@ -49,16 +49,6 @@ pub enum LayoutError {
         /// The IPv6 subnet.
         ipv6: Ipv6Net,
     },
-    /// Entries that share addresses: these would be given twice.
-    #[error("spec.subnets[{entry}] {subnet} overlaps {other}: remove one of them")]
-    Overlap {
-        /// Position of the later entry.
-        entry: usize,
-        /// Its subnet.
-        subnet: IpNet,
-        /// The earlier one.
-        other: IpNet,
-    },
 }
 
 /// The networks of one block.
@@ -112,12 +102,9 @@ impl Layout {
         }
         let mut segments: Vec<Segment> = Vec::new();
         for (entry, subnet) in spec.subnets.iter().enumerate() {
+            // Entries that share addresses, which Coil v2 takes, are no reason to give none: an index whose
+            // addresses are in a block already is passed over.
             let segment = segment(entry, subnet, bits)?;
-            for earlier in segments.iter().flat_map(Segment::networks) {
-                if let Some(subnet) = segment.networks().find(|n| overlap(n, &earlier)) {
-                    return Err(LayoutError::Overlap { entry, subnet, other: earlier });
-                }
-            }
             segments.push(segment);
         }
         Ok(Self { bits, segments })
@@ -239,7 +226,6 @@ mod tests {
             (5, &[("", "10.0.0.0/8")], "subnets[0].ipv6"),
             (5, &[("10.0.0.0/30", "")], "smaller than a block"),
             (5, &[("10.0.0.0/24", "fd00::/64")], "host bits"),
-            (5, &[("10.0.0.0/24", ""), ("10.0.0.0/16", "")], "overlaps"),
         ] {
             let error = pool(bits, subnets).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

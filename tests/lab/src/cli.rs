@@ -124,7 +124,9 @@ pub fn main() -> ExitCode {
     if !for_people {
         log();
     }
-    match run(args.verb) {
+    let done = run(args.verb);
+    signals::leave_the_end_to_them();
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,6 +1,11 @@
 //! Ctrl-C and SIGTERM of a command that owns a lab.
 
-use std::{process::exit, thread, time::Duration};
+use std::{
+    process::exit,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -13,6 +18,8 @@ use crate::state::StateDir;
 
 /// What a shell shows for a command that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
+/// Set when a signal came: from then on the process ends by it, whatever its work comes to.
+static CAME: AtomicBool = AtomicBool::new(false);
 const POLL: Duration = Duration::from_millis(20);
 
 /// From now on a signal ends the lab of this name before it ends the process. Without this the lab
@@ -32,6 +39,7 @@ pub(crate) fn end_lab_first(name: &str) -> Result<()> {
                 _ = terminate.recv() => {}
             }
         });
+        CAME.store(true, Ordering::Relaxed);
         eprintln!("interrupted: ending lab {name:?}");
         // Not yet there, or gone: the keeper sees the end of this process.
         if let (Some(lock), Ok(lab)) = (state.lock(), state.lab(&name))
@@ -45,4 +53,11 @@ pub(crate) fn end_lab_first(name: &str) -> Result<()> {
     };
     thread::Builder::new().name("signals".into()).spawn(wait).context("cannot start a thread")?;
     Ok(())
+}
+
+/// Does not return once a signal came: the lab is being ended, and its end is what the work stumbles over.
+pub(crate) fn leave_the_end_to_them() {
+    while CAME.load(Ordering::Relaxed) {
+        thread::park();
+    }
 }

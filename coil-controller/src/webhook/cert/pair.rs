@@ -106,7 +106,13 @@ pub(super) fn facts(certificate: &CertificateDer<'_>) -> Option<Facts> {
         from: Timestamp::from_second(validity.not_before.timestamp()).ok()?,
         until: Timestamp::from_second(validity.not_after.timestamp()).ok()?,
         authority: parsed.is_ca(),
-        name: parsed.subject().iter_common_name().next()?.as_str().ok()?.to_owned(),
+        name: parsed
+            .subject()
+            .iter_common_name()
+            .next()
+            .and_then(|n| n.as_str().ok())
+            .unwrap_or_default()
+            .to_owned(),
         public_key: parsed.public_key().raw.to_vec(),
     })
 }
