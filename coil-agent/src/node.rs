@@ -183,7 +183,12 @@ impl Node {
                 routes: None,
                 gateway: None,
                 complaint: None,
-                attached: Attached { link: pod.link, pod: None, kernel_client: pod.kernel_client },
+                attached: Attached {
+                    link: pod.link,
+                    pod: None,
+                    kernel_client: pod.kernel_client,
+                    kernel_gateway: false,
+                },
             };
             pods.insert(pod.alias.owner, entry);
         }
@@ -479,7 +484,7 @@ mod tests {
     fn a_pod_follows_its_annotations_but_not_into_the_open() {
         let link = PodLink { host: Link::default(), mac: Mac::default(), ipv4: None, ipv6: None };
         let mut entry = Entry {
-            attached: Attached { link, pod: None, kernel_client: false },
+            attached: Attached { link, pod: None, kernel_client: false, kernel_gateway: false },
             uid: None,
             attachment: Attachment { name: String::new(), network: None },
             netns: None,

@@ -84,7 +84,7 @@ async fn connect(
     let new = NewPod {
         owner: request.owner.clone(),
         attachment: Attachment::of(&identity.altnames(&request.owner), &request.owner),
-        attached: Attached { link, pod: Some(pod), kernel_client: false },
+        attached: Attached { link, pod: Some(pod), kernel_client: false, kernel_gateway: false },
         netns: request.netns.clone(),
         routes,
     };

@@ -154,6 +154,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
             forward: plane.mode() == "ebpf" && options.enable_ipam && !options.compat_calico,
             fou_port: options.egress_port,
             mark: options.mark.0,
+            originating_only: options.enable_originating_only,
+            addresses_of_others: !options.enable_ipam,
+            quota: options.egress_quota,
             ..NodeFacts::default()
         },
     };

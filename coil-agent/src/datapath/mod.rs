@@ -20,7 +20,7 @@ mod filter;
 mod flows;
 mod image;
 mod maglev;
-mod netlink;
+pub(crate) mod netlink;
 mod object;
 pub mod obstacle;
 mod pins;

@@ -61,6 +61,8 @@ pub struct EgressInfo {
     pub sport_auto: bool,
     /// `sessionAffinity: ClientIP`.
     pub client_affinity: bool,
+    /// `originatingOnly`; none to do as the node does.
+    pub originating_only: Option<bool>,
 }
 
 /// One address of an EndpointSlice.

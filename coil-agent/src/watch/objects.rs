@@ -82,6 +82,7 @@ pub fn egress(egress: &Egress) -> Option<EgressInfo> {
             .collect(),
         sport_auto: spec.fou_source_port_auto,
         client_affinity: spec.session_affinity == SessionAffinity::ClientIP,
+        originating_only: spec.originating_only,
     })
 }
 

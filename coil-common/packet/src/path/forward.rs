@@ -92,7 +92,7 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
 /// invalid.
 #[inline(never)]
 pub(super) fn error<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
-    let Decision { packet, outer: quoted, flow: Draft { key, .. }, way, outcome } = decision;
+    let Decision { packet, outer: quoted, flow: Draft { key, .. }, way, outcome, .. } = decision;
     if tables.config().flags & config_flag::FORWARD == 0 {
         return outcome.next(Reason::NotFastNode);
     }
