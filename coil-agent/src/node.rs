@@ -2,6 +2,7 @@
 
 mod attachments;
 mod gateways;
+mod kernel;
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +25,7 @@ use crate::{
     datapath::obstacle,
     egress::{
         gateway::GatewayPod,
+        kernel::plan::Wanted,
         plan::{self, Attached, NodeFacts},
     },
     ipam::{AttachmentId, NodeIpam},
@@ -59,6 +61,10 @@ pub struct Settings {
     pub name: String,
     /// `--enable-egress`: annotations and Egresses count.
     pub egress: bool,
+    /// Why the kernel cannot do egress; none when it can.
+    pub kernel_egress_missing: Option<String>,
+    /// `--protocol-id`.
+    pub protocol: u8,
     /// `--devices`; empty to find the uplinks.
     pub devices: Vec<String>,
     /// What the flags say of [`NodeFacts`].
@@ -104,6 +110,10 @@ struct Entry {
     gateway: Option<GatewayPod>,
     /// What was last said in the log about the pod's annotations.
     complaint: Option<AnnotationError>,
+    /// What was made inside the pod for egress by the kernel.
+    kernel: Option<Wanted>,
+    /// Why that could not be done.
+    kernel_trouble: Option<String>,
 }
 
 /// A pod that ADD has connected.
@@ -183,6 +193,8 @@ impl Node {
                 routes: None,
                 gateway: None,
                 complaint: None,
+                kernel: None,
+                kernel_trouble: None,
                 attached: Attached {
                     link: pod.link,
                     pod: None,
@@ -208,6 +220,8 @@ impl Node {
             routes: Some(pod.routes),
             gateway: None,
             complaint: None,
+            kernel: None,
+            kernel_trouble: None,
         };
         lock(&self.pods).insert(pod.owner.clone(), entry);
         if !self.feed.missing().is_empty() {
@@ -299,6 +313,7 @@ impl Node {
 
     /// Routes of a client, and a gateway's namespace. Trouble is logged, and tried again later.
     async fn follow_inside(self: &Arc<Self>, owner: &AttachmentId) {
+        self.follow_by_kernel(owner).await;
         let Some((attached, routes, netns, served)) = lock(&self.pods).get(owner).map(|entry| {
             let served = entry.gateway.is_some();
             (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
@@ -491,6 +506,8 @@ mod tests {
             routes: None,
             gateway: None,
             complaint: None,
+            kernel: None,
+            kernel_trouble: None,
         };
         let egresses = |entry: &Entry| plan::egresses_of(entry.attached.pod.as_ref().unwrap()).to_vec();
         let nat = EgressRef { namespace: "internet".into(), name: "nat".into() };

@@ -33,7 +33,7 @@ use crate::{
         socket,
     },
     datapath::{Datapath, DatapathConfig, NetworkChanges, obstacle},
-    egress::plan::NodeFacts,
+    egress::{plan::NodeFacts, support},
     ipam::NodeIpam,
     metrics,
     net::{
@@ -135,17 +135,21 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
+    let plane = choose_plane(options.datapath)?;
+    let kernel_egress_missing = kernel_egress(options.enable_egress);
+    let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
     feed.start(
         &client,
         &options.node_name,
-        Scope { ipam: options.enable_ipam, egress: options.enable_egress },
+        Scope { ipam: options.enable_ipam, egress: options.enable_egress, kernel_egress },
     );
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
     let ipam = options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
-    let plane = choose_plane(options.datapath)?;
     let settings = Settings {
         name: options.node_name.clone(),
         egress: options.enable_egress,
+        kernel_egress_missing,
+        protocol: options.protocol_id,
         devices: options.devices.clone(),
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
@@ -195,6 +199,20 @@ async fn node_addresses(client: &Client, name: &str) -> Vec<IpAddr> {
     }
 }
 
+/// Why the kernel cannot do egress, which is said here once; none when it can.
+fn kernel_egress(enabled: bool) -> Option<String> {
+    if !enabled {
+        return Some("--enable-egress is off".to_owned());
+    }
+    support::load();
+    let missing = support::missing();
+    match &missing {
+        Some(missing) => warn!(reason = missing, "no egress by the kernel; eBPF does what it can without"),
+        None => info!("the kernel has what egress needs"),
+    }
+    missing
+}
+
 fn choose_plane(mode: Mode) -> Result<Plane> {
     match mode {
         Mode::Kernel => Ok(Plane::kernel("--datapath kernel")),
@@ -214,10 +232,7 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
                 )
             }
             Err(e) => {
-                warn!(
-                    reason = format!("{e:#}"),
-                    "eBPF is not possible here: the kernel alone forwards, without egress"
-                );
+                warn!(reason = format!("{e:#}"), "eBPF is not possible here: the kernel alone forwards");
                 Ok(Plane::kernel(format!("{e:#}")))
             }
         },

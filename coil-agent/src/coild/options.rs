@@ -156,7 +156,7 @@ impl Options {
         self.not_here
             .backend
             .as_ref()
-            .map(|_| "--backend: the kernel path of egress, which it is for, is not in this version")
+            .map(|_| "--backend: nftables rules of the same meaning are used in any case")
     }
 
     /// Refuses what this version cannot do, so that nothing is silently ignored.
@@ -170,7 +170,6 @@ impl Options {
         let flags = &self.not_here;
         let asked = [
             (flags.host_stack, "--host-stack"),
-            // The kernel path of egress, which the backend is for, is not here.
             (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
         ];
         match asked.into_iter().find(|(asked, _)| *asked) {

@@ -9,7 +9,7 @@ use coil_api::{
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod},
+    core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
 };
@@ -57,6 +57,23 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
         addresses: ips.filter_map(|ip| ip.ip.parse().ok()).collect(),
         key,
     })
+}
+
+/// A pod that is a client of an Egress.
+#[must_use]
+pub fn client(pod: &Pod) -> Option<PodInfo> {
+    self::pod(pod).filter(|info| info.egresses.as_ref().is_ok_and(|egresses| !egresses.is_empty()))
+}
+
+/// Cluster addresses of a Service.
+#[must_use]
+pub fn service(service: &Service) -> Option<Vec<IpAddr>> {
+    let spec = service.spec.as_ref()?;
+    let addresses = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let mut addresses: Vec<IpAddr> = addresses.filter_map(|address| address.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Some(addresses)
 }
 
 /// The same on a node that does no egress: the pod is neither client nor gateway, whatever it says.

@@ -1,6 +1,6 @@
 //! Makes a pod's namespace what it should be for its egress.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use coil_netns::NetNs;
 
@@ -41,31 +41,49 @@ pub async fn apply(
     wanted: &Wanted,
 ) -> Result<(), KernelError> {
     let rtnl = Rtnl::open_in(ns)??;
-    let eth0 = rtnl
-        .link_by_name(ifname)
-        .await?
-        .ok_or_else(|| KernelError::NoInterface(ifname.to_owned()))?;
-    // Where tunnels change, what they were goes first: their routes go with them.
-    let links = rtnl.links().await?;
-    let known = |name: &str| before.and_then(|b| b.tunnels.get(name));
-    for link in links.iter().filter(|link| PREFIXES.iter().any(|prefix| link.name.starts_with(prefix))) {
-        let stays = wanted.tunnels.get(&link.name).is_some_and(|t| known(&link.name) == Some(t));
-        if !stays {
+    let eth0 = rtnl.link_by_name(ifname).await?.ok_or_else(|| KernelError::NoInterface(ifname.to_owned()))?;
+    // Where tunnels change, what they were goes first: their routes go with them. Those that an earlier agent made
+    // are taken for what their names say.
+    let mut there = BTreeSet::new();
+    for link in rtnl.links().await? {
+        if !PREFIXES.iter().any(|prefix| link.name.starts_with(prefix)) {
+            continue;
+        }
+        let stays = wanted
+            .tunnels
+            .get(&link.name)
+            .is_some_and(|tunnel| before.is_none_or(|before| before.tunnels.get(&link.name) == Some(tunnel)));
+        if stays {
+            there.insert(link.name);
+        } else {
             rtnl.delete_link(link.index).await?;
         }
     }
-    ns.run(|| settings_and_tunnels(ifname, common.port, before, wanted))??;
+    ns.run(|| settings_and_tunnels(ifname, common.port, &there, wanted))??;
+    for (kernels, ours) in tunnel::OTHERS {
+        // Made by the module; another name keeps it from being taken for somebody's tunnel.
+        if let Some(link) = rtnl.link_by_name(kernels).await? {
+            rtnl.rename_link(link.index, ours).await?;
+        }
+    }
 
     let links = rtnl.links().await?;
     for table in [TABLE_PRIVATE, TABLE_REST] {
         let mut routes = Routes::new();
         for ((_, net), name) in wanted.routes.iter().filter(|((t, _), _)| *t == table) {
             let Some(link) = links.iter().find(|link| link.name == *name) else { continue };
-            let (overhead, headers) =
-                if net.addr().is_ipv4() { (OVERHEAD_V4, TCP_HEADERS[0]) } else { (OVERHEAD_V6, TCP_HEADERS[1]) };
+            let (overhead, headers) = if net.addr().is_ipv4() {
+                (OVERHEAD_V4, TCP_HEADERS[0])
+            } else {
+                (OVERHEAD_V6, TCP_HEADERS[1])
+            };
             let mtu = eth0.mtu.saturating_sub(overhead);
-            let path =
-                Path { ifindex: Some(link.index), mtu, advmss: mtu.saturating_sub(headers), ..Path::default() };
+            let path = Path {
+                ifindex: Some(link.index),
+                mtu,
+                advmss: mtu.saturating_sub(headers),
+                ..Path::default()
+            };
             routes.insert(*net, path);
         }
         Owned { table, protocol: common.protocol }.sync(&rtnl, &routes).await?;
@@ -78,14 +96,11 @@ pub async fn apply(
 fn settings_and_tunnels(
     ifname: &str,
     port: u16,
-    before: Option<&Wanted>,
+    there: &BTreeSet<String>,
     wanted: &Wanted,
 ) -> Result<(), KernelError> {
-    let new: Vec<(&String, &Tunnel)> = wanted
-        .tunnels
-        .iter()
-        .filter(|(name, tunnel)| before.and_then(|b| b.tunnels.get(*name)) != Some(*tunnel))
-        .collect();
+    let new: Vec<(&String, &Tunnel)> =
+        wanted.tunnels.iter().filter(|(name, _)| !there.contains(*name)).collect();
     let families: Vec<bool> = [false, true]
         .into_iter()
         .filter(|v6| wanted.tunnels.values().any(|t| t.local.is_ipv6() == *v6) || has(&wanted.gateway, *v6))

@@ -34,7 +34,9 @@ pub enum KernelError {
     #[error(transparent)]
     NetNs(#[from] NetNsError),
     /// A tunnel was refused.
-    #[error("cannot {doing}: {source}; without the kernel modules fou, fou6, ipip and ip6_tunnel there is no egress by the kernel")]
+    #[error(
+        "cannot {doing}: {source}; without the kernel modules fou, fou6, ipip and ip6_tunnel there is no egress by the kernel"
+    )]
     Tunnel {
         /// What was being done.
         doing: String,
@@ -42,7 +44,9 @@ pub enum KernelError {
         source: std::io::Error,
     },
     /// Masquerading was refused.
-    #[error("cannot masquerade in the gateway pod: {0}; it needs the kernel modules nf_tables, nft_masq and nft_ct")]
+    #[error(
+        "cannot masquerade in the gateway pod: {0}; it needs the kernel modules nf_tables, nft_masq and nft_ct"
+    )]
     Masquerade(#[source] std::io::Error),
     /// The pod's own interface is missing.
     #[error("the pod has no interface {0}")]

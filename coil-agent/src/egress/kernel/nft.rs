@@ -102,7 +102,9 @@ pub fn counts(like: IpAddr) -> io::Result<Counts> {
         if find(list, 1).map(text).as_deref() != Some("coil") {
             return;
         }
-        let (Some(chain), Some(count)) = (find(list, 2).map(text), find(list, 4).and_then(counter)) else { return };
+        let (Some(chain), Some(count)) = (find(list, 2).map(text), find(list, 4).and_then(counter)) else {
+            return;
+        };
         match chain.as_str() {
             POSTROUTING => counts.masqueraded = count,
             FORWARD => counts.invalid = count,

@@ -102,7 +102,8 @@ pub fn client(
     for local in own {
         let family = |net: &IpNet| net.addr().is_ipv4() == local.is_ipv4();
         let v6 = local.is_ipv6();
-        let of_family: BTreeMap<&IpNet, &Option<EgressId>> = policy.iter().filter(|(net, _)| family(net)).collect();
+        let of_family: BTreeMap<&IpNet, &Option<EgressId>> =
+            policy.iter().filter(|(net, _)| family(net)).collect();
         if of_family.values().all(|egress| egress.is_none()) {
             continue;
         }
@@ -180,7 +181,8 @@ mod tests {
             (net("fc00::/7"), None),
         ]
         .into();
-        let via = Via { service: ["10.96.0.7", "fd96::7"].map(|a| a.parse().unwrap()).into(), sport_auto: true };
+        let via =
+            Via { service: ["10.96.0.7", "fd96::7"].map(|a| a.parse().unwrap()).into(), sport_auto: true };
         let mut wanted = Wanted::default();
         client(&mut wanted, &own, &policy, &[(1, via)].into());
         assert_eq!(wanted.tunnels.len(), 2);
@@ -191,7 +193,10 @@ mod tests {
         assert_eq!(tables, expected.map(|(t, n)| (t, n.to_owned())));
         let rules: Vec<(u32, bool, u32)> = wanted.rules.iter().map(|r| (r.priority, r.v6, r.table)).collect();
         for (priority, table) in [(1800, 254), (1900, 117), (2000, 254), (2100, 118)] {
-            assert!(rules.contains(&(priority, false, table)) && rules.contains(&(priority, true, table)), "{rules:?}");
+            assert!(
+                rules.contains(&(priority, false, table)) && rules.contains(&(priority, true, table)),
+                "{rules:?}"
+            );
         }
         let before = wanted.clone();
         client(&mut wanted, &own, &[(net("0.0.0.0/0"), None)].into(), &BTreeMap::new());

@@ -8,7 +8,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use nix::libc;
 
 use super::{KernelError, plan::Tunnel};
-use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, attributes, exchange, find, message, pack};
+use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, exchange, find, message, pack};
 
 const CONTROL: u16 = 16;
 const GET_FAMILY: u8 = 3;
@@ -34,10 +34,10 @@ const NO_ENCAP_LIMIT: u32 = 1;
 /// `TUNNEL_ENCAP_FOU`.
 const ENCAP_FOU: u16 = 1;
 
-/// Links that receive from any peer, by family: name, kind, and the link that the kernel makes beside with its own
-/// name and Coil's.
-const RECEIVERS: [(&str, &str, &str, &str); 2] =
-    [("coil_ipip4", "ipip", "tunl0", "coil_tunl"), ("coil_ipip6", "ip6tnl", "ip6tnl0", "coil_ip6tnl")];
+/// Links that receive from any peer, by family: name and kind.
+const RECEIVERS: [(&str, &str); 2] = [("coil_ipip4", "ipip"), ("coil_ipip6", "ip6tnl")];
+/// Links that the modules make by themselves: their names, and Coil's names for them.
+pub const OTHERS: [(&str, &str); 2] = [("tunl0", "coil_tunl"), ("ip6tnl0", "coil_ip6tnl")];
 
 /// Makes this namespace take FOU of a family at `port`, from any peer. Doing it twice changes nothing.
 ///
@@ -46,19 +46,14 @@ const RECEIVERS: [(&str, &str, &str, &str); 2] =
 pub fn listen(port: u16, v6: bool) -> Result<(), KernelError> {
     let failed = |doing: String| move |source| KernelError::Tunnel { doing, source };
     existing(add_port(port, v6)).map_err(failed(format!("listen for FOU on UDP port {port}")))?;
-    let (name, kind, kernels, ours) = RECEIVERS[usize::from(v6)];
+    let (name, kind) = RECEIVERS[usize::from(v6)];
     // IFLA_IPTUN_COLLECT_METADATA; ip6tnl carries IPv6 alone.
     let mut data = pack(19, &[]);
     if v6 {
         data.extend(pack(9, &[IPV6]));
     }
     existing(add_link(name, kind, &data)).map_err(failed(format!("make link {name}")))?;
-    set_up(name).map_err(failed(format!("set up link {name}")))?;
-    // Made by the module; another name keeps it from being taken for somebody's tunnel.
-    match rename(kernels, ours) {
-        Err(e) if e.raw_os_error() != Some(libc::ENODEV) => Err(failed(format!("rename link {kernels}"))(e)),
-        _ => Ok(()),
-    }
+    set_up(name).map_err(failed(format!("set up link {name}")))
 }
 
 /// Makes the link to a peer. It must not exist.
@@ -66,7 +61,8 @@ pub fn listen(port: u16, v6: bool) -> Result<(), KernelError> {
 /// # Errors
 /// When the kernel lacks a module or refuses.
 pub fn add(name: &str, tunnel: &Tunnel, port: u16) -> Result<(), KernelError> {
-    let failed = |source| KernelError::Tunnel { doing: format!("make link {name} to {}", tunnel.remote), source };
+    let failed =
+        |source| KernelError::Tunnel { doing: format!("make link {name} to {}", tunnel.remote), source };
     let sport = if tunnel.sport_auto { 0 } else { port };
     let octets = |address: IpAddr| match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -128,7 +124,6 @@ fn named(name: &str) -> Vec<u8> {
 fn add_link(name: &str, kind: &str, data: &[u8]) -> io::Result<()> {
     let info = [pack(KIND, kind.as_bytes()), pack(DATA | NESTED, data)].concat();
     let list = [named(name), pack(LINKINFO | NESTED, &info)].concat();
-    debug_assert!(attributes(&list).count() == 2);
     exchange(NETLINK_ROUTE, &message(NEW_LINK, REQUEST | ACK | CREATE, &header(0, 0), &list), |_| {})
 }
 
@@ -136,20 +131,12 @@ fn set_up(name: &str) -> io::Result<()> {
     exchange(NETLINK_ROUTE, &message(SET_LINK, REQUEST | ACK, &header(UP, UP), &named(name)), |_| {})
 }
 
-fn rename(from: &str, to: &str) -> io::Result<()> {
-    let index = match nix::net::if_::if_nametoindex(from) {
-        Ok(index) => index,
-        Err(_) => return Err(io::Error::from_raw_os_error(libc::ENODEV)),
-    };
-    let mut head = header(0, 0);
-    head[4..8].copy_from_slice(&index.to_ne_bytes());
-    exchange(NETLINK_ROUTE, &message(SET_LINK, REQUEST | ACK, &head, &named(to)), |_| {})
-}
-
 /// What is there already is as good as made.
 fn existing(made: io::Result<()>) -> io::Result<()> {
     match made {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::EALREADY | libc::EADDRINUSE)) => Ok(()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::EALREADY | libc::EADDRINUSE)) => {
+            Ok(())
+        }
         other => other,
     }
 }
