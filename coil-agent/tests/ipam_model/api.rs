@@ -23,6 +23,8 @@ struct Sent {
     query: BTreeMap<String, String>,
     body: Value,
     answer: Option<oneshot::Sender<Answer>>,
+    /// How many objects had been made when it was sent.
+    uids: u64,
 }
 
 /// What became of an object, in order.
@@ -41,6 +43,9 @@ pub(crate) struct State {
     pub(crate) history: Vec<Change>,
     sent: BTreeMap<u64, Sent>,
     serial: u64,
+    /// A request that changed an object which was made after the request was sent: it was meant for another
+    /// one of the same name.
+    pub(crate) misled: Option<String>,
 }
 
 /// A handle; clones share everything.
@@ -129,7 +134,8 @@ impl State {
         // What is behind `/api/v1` or `/apis/GROUP/VERSION`.
         let path = path.into_iter().skip_while(|part| *part != "v1" && *part != "v2").skip(1).collect();
         self.serial += 1;
-        let sent = Sent { method: parts.method.clone(), path, query, body, answer: Some(answer) };
+        let (method, uids) = (parts.method.clone(), self.uids);
+        let sent = Sent { method, path, query, body, answer: Some(answer), uids };
         self.sent.insert(self.serial, sent);
     }
 
@@ -204,6 +210,11 @@ impl State {
             return Response::builder().status(StatusCode::OK).body(Body::from(body.into_bytes())).unwrap();
         }
         let path: Vec<&str> = sent.path.iter().map(String::as_str).collect();
+        let younger = match path.as_slice() {
+            [plural, name, ..] if sent.method != Method::GET => self.is_younger(plural, name, sent.uids),
+            _ => false,
+        };
+        let before = self.version;
         let (code, body) = match (&sent.method, path.as_slice()) {
             (&Method::GET, [plural]) => self.list(plural, &sent.query),
             (&Method::GET, [plural, name]) => match self.get(plural, name) {
@@ -218,7 +229,16 @@ impl State {
             }
             other => panic!("the model has no {other:?}"),
         };
+        if younger && self.version > before {
+            self.misled = Some(format!("{} {} {}", sent.method, sent.path.join("/"), sent.body));
+        }
         respond(code, &body)
+    }
+
+    fn is_younger(&self, plural: &str, name: &str, uids: u64) -> bool {
+        let uid = self.get(plural, name).map(|object| text(object, "/metadata/uid"));
+        let number = uid.and_then(|uid| uid.strip_prefix("uid-")?.parse::<u64>().ok());
+        number.is_some_and(|number| number > uids)
     }
 
     fn list(&self, plural: &str, query: &BTreeMap<String, String>) -> (u16, Value) {

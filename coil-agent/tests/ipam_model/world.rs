@@ -63,6 +63,9 @@ pub(crate) struct World {
     pods: usize,
     weights: [usize; 14],
     calm: bool,
+    /// How much of the API's history was judged, and which block was made for which request.
+    judged: usize,
+    made: BTreeSet<(String, String)>,
     pub(crate) counts: Counts,
     pub(crate) trace: Vec<String>,
 }
@@ -123,6 +126,8 @@ impl World {
             pods: 0,
             weights,
             calm: false,
+            judged: 0,
+            made: BTreeSet::new(),
             counts: Counts::default(),
             trace: Vec::new(),
         };
@@ -170,6 +175,7 @@ impl World {
             for (owner, result) in agent.run() {
                 self.ended(at, owner, result)?;
             }
+            self.nodes[at].agent.iter_mut().for_each(AgentProcess::remember);
         }
         Ok(())
     }
@@ -190,6 +196,7 @@ impl World {
                 Err(format!("{owner} had {before:?}, now {allocation:?}"))
             };
         }
+        self.gave_from_what_stays(at, &allocation)?;
         if !self.calm && self.random.percent(10) {
             self.note("  but connecting the pod fails");
             if let Some(agent) = &mut self.nodes[at].agent {
