@@ -27,6 +27,18 @@ struct Sent {
     uids: u64,
 }
 
+impl Sent {
+    fn clone_unanswered(&self) -> Self {
+        let (method, path, query) = (self.method.clone(), self.path.clone(), self.query.clone());
+        Self { method, path, query, body: self.body.clone(), answer: None, uids: self.uids }
+    }
+
+    /// A change of an object that was there, on its way although nobody waits for it.
+    fn is_late(&self) -> bool {
+        self.answer.is_none() && matches!(self.method, Method::DELETE | Method::PATCH)
+    }
+}
+
 /// What became of an object, in order.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
@@ -139,10 +151,24 @@ impl State {
         self.sent.insert(self.serial, sent);
     }
 
-    /// Requests that can be dealt with now. A watch waits for something to tell.
+    /// Requests that can be dealt with now. A watch waits for something to tell; what is late is not here.
     pub(crate) fn waiting(&self) -> Vec<u64> {
-        let ready = |sent: &Sent| !sent.query.contains_key("watch") || !self.news_for(sent).is_empty();
+        let ready = |sent: &Sent| {
+            !sent.is_late() && (!sent.query.contains_key("watch") || !self.news_for(sent).is_empty())
+        };
         self.sent.iter().filter(|(_, sent)| ready(sent)).map(|(id, _)| *id).collect()
+    }
+
+    /// Changes whose senders gave them up and that are still under way; first those that find another object of
+    /// the name than was there when they were sent.
+    pub(crate) fn late(&self) -> (Vec<u64>, Vec<u64>) {
+        let late = self.sent.iter().filter(|(_, sent)| sent.is_late());
+        let (misled, others): (Vec<_>, Vec<_>) = late.partition(|(_, sent)| match sent.path.as_slice() {
+            [plural, name, ..] => self.is_younger(plural, name, sent.uids),
+            _ => false,
+        });
+        let ids = |some: Vec<(&u64, &Sent)>| some.into_iter().map(|(id, _)| *id).collect();
+        (ids(misled), ids(others))
     }
 
     /// For people.
@@ -158,6 +184,16 @@ impl State {
             // Its sender may be dead.
             let _ = waiter.send(Ok(answer));
         }
+    }
+
+    /// Carries a request out and answers it. A change arrives once more, much later.
+    pub(crate) fn double(&mut self, id: u64) {
+        let Some(sent) = self.sent.get_mut(&id) else { return };
+        let answer = sent.answer.take();
+        let doubled = sent.is_late().then(|| sent.clone_unanswered());
+        sent.answer = answer;
+        self.carry_out(id);
+        self.sent.extend(doubled.map(|sent| (id, sent)));
     }
 
     /// Carries a request out; its sender hears nothing but that the connection broke.

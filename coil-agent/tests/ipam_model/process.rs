@@ -106,6 +106,10 @@ impl ControllerProcess {
         (0..4).filter(|n| self.cursors[*n].is_behind(api)).collect()
     }
 
+    pub(crate) fn has_listed(&self, kind: usize) -> bool {
+        self.cursors[kind].at.is_some()
+    }
+
     /// One event of one kind arrives, or a whole new list of it.
     pub(crate) fn deliver(&mut self, api: &State, kind: usize, list: bool) {
         fn take<K: DeserializeOwned>(cursor: &mut Cursor, api: &State, list: bool) -> Vec<watcher::Event<K>> {

@@ -104,7 +104,8 @@ impl World {
                         agent.deliver(&api, false);
                     }
                 }
-                for id in api.waiting() {
+                let (misled, others) = api.late();
+                for id in api.waiting().into_iter().chain(misled).chain(others) {
                     api.carry_out(id);
                 }
                 drop(api);
