@@ -23,7 +23,7 @@ use super::{
     health::{self, Health},
     locks::Locks,
     metrics::GrpcMetrics,
-    request::{self, Request},
+    request::{self, Leaving, Request},
 };
 use crate::node::Node;
 
@@ -97,7 +97,8 @@ impl CniService {
         let _alone = self.locks.lock(&request.owner).await;
         phases.end("lock");
         let (pod, owner, netns) = (request.pod.to_string(), &request.owner, request.netns.display());
-        let added = add::add(&self.node, &request, &mut phases).await.map_err(|e| e.of_pod(&pod));
+        let added =
+            add::add(&self.node, &self.locks, &request, &mut phases).await.map_err(|e| e.of_pod(&pod));
         let total = phases.total();
         match added {
             Ok(added) => {
@@ -116,12 +117,12 @@ impl CniService {
     }
 
     async fn do_del(&self, args: &CniArgs) -> Result<(), Failure> {
-        let owner = request::owner(args)?;
-        let pod = request::pod(args);
+        let leaving = Leaving::new(args)?;
+        let (pod, owner) = (request::pod(args), &leaving.owner);
         let mut phases = Phases::default();
-        let _alone = self.locks.lock(&owner).await;
+        let _alone = self.locks.lock(owner).await;
         phases.end("lock");
-        let result = del::del(&self.node, &owner, &mut phases).await;
+        let result = del::del(&self.node, &self.locks, &leaving, &mut phases).await;
         let total = phases.total();
         match &result {
             Ok(()) => info!(pod, %owner, %phases, total, "DEL"),
