@@ -49,8 +49,8 @@ fn unavailable(command: Command) -> u32 {
 async fn ask(command: Command, request: &Request) -> Result<Option<Vec<u8>>, ErrorDocument> {
     let stream = match connect(command, &request.socket).await {
         Ok(stream) => stream,
-        // Nobody serves the socket, so nobody works on this attachment, and what a coild that starts later
-        // knows of it is what the kernel has.
+        // Nobody holds the socket, so nobody works on this attachment: a coild that ends holds it until its last
+        // request is done. And what a coild that starts later knows of it is what the kernel has.
         Err(e) if command == Command::Del && is_absent(&e) => {
             return alone::del(request).await.map(|()| None);
         }
