@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
+    datapath::obstacle,
     egress::{
         gateway::GatewayPod,
         plan::{self, Attached, NodeFacts},
@@ -362,6 +363,9 @@ impl Node {
         facts.own_addresses.extend(&internal);
         facts.own_addresses.sort_unstable();
         facts.own_addresses.dedup();
+        if facts.forward {
+            self.look_for_obstacles(&mut facts);
+        }
         *lock(&self.facts) = facts;
         if !internal.is_empty() {
             let side =
@@ -371,6 +375,33 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Looks at what would treat pods' packets differently on the way that the programs cut short.
+    fn look_for_obstacles(&self, facts: &mut NodeFacts) {
+        let links = lock(&self.pods).values().map(|entry| entry.attached.link.host.index).collect();
+        let (obstacle, foreign) =
+            tokio::task::block_in_place(|| (obstacle::find(), obstacle::foreign_links(&links)));
+        facts.obstacle = obstacle;
+        match foreign {
+            Ok(foreign) => facts.foreign_links = foreign,
+            Err(e) => facts.obstacle = Some(format!("pods' queues cannot be read: {e}")),
+        }
+        let before = lock(&self.facts).obstacle.clone();
+        match (&before, &facts.obstacle) {
+            (before, Some(now)) if before.as_ref() != Some(now) => {
+                warn!(reason = now, "the kernel alone forwards from pod to pod");
+            }
+            (Some(_), None) => info!("eBPF forwards from pod to pod"),
+            _ => {}
+        }
+    }
+
+    /// The datapath's mode, and why it is not eBPF or not for all packets.
+    #[must_use]
+    pub fn datapath_state(&self) -> (&'static str, String) {
+        let obstacle = lock(&self.facts).obstacle.clone();
+        (self.plane.mode(), obstacle.unwrap_or_else(|| self.plane.reason().to_owned()))
     }
 
     /// Follows the index, and the node's own links and addresses, for ever.

@@ -81,6 +81,11 @@ impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
         Ok(Self { name, store, mirror, identify })
     }
 
+    /// True when a wanted key is missing.
+    pub(super) fn lacks(&self, wanted: &[(K, V)]) -> bool {
+        wanted.iter().any(|(key, _)| !self.mirror.contains_key(&(self.identify)(key)))
+    }
+
     /// Adds what is missing and replaces what differs.
     pub(super) fn put_all(&mut self, wanted: &[(K, V)]) -> Result<Changes, DatapathError> {
         let mut changes = Changes::default();

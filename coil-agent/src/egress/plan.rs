@@ -43,8 +43,16 @@ pub struct NodeFacts {
     pub in_cluster: Vec<IpNet>,
     /// Pods of this node may be forwarded past the host stack.
     pub forward: bool,
+    /// `--fast-udp`.
+    pub fast_udp: bool,
     /// `--egress-port`.
     pub fou_port: u16,
+    /// `--mark`.
+    pub mark: u32,
+    /// What on the node keeps all pods' packets with the kernel, if something does.
+    pub obstacle: Option<String>,
+    /// Pods' links with queues or filters of others.
+    pub foreign_links: BTreeSet<u32>,
 }
 
 /// The Egresses of a client, in the order of its annotations; empty when it is none.
@@ -105,8 +113,10 @@ pub fn desired<'a>(
     let mut desired = Desired {
         pools: index.pool_subnets(),
         uplinks: node.uplinks.clone(),
-        forward: node.forward,
+        forward: node.forward && node.obstacle.is_none(),
+        fast_udp: node.fast_udp,
         fou_port: node.fou_port,
+        mark: node.mark,
         ..Desired::default()
     };
     let mut sets: BTreeSet<&[EgressRef]> = BTreeSet::new();
@@ -114,9 +124,11 @@ pub fn desired<'a>(
         let egresses = attached.pod.as_ref().map(egresses_of).unwrap_or_default();
         let client = !egresses.is_empty() && !attached.kernel_client;
         let gateway = attached.pod.as_ref().is_some_and(|p| p.gateway_of.is_some());
+        let shaped = attached.pod.as_ref().is_some_and(|p| p.shaped);
         // Nothing can be delivered past the host's stack to whom nobody knows the hardware address of. What a
         // client sends must be looked at all the same.
-        if attached.link.mac == Mac::default() && !client && !gateway {
+        let unknown = attached.link.mac == Mac::default();
+        if unknown && !client && !gateway {
             continue;
         }
         if client {
@@ -131,10 +143,12 @@ pub fn desired<'a>(
             ifindex: attached.link.host.index,
             mac: attached.link.mac.0,
             host_mac: attached.link.host.mac.0,
+            mtu: attached.link.host.mtu,
             policy: if client { policy_id(egresses) } else { 0 },
             client,
             gateway,
-            shaped: attached.pod.as_ref().is_some_and(|p| p.shaped),
+            by_kernel: unknown || shaped || node.foreign_links.contains(&attached.link.host.index),
+            shaped,
         });
     }
     for egresses in sets {
