@@ -77,6 +77,6 @@ mod verbs;
 
 pub use auth::User;
 pub use kubeconfig::kubeconfig;
-pub use rbac::{Attributes, Policy};
+pub use rbac::{Attributes, Policy, Question};
 pub use server::{ApiServer, Config, ServiceResolver, StartError};
 pub use tls::TlsError;

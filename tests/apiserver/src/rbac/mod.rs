@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde_json::Value;
 
 pub use policy::Policy;
+pub use record::Question;
 pub(crate) use record::Record;
 pub use request::Attributes;
 
@@ -58,11 +59,12 @@ impl Authorizer {
         if user.groups.iter().any(|group| group == MASTERS) {
             return true;
         }
-        if let Some(record) = &self.record {
-            record.note(asked);
-        }
         let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner).clone();
-        policy.allows(asked)
+        let allowed = policy.allows(asked);
+        if let Some(record) = &self.record {
+            record.note(Question { allowed, asked: asked.clone() });
+        }
+        allowed
     }
 
     /// Refuses what a user may not.
