@@ -137,7 +137,7 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// Memory for one decision of either family.
 #[repr(C)]
 struct Scratch {
-    words: [u64; 80],
+    words: [u64; 96],
 }
 
 /// This CPU's room for a decision.

@@ -21,7 +21,7 @@ pub const RESERVED_PORTS: [u16; 3] = [5555, 8080, 8081];
 /// Ports that can be lent towards one remote: all but the three reserved ones.
 pub const PORTS: u32 = (LAST_PORT - FIRST_PORT + 1 - 3) as u32;
 /// Ports tried for a new flow. With 95 % of them lent towards one remote, 0.95^144 = 0.06 % of attempts fail.
-pub const PROBES: u32 = 144;
+pub const PROBES: u32 = 16;
 
 /// Progress of a translated flow, [`NatRevValue::state`]: for TCP the states of RFC 6146, section 3.5.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,58 +95,61 @@ pub const fn lendable(port: u16) -> bool {
     port >= FIRST_PORT && port <= LAST_PORT && port != fou && port != metrics && port != health
 }
 
-/// Finds or makes the translation of a client's packet; the answer is the gateway's port.
+/// Finds or makes the translation of a client's packet; the answer is the gateway's port, or a number above 16 bits
+/// for [`refusal`]: one number fits a register, and every bit of it is written.
 #[inline(always)]
-pub fn outbound<A: Addr, T: Tables<A>>(
-    tables: &mut T,
-    gateway: &A,
-    packet: &Packet<A>,
-) -> Result<u16, Reason> {
-    let key = NatKey {
+pub fn outbound<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
+    let answer = known(tables, gateway, packet);
+    if answer == UNKNOWN { lend(tables, gateway, packet) } else { answer }
+}
+
+#[inline(always)]
+const fn key_of<A: Addr>(gateway: &A, packet: &Packet<A>) -> NatKey<A> {
+    NatKey {
         gateway: *gateway,
         client: packet.src,
         remote: packet.dst,
         client_port: packet.sport,
         remote_port: packet.dport,
-        protocol: u32::from(packet.protocol),
-    };
-    let now = tables.now();
+        protocol: packet.protocol as u32,
+    }
+}
+
+/// The port of a packet's translation, if there is one; why none may be made; or [`UNKNOWN`].
+#[inline(never)]
+fn known<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
+    let key = key_of(gateway, packet);
     if let Some(NatValue { port, .. }) = tables.nat(&key) {
         let reverse = reverse_key(&key, port);
         if let Some(lease) = tables.nat_rev(&reverse)
             && points_back(&lease, &key)
-            && !expired(packet.protocol, &lease, now)
+            && !expired(packet.protocol, &lease, tables.now())
         {
             refresh(tables, &reverse, &lease, packet, false);
-            return Ok(port);
+            return u32::from(port);
         }
     }
     match packet.under {
         // What follows a first fragment follows its translation.
-        Kind::Fragment => return Err(Reason::EgressFragment),
+        Kind::Fragment => NO_FIRST,
         // The end of what was never begun here.
-        Kind::Tcp if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 => return Err(Reason::NatInvalid),
-        _ => {}
+        Kind::Tcp if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 => NO_FLOW,
+        _ => UNKNOWN,
     }
-    let value = NatRevValue {
-        client: packet.src,
-        seen: now,
-        client_port: packet.sport,
-        state: State::New as u8,
-        pad: 0,
-    };
-    let port = match lend(tables, &key, &value, hash::flow(packet)) {
-        NO_PORT => return Err(Reason::NatPorts),
-        NO_ROOM => return Err(Reason::NatFull),
-        NO_QUOTA => return Err(Reason::NatQuota),
-        #[expect(clippy::cast_possible_truncation, reason = "what is above 16 bits was handled")]
-        port => port as u16,
-    };
-    if tables.put_nat(&key, &NatValue { port, pad: 0 }).is_err() {
-        tables.remove_nat_rev(&reverse_key(&key, port));
-        return Err(Reason::NatFull);
+}
+
+/// Why [`outbound`] or [`outbound_error`] gave no port.
+#[inline(always)]
+#[must_use]
+pub const fn refusal(answer: u32) -> Reason {
+    match answer {
+        NO_PORT => Reason::NatPorts,
+        NO_ROOM => Reason::NatFull,
+        NO_QUOTA => Reason::NatQuota,
+        NO_FIRST => Reason::EgressFragment,
+        NO_FLOW => Reason::NatInvalid,
+        _ => Reason::NatUnknown,
     }
-    Ok(port)
 }
 
 /// To whom a packet that came for the gateway belongs; the answer is the client and its port.
@@ -185,9 +188,9 @@ pub fn inbound_error<A: Addr, T: Tables<A>>(tables: &T, quoted: &Packet<A>) -> O
     Some((lease.client, lease.client_port))
 }
 
-/// The gateway's port in the packet that a client's ICMP error quotes.
+/// The gateway's port in the packet that a client's ICMP error quotes, or a number as of [`outbound`].
 #[inline(never)]
-pub fn outbound_error<A: Addr, T: Tables<A>>(tables: &T, gateway: &A, quoted: &Packet<A>) -> Option<u16> {
+pub fn outbound_error<A: Addr, T: Tables<A>>(tables: &T, gateway: &A, quoted: &Packet<A>) -> u32 {
     let key = NatKey {
         gateway: *gateway,
         client: quoted.dst,
@@ -196,9 +199,10 @@ pub fn outbound_error<A: Addr, T: Tables<A>>(tables: &T, gateway: &A, quoted: &P
         remote_port: quoted.sport,
         protocol: u32::from(quoted.protocol),
     };
-    let port = tables.nat(&key)?.port;
-    let lease = tables.nat_rev(&reverse_key(&key, port))?;
-    (points_back(&lease, &key) && !expired(quoted.protocol, &lease, tables.now())).then_some(port)
+    let Some(NatValue { port, .. }) = tables.nat(&key) else { return UNKNOWN };
+    let Some(lease) = tables.nat_rev(&reverse_key(&key, port)) else { return UNKNOWN };
+    let known = points_back(&lease, &key) && !expired(quoted.protocol, &lease, tables.now());
+    if known { u32::from(port) } else { UNKNOWN }
 }
 
 #[inline(always)]
@@ -217,58 +221,60 @@ fn points_back<A: Addr>(lease: &NatRevValue<A>, key: &NatKey<A>) -> bool {
     lease.client.same(key.client) && lease.client_port == key.client_port
 }
 
-/// What [`lend`] answers without a port: one number, so that it fits a register.
+/// Answers without a port.
 const NO_PORT: u32 = 0x1_0000;
 const NO_ROOM: u32 = 0x2_0000;
 const NO_QUOTA: u32 = 0x3_0000;
+const NO_FIRST: u32 = 0x4_0000;
+const NO_FLOW: u32 = 0x5_0000;
+const UNKNOWN: u32 = 0x6_0000;
 
-/// Lends a port: the client's own when it may be lent and is free, else one of those that the flow's
-/// hash names.
+/// Lends a port: the client's own when it may be lent and is free, else one of those that the flow's hash names.
 #[inline(never)]
-fn lend<A: Addr, T: Tables<A>>(
-    tables: &mut T,
-    key: &NatKey<A>,
-    value: &NatRevValue<A>,
-    mut hash: u64,
-) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "a number of a protocol")]
-    let protocol = key.protocol as u8;
-    let mut port = key.client_port;
+fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
+    let key = key_of(gateway, packet);
+    let now = tables.now();
+    let mut reverse = reverse_key(&key, key.client_port);
+    let mut hash = hash::flow(packet);
     let mut probe = 0;
     while probe < PROBES {
-        if lendable(port) {
-            let reverse = reverse_key(key, port);
-            let mut free = true;
-            if let Some(lease) = tables.nat_rev(&reverse) {
-                if points_back(&lease, key) {
-                    tables.touch_nat_rev(&reverse, value);
-                    return u32::from(port);
-                }
-                free = expired(protocol, &lease, value.seen);
-                if free {
-                    // Of two that steal at once one inserts; the other goes on to the next port.
-                    tables.remove_nat_rev(&reverse);
-                }
-            }
-            if free {
-                match tables.add_nat_rev(&reverse, value) {
-                    Ok(()) if tables.borrow_port(&value.client, tables.config().quota) => {
-                        return u32::from(port);
-                    }
-                    Ok(()) => {
-                        tables.remove_nat_rev(&reverse);
-                        return NO_QUOTA;
-                    }
-                    Err(Insert::Full) => return NO_ROOM,
-                    Err(Insert::Exists) => {}
-                }
+        if lendable(reverse.port) {
+            let lease = tables.nat_rev(&reverse);
+            if lease.is_none_or(|lease| points_back(&lease, &key) || expired(packet.protocol, &lease, now)) {
+                break;
             }
         }
         hash = hash::mix(hash, u64::from(probe));
-        port = in_range(hash::high(hash));
+        reverse.port = in_range(hash::high(hash));
         probe += 1;
     }
-    NO_PORT
+    if probe == PROBES {
+        return NO_PORT;
+    }
+    // What has run out, or lost its forward entry. Of two that take a port at once one inserts; the other's
+    // packet is lost, and looks for another port when it is sent again.
+    tables.remove_nat_rev(&reverse);
+    let value = NatRevValue {
+        client: packet.src,
+        seen: now,
+        client_port: packet.sport,
+        state: State::New as u8,
+        pad: 0,
+    };
+    match tables.add_nat_rev(&reverse, &value) {
+        Ok(()) => {}
+        Err(Insert::Full) => return NO_ROOM,
+        Err(Insert::Exists) => return NO_PORT,
+    }
+    let refused = if !tables.borrow_port(&packet.src, tables.config().quota) {
+        NO_QUOTA
+    } else if tables.put_nat(&key, &NatValue { port: reverse.port, pad: 0 }).is_err() {
+        NO_ROOM
+    } else {
+        return u32::from(reverse.port);
+    };
+    tables.remove_nat_rev(&reverse);
+    refused
 }
 
 /// A port of the range for any number.

@@ -232,6 +232,23 @@ pub struct Outer<A> {
     pub tos: u8,
 }
 
+/// The way of a client's packet to and through its gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage<A> {
+    /// The gateway pod's address.
+    pub gateway: A,
+    /// The gateway pod's link when it is on this node, else 0.
+    pub link: u32,
+    /// Bytes of outer headers to remove.
+    pub decap: u32,
+    /// The TOS to write, when it changes.
+    pub tos: Option<u8>,
+    /// True when the client is on this node and can be told an MTU.
+    pub tell: bool,
+    /// UDP source port of the encapsulation.
+    pub sport: u16,
+}
+
 /// How a packet leaves.
 // The tag comes first: BTF knows no other place for it, and the kernel refuses the type otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,6 +347,8 @@ pub struct Decision<A> {
     pub outer: Packet<A>,
     /// The packet that an ICMP error quotes; else of no meaning.
     pub quoted: Packet<A>,
+    /// How it gets out, when an Egress takes it.
+    pub passage: Passage<A>,
     /// Its flow: room to work on.
     pub flow: Draft<A>,
     /// How it is forwarded, when it is.
@@ -406,7 +425,8 @@ impl<A: Addr> Decision<A> {
         let packet = Packet::nothing();
         let flow = Draft { key: FlowKey::zeroed(), value: FlowValue::default(), upward: false };
         let outcome = Outcome { verdict: Verdict::Next, reason: Reason::Malformed };
-        Self { packet, outer: packet, quoted: packet, flow, way: Way::default(), outcome }
+        let passage = Passage { gateway: A::zeroed(), link: 0, decap: 0, tos: None, tell: false, sport: 0 };
+        Self { packet, outer: packet, quoted: packet, passage, flow, way: Way::default(), outcome }
     }
 }
 

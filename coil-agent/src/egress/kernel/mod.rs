@@ -11,7 +11,7 @@
 //! - [`plan`]: what a pod's namespace should have. Pure.
 //! - [`tunnel`]: FOU ports and links.
 //! - [`rules`]: routing rules.
-//! - [`nft`]: masquerading.
+//! - [`nft`] does the masquerading.
 //! - [`apply`]: all of it, inside a pod's namespace.
 
 pub mod apply;

@@ -1,7 +1,7 @@
 //! From a client to its gateway. It leaves through a gateway or not at all.
 
 use crate::{
-    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Plan, Reason, Skb, Tables, TooBig,
+    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables, TooBig,
     abi::{FragKey, FragValue, PinKey, PinValue, PodValue, egress_flag, gateway_flag},
     flow, hash, nat,
     wire::{Header, Kind, Packet, UDP, quoted, udp},
@@ -23,24 +23,16 @@ const FRAGMENTS: u32 = 30;
 /// affinity.
 const AFFINITY: u32 = 10_800;
 
-/// The way of a client's packet to and through its gateway.
-#[derive(Clone, Copy)]
-pub(super) struct Way<A> {
-    /// The gateway pod's address.
-    pub(super) gateway: A,
-    /// The gateway pod's link when it is on this node, else 0.
-    pub(super) link: u32,
-    /// Bytes of outer headers to remove.
-    pub(super) decap: u32,
-    /// The TOS to write, when it changes.
-    pub(super) tos: Option<u8>,
-    /// True when the client is on this node and can be told an MTU.
-    pub(super) tell: bool,
-    /// UDP source port of the encapsulation.
-    pub(super) sport: u16,
+/// What a gateway is chosen by, beside the packet.
+struct Choice {
+    policy: u32,
+    egress: u32,
+    /// Of the Egress.
+    flags: u32,
 }
 
-/// A packet of the client `pod` that the Egress `egress` takes.
+/// A packet of the client `pod` that the Egress `egress` takes. None when a gateway of this node is to translate it:
+/// [`gateway::out`] is the caller's to call, for the sake of the BPF stack.
 #[inline(never)]
 pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     skb: &S,
@@ -48,14 +40,14 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     egress: u32,
     tables: &mut T,
     decision: &mut Decision<A>,
-) -> Reason {
-    let Decision { packet, quoted: told, outcome, .. } = decision;
+) -> Option<Reason> {
+    let Decision { packet, quoted: told, passage: way, outcome, .. } = decision;
     // UDP segmentation does not survive decapsulation.
     if packet.gso != 0 && packet.kind != Kind::Tcp {
-        return outcome.drop(Reason::EgressGso);
+        return Some(outcome.drop(Reason::EgressGso));
     }
     let whole = match packet.kind {
-        Kind::Short => return outcome.drop(Reason::EgressKind),
+        Kind::Short => return Some(outcome.drop(Reason::EgressKind)),
         Kind::Error if quoted(skb, packet, told) && told.dst.same(packet.src) => {
             // The flow is that of the packet which the error is about.
             (packet.sport, packet.dport, packet.quoted) = (told.dport, told.sport, told.protocol);
@@ -64,31 +56,28 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
         Kind::Fragment => ports_of_fragment(packet, tables),
         _ => true,
     };
-    let Some(flags) = tables.egress_flags(egress) else { return outcome.drop(Reason::NoGateway) };
+    let Some(flags) = tables.egress_flags(egress) else { return Some(outcome.drop(Reason::NoGateway)) };
     if !whole && flags & egress_flag::CLIENT_AFFINITY == 0 {
-        return outcome.drop(Reason::EgressFragment);
+        return Some(outcome.drop(Reason::EgressFragment));
     }
     if flags & egress_flag::ORIGINATING_ONLY != 0 && came_in(packet, tables) {
-        return outcome.next(Reason::Incoming);
+        return Some(outcome.next(Reason::Incoming));
     }
-    let mut way = Way {
-        gateway: packet.dst,
-        link: 0,
-        decap: 0,
-        tos: None,
-        tell: true,
-        sport: flags_port(flags, packet, tables),
-    };
-    if !choose(packet, (pod.policy, egress, flags), tables, &mut way) {
-        return outcome.drop(Reason::NoGateway);
+    way.link = 0;
+    way.decap = 0;
+    way.tos = None;
+    way.tell = true;
+    way.sport = flags_port(flags, packet, tables);
+    if !choose(packet, &Choice { policy: pod.policy, egress, flags }, tables, way) {
+        return Some(outcome.drop(Reason::NoGateway));
     }
     match tables.pod(&way.gateway).filter(PodValue::is_gateway) {
-        None => encapsulate(packet, &way, tables, outcome),
+        None => Some(encapsulate(packet, way, tables, outcome)),
         Some(local) if gateway::translates(packet) => {
             way.link = local.ifindex;
-            gateway::out(decision, &way, tables)
+            None
         }
-        Some(local) => to_kernel_gateway(packet, &way, &local, tables, outcome),
+        Some(local) => Some(to_kernel_gateway(packet, way, &local, tables, outcome)),
     }
 }
 
@@ -133,14 +122,15 @@ fn came_in<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &mut T) -> bool {
 }
 
 /// Picks the gateway: the one that the flow has, else the client's own, else one of those that take new flows.
-/// False when there is none. `client`: policy, Egress and its flags.
+/// False when there is none.
 #[inline(never)]
 fn choose<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
-    (policy, egress, flags): (u32, u32, u32),
+    of: &Choice,
     tables: &mut T,
-    way: &mut Way<A>,
+    way: &mut Passage<A>,
 ) -> bool {
+    let Choice { policy, egress, flags } = *of;
     let now = tables.now();
     let flow = PinKey {
         client: packet.src,
@@ -181,7 +171,7 @@ fn pinned<A: Addr, T: Tables<A>>(
     ready: bool,
     idle: u32,
     tables: &mut T,
-    way: &mut Way<A>,
+    way: &mut Passage<A>,
 ) -> bool {
     let Some(pin) = tables.pin(key) else { return false };
     let now = tables.now();
@@ -200,7 +190,7 @@ fn pinned<A: Addr, T: Tables<A>>(
 #[inline(never)]
 fn encapsulate<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
-    way: &Way<A>,
+    way: &Passage<A>,
     tables: &T,
     outcome: &mut Outcome<A>,
 ) -> Reason {
@@ -224,7 +214,7 @@ fn encapsulate<A: Addr, T: Tables<A>>(
 #[inline(never)]
 fn to_kernel_gateway<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
-    way: &Way<A>,
+    way: &Passage<A>,
     pod: &PodValue,
     tables: &T,
     outcome: &mut Outcome<A>,

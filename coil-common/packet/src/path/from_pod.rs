@@ -1,6 +1,6 @@
 //! TC ingress of the host side of a pod's veth.
 
-use super::{egress, forward};
+use super::{egress, forward, gateway};
 use crate::{
     Decision, Reason, Skb, Tables,
     abi::NONE,
@@ -35,7 +35,10 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     if pod.is_client()
         && let Some(egress) = tables.policy(pod.policy, &packet.dst)
     {
-        return egress::out(skb, &pod, egress, tables, decision);
+        return match egress::out(skb, &pod, egress, tables, decision) {
+            Some(reason) => reason,
+            None => gateway::out(decision, tables),
+        };
     }
     if packet.kind == Kind::Udp
         && packet.dport == tables.config().fou_port

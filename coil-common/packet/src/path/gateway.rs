@@ -1,11 +1,8 @@
 //! A gateway pod of this node: what its clients send goes out in its name, what comes back goes to them.
 
-use super::{
-    egress::{self, Way},
-    peer, query,
-};
+use super::{egress, peer, query};
 use crate::{
-    Addr, Decision, Deliver, End, Fib, FibQuery, Outcome, Outer, Plan, Reason, Skb, Tables,
+    Addr, Decision, Deliver, End, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables,
     abi::PodValue,
     nat,
     wire::{Header, Kind, Packet, UDP, parse, quoted},
@@ -24,17 +21,14 @@ pub(super) fn translates<A: Addr>(packet: &Packet<A>) -> bool {
 
 /// Translates a client's packet in the name of the gateway, and sends it out.
 #[inline(never)]
-pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, way: &Way<A>, tables: &mut T) -> Reason {
-    let Decision { packet, quoted: told, outcome, .. } = decision;
-    let port = if packet.kind == Kind::Error {
-        nat::outbound_error(tables, &way.gateway, told).ok_or(Reason::NatUnknown)
+pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
+    let Decision { packet, quoted: told, passage: way, outcome, .. } = decision;
+    let answer = if packet.kind == Kind::Error {
+        nat::outbound_error(tables, &way.gateway, told)
     } else {
         nat::outbound(tables, &way.gateway, packet)
     };
-    let port = match port {
-        Ok(port) => port,
-        Err(reason) => return outcome.drop(reason),
-    };
+    let Ok(port) = u16::try_from(answer) else { return outcome.drop(nat::refusal(answer)) };
     let source = Some(End { addr: way.gateway, port });
     let ports = matches!(packet.kind, Kind::Tcp | Kind::Udp);
     let sport = if ports { port } else { 0 };
@@ -131,62 +125,76 @@ fn reply<A: Addr, T: Tables<A>>(
 }
 
 /// FOU for a client or a gateway of this node.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn from_tunnel<A: Header, S: Skb, T: Tables<A>>(
     skb: &S,
     pod: &PodValue,
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
-    let Decision { packet: inner, outer, quoted: told, outcome, .. } = decision;
+    match out_of_tunnel(skb, pod, tables, decision) {
+        Some(reason) => reason,
+        None => out(decision, tables),
+    }
+}
+
+/// Takes the tunnel off. None when the packet is to be translated.
+#[inline(never)]
+fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    pod: &PodValue,
+    tables: &mut T,
+    decision: &mut Decision<A>,
+) -> Option<Reason> {
+    let Decision { packet: inner, outer, quoted: told, passage: way, outcome, .. } = decision;
     *outer = *inner;
     if !parse(skb, outer.l4 + UDP, inner) {
-        return outcome.drop(Reason::FouInner);
+        return Some(outcome.drop(Reason::FouInner));
     }
     let decap = inner.l3 - outer.l3;
     if inner.len + decap != outer.len {
-        return outcome.drop(Reason::FouInner);
+        return Some(outcome.drop(Reason::FouInner));
     }
     let Some(tos) = congestion(outer.tos, inner.tos) else {
-        return outcome.drop(Reason::FouCongestion);
+        return Some(outcome.drop(Reason::FouCongestion));
     };
     if pod.is_client() && tables.gateway_of(pod.policy, &outer.src).is_some() {
         if !inner.dst.same(outer.dst) {
-            return outcome.drop(Reason::FouInner);
+            return Some(outcome.drop(Reason::FouInner));
         }
         // The tunnel ends in the pod: no hop.
         let deliver = if inner.ingress == pod.ifindex { Deliver::Here } else { peer(pod) };
         let plan = Plan { decap, tos, hop: false, ..Plan::forward(deliver) };
-        return outcome.send(Reason::Decapsulated, plan);
+        return Some(outcome.send(Reason::Decapsulated, plan));
     }
     if !pod.is_gateway() {
-        return outcome.drop(Reason::FouNotGateway);
+        return Some(outcome.drop(Reason::FouNotGateway));
     }
     if !inner.src.same(outer.src) {
-        return outcome.drop(Reason::FouInner);
+        return Some(outcome.drop(Reason::FouInner));
     }
     if !is_client(&outer.src, tables) {
-        return outcome.drop(Reason::FouSender);
+        return Some(outcome.drop(Reason::FouSender));
     }
     if inner.kind == Kind::Error && quoted(skb, inner, told) && told.dst.same(inner.src) {
         (inner.sport, inner.dport, inner.quoted) = (told.dport, told.sport, told.protocol);
     }
     if inner.gso != 0 && inner.kind != Kind::Tcp {
-        return outcome.drop(Reason::EgressGso);
+        return Some(outcome.drop(Reason::EgressGso));
     }
     if !translates(inner) {
         // The pod's kernel does the rest, where it can.
-        return if pod.is_kernel_gateway() {
+        return Some(if pod.is_kernel_gateway() {
             outcome.next(Reason::KernelGateway)
         } else {
             outcome.drop(Reason::EgressKind)
-        };
+        });
     }
     if inner.kind == Kind::Fragment && !egress::ports_of_fragment(inner, tables) {
-        return outcome.drop(Reason::EgressFragment);
+        return Some(outcome.drop(Reason::EgressFragment));
     }
-    let way = Way { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0 };
-    out(decision, &way, tables)
+    *way = Passage { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0 };
+    None
 }
 
 /// Who may send FOU to a gateway: a pool's address, and of this node's pods only clients and gateways.

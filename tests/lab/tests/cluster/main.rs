@@ -7,6 +7,7 @@
 //! - `addresses`: pools, pods and blocks through kubectl.
 //! - `certificates`: webhook certificates are changed under load.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
+//! - `egress`: Egresses as their users change them; every kind of packet; failover.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
 //! - `restart`: coild killed while packets flow.
@@ -17,6 +18,7 @@ mod addresses;
 mod certificates;
 mod common;
 mod demo;
+mod egress;
 mod failures;
 mod ipam;
 mod lifecycle;
