@@ -69,7 +69,8 @@ fn assert_old(said: &str, complaint: &str) {
 fn a_node_that_can_be_written_gets_the_new_state() {
     let (said, complaint) = texts(&install(""));
     let conf = format!("etc/10-coil.conflist {NEW}");
-    for line in ["installed", "bin/coil nnnnnnnnnn", "bin/ptp theirs", &conf, "etc/50-other.conflist theirs"] {
+    for line in ["installed", "bin/coil nnnnnnnnnn", "bin/ptp theirs", &conf, "etc/50-other.conflist theirs"]
+    {
         assert!(said.lines().any(|said| said == line), "{line:?} is not in {said}{complaint}");
     }
 }
@@ -92,7 +93,9 @@ fn a_read_only_node() {
 
 #[test]
 fn a_full_node() {
-    let (said, complaint) = texts(&install(r#"head -c 200000 /dev/zero > "$BIN/ptp"; printf theirs | dd of="$BIN/ptp" conv=notrunc 2>&1"#));
+    let (said, complaint) = texts(&install(
+        r#"head -c 200000 /dev/zero > "$BIN/ptp"; printf theirs | dd of="$BIN/ptp" conv=notrunc 2>&1"#,
+    ));
     assert!(complaint.contains("free some space on the node, nothing was changed"), "{complaint}");
     assert!(said.contains("bin/coil old") && said.contains("failed with 1"), "{said}");
     assert!(!said.contains("coil-new"), "a temporary file is left: {said}");

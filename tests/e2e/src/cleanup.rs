@@ -37,7 +37,9 @@ where
     for object in list().await? {
         match api.delete(&object.name_any(), &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            other => other.map(drop).with_context(|| format!("cannot delete {kind} {}", object.name_any()))?,
+            other => {
+                other.map(drop).with_context(|| format!("cannot delete {kind} {}", object.name_any()))?
+            }
         }
     }
     until(&format!("no {kind} of the tests is left"), LIMIT, async || {

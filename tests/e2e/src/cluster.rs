@@ -109,7 +109,9 @@ impl Cluster {
             deleted.map(drop).context("cannot delete Egresses")?;
         }
         let pods = self.pods();
-        pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await.context("cannot delete pods")?;
+        pods.delete_collection(&DeleteParams::default(), &ListParams::default())
+            .await
+            .context("cannot delete pods")?;
         until("the tests' pods are gone", self.limit, async || {
             let left = pods.list_metadata(&ListParams::default()).await.context("cannot list pods")?.items;
             Ok(if left.is_empty() { Ok(()) } else { Err(format!("{} are left", left.len())) })
@@ -191,7 +193,8 @@ async fn client(options: &Options) -> Result<Client> {
     let config = match &options.kubeconfig {
         None => Config::infer().await.context("no cluster: give --kubeconfig")?,
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             let kubeconfig = Kubeconfig::from_yaml(&text)?;
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                 .await

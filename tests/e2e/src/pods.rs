@@ -128,7 +128,8 @@ impl Cluster {
 
     /// Deletes one of Coil's pods, and waits until another is ready in its place.
     pub(crate) async fn restart(&self, component: &str, which: impl Fn(&Pod) -> bool) -> Result<()> {
-        let old: Vec<Pod> = self.coil_pods(Some(component)).await?.into_iter().filter(|pod| which(pod)).collect();
+        let old: Vec<Pod> =
+            self.coil_pods(Some(component)).await?.into_iter().filter(|pod| which(pod)).collect();
         anyhow::ensure!(!old.is_empty(), "there is no pod of {component}");
         for pod in &old {
             let namespace = pod.namespace().unwrap_or_default();
@@ -141,7 +142,11 @@ impl Cluster {
             let now: Vec<&Pod> = pods.iter().filter(|pod| which(pod)).collect();
             let anew = now.len() == old.len()
                 && now.iter().all(|pod| is_ready(pod) && pod.uid().is_some_and(|uid| !gone.contains(&uid)));
-            Ok(if anew { Ok(()) } else { Err(now.iter().map(|pod| shown(pod)).collect::<Vec<_>>().join("; ")) })
+            Ok(if anew {
+                Ok(())
+            } else {
+                Err(now.iter().map(|pod| shown(pod)).collect::<Vec<_>>().join("; "))
+            })
         })
         .await
     }

@@ -63,7 +63,8 @@ impl Report {
     }
 
     fn junit(&self) -> String {
-        let count = |wanted: fn(&Verdict) -> bool| self.0.iter().filter(|(_, _, verdict)| wanted(verdict)).count();
+        let count =
+            |wanted: fn(&Verdict) -> bool| self.0.iter().filter(|(_, _, verdict)| wanted(verdict)).count();
         let mut text = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"coil-e2e\" tests=\"{}\" failures=\"{}\" skipped=\"{}\">\n",
             self.0.len(),

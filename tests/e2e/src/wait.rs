@@ -11,7 +11,11 @@ const POLL: Duration = Duration::from_millis(300);
 pub(crate) type Seen<T> = Result<std::result::Result<T, String>>;
 
 /// Looks again and again; fails with what was seen last.
-pub(crate) async fn until<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -> Seen<T>) -> Result<T> {
+pub(crate) async fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl AsyncFnMut() -> Seen<T>,
+) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         match look().await? {

@@ -13,8 +13,7 @@ use crate::{
     enter::{self, Where},
     init, keeper, kubelet, programs, signals,
     state::{self, StateDir},
-    supervisor,
-    world,
+    supervisor, world,
 };
 
 /// A Coil cluster in network namespaces of this machine.

@@ -71,7 +71,10 @@ pub(super) async fn links() -> Result<String> {
 }
 
 /// Has addresses on the loopback link for as long as `work` runs, at most until SIGTERM.
-pub(super) async fn with_addresses(addresses: &[IpAddr], work: impl Future<Output = Result<()>>) -> Result<()> {
+pub(super) async fn with_addresses(
+    addresses: &[IpAddr],
+    work: impl Future<Output = Result<()>>,
+) -> Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let handle = open()?;
     let mut links = handle.link().get().match_name("lo".to_owned()).execute();

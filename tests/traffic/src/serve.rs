@@ -64,12 +64,7 @@ async fn listener(at: SocketAddr) -> Result<TcpListener> {
 ///
 /// # Errors
 /// Never.
-pub async fn serve<F, R>(
-    listener: TcpListener,
-    service: &'static str,
-    seen: Seen,
-    handler: F,
-) -> Result<()>
+pub async fn serve<F, R>(listener: TcpListener, service: &'static str, seen: Seen, handler: F) -> Result<()>
 where
     F: Fn(TcpStream, SocketAddr) -> R,
     R: Future<Output = io::Result<()>> + Send + 'static,

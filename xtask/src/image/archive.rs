@@ -144,7 +144,12 @@ fn layer(rootfs: &Rootfs) -> io::Result<Vec<u8>> {
     layer.into_inner()
 }
 
-fn file(archive: &mut Builder<impl io::Write>, path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> {
+fn file(
+    archive: &mut Builder<impl io::Write>,
+    path: impl AsRef<Path>,
+    content: &[u8],
+    mode: u32,
+) -> io::Result<()> {
     let mut header = header(EntryType::Regular, content.len() as u64, mode);
     archive.append_data(&mut header, path, content)
 }

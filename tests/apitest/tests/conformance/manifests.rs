@@ -48,10 +48,18 @@ async fn dry_run(cluster: &Cluster, object: &DynamicObject) -> Result<(), kube::
 async fn every_overlay_is_accepted() {
     let cluster = Cluster::start().await;
     let overlays = entries(&Path::new(DEPLOY).join("overlays"));
-    let names: BTreeSet<_> = overlays.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    let names: BTreeSet<_> =
+        overlays.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     for wanted in [
-        "full", "ipam-only", "egress-only", "with-router", "cert-rotation", "own-certificates", "compat-calico",
-        "kernel-datapath", "dual-stack",
+        "full",
+        "ipam-only",
+        "egress-only",
+        "with-router",
+        "cert-rotation",
+        "own-certificates",
+        "compat-calico",
+        "kernel-datapath",
+        "dual-stack",
     ] {
         assert!(names.contains(wanted), "there is no overlay {wanted}");
     }
@@ -85,7 +93,8 @@ async fn every_sample_is_accepted() {
 async fn a_wrong_object_is_not_accepted() {
     let cluster = Cluster::start().await;
     let text = kustomize(&Path::new(DEPLOY).join("overlays/full"));
-    let mut object = objects(&text).into_iter().find(|o| o.types.as_ref().unwrap().kind == "DaemonSet").unwrap();
+    let mut object =
+        objects(&text).into_iter().find(|o| o.types.as_ref().unwrap().kind == "DaemonSet").unwrap();
     object.data["spec"]["template"]["spec"]["hostNetwrok"] = true.into();
     let error = dry_run(&cluster, &object).await.unwrap_err().to_string();
     assert!(error.contains("hostNetwrok"), "{error}");
@@ -111,7 +120,10 @@ fn the_image_and_the_network_are_one_edit_each() {
         let built = objects(&kustomize(&overlay));
         let mut images = Vec::new();
         built.iter().for_each(|object| collect_images(&object.data, &mut images));
-        assert!(images.len() >= 3 && images.iter().all(|image| image == "registry.example/me/coil:v9"), "{images:?}");
+        assert!(
+            images.len() >= 3 && images.iter().all(|image| image == "registry.example/me/coil:v9"),
+            "{images:?}"
+        );
         let netconf = built.iter().find(|object| object.name_any().starts_with("coil-config"));
         if let Some(netconf) = netconf {
             let text = netconf.data["data"]["cni_netconf"].as_str().unwrap();

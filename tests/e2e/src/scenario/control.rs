@@ -23,7 +23,9 @@ pub(super) async fn ready(cluster: &Cluster) -> Result<Outcome> {
         let pods = cluster.coil_pods(None).await?;
         let unready: Vec<String> = pods.iter().filter(|pod| !is_ready(pod)).map(shown).collect();
         let coild = cluster.coil_pods(Some("coild")).await?;
-        let on = |node: &&String| coild.iter().any(|p| p.spec.as_ref().and_then(|s| s.node_name.as_ref()) == Some(*node));
+        let on = |node: &&String| {
+            coild.iter().any(|p| p.spec.as_ref().and_then(|s| s.node_name.as_ref()) == Some(*node))
+        };
         let without: Vec<&String> = cluster.nodes.iter().filter(|node| !on(node)).collect();
         Ok(match (unready.is_empty(), without.is_empty()) {
             (true, true) => Ok(()),
@@ -41,14 +43,16 @@ pub(super) async fn metrics(cluster: &Cluster) -> Result<Outcome> {
         let component = pod.labels().get(coil_api::names::LABEL_APP_COMPONENT).cloned().unwrap_or_default();
         let ports = pod.spec.iter().flat_map(|spec| &spec.containers).flat_map(|c| c.ports.iter().flatten());
         let port = ports.into_iter().find(|port| port.name.as_deref() == Some("metrics"));
-        let port = u16::try_from(port.with_context(|| format!("{component} has no metrics port"))?.container_port)?;
+        let port =
+            u16::try_from(port.with_context(|| format!("{component} has no metrics port"))?.container_port)?;
         let word = match component.as_str() {
             "coild" => "grpc_server_started_total",
             "coil-router" => "coil_router_syncs_total",
             // Pools and certificates come later than the first answer.
             _ => "process_resident_memory_bytes",
         };
-        let ip: IpAddr = *addresses(&pod).first().with_context(|| format!("{} has no address", pod.name_any()))?;
+        let ip: IpAddr =
+            *addresses(&pod).first().with_context(|| format!("{} has no address", pod.name_any()))?;
         let url = format!("http-get --contains {word} http://{}/metrics", SocketAddr::new(ip, port));
         // From its own node: a standby's node may be the only one that reaches it.
         let node = cluster.nodes.first().context("no node")?;
@@ -86,7 +90,9 @@ pub(super) async fn certificates(cluster: &Cluster) -> Result<Outcome> {
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), SYSTEM);
     let name = "coilv2-ipam-webhook-server-cert";
     let old = api.get(name).await.with_context(|| format!("cannot read Secret {name}"))?;
-    api.delete(name, &DeleteParams::default()).await.with_context(|| format!("cannot delete Secret {name}"))?;
+    api.delete(name, &DeleteParams::default())
+        .await
+        .with_context(|| format!("cannot delete Secret {name}"))?;
     until("the Secret is made anew", cluster.limit, async || {
         let new = api.get_opt(name).await.context("cannot read a Secret")?;
         let other = new.is_some_and(|new| new.data != old.data && new.data.is_some());
@@ -105,7 +111,8 @@ pub(super) async fn certificates(cluster: &Cluster) -> Result<Outcome> {
 /// A pool that is right.
 pub(super) fn dummy() -> AddressPool {
     let subnets = SubnetSet { ipv4: Some("10.232.0.0/24".into()), ipv6: None };
-    let mut pool = AddressPool::new("coil-e2e-dummy", AddressPoolSpec { block_size_bits: 0, subnets: vec![subnets] });
+    let mut pool =
+        AddressPool::new("coil-e2e-dummy", AddressPoolSpec { block_size_bits: 0, subnets: vec![subnets] });
     pool.labels_mut().insert(crate::cluster::LABEL.to_owned(), "true".to_owned());
     pool
 }

@@ -5,7 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use coil_api::{
     crd::Egress,
-    names::{ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME},
+    names::{
+        ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
+        LABEL_APP_NAME,
+    },
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service, policy::v1::PodDisruptionBudget};
 use kube::{
@@ -74,7 +77,8 @@ fn egresses(cluster: &Cluster) -> Api<Egress> {
 
 /// An Egress to the world, with two gateways on a node and a budget; waits until both serve.
 async fn make_egress(cluster: &Cluster, node: &str, auto_port: bool) -> Result<()> {
-    let destinations: Vec<String> = cluster.world().iter().map(|ip| ipnet::IpNet::from(*ip).to_string()).collect();
+    let destinations: Vec<String> =
+        cluster.world().iter().map(|ip| ipnet::IpNet::from(*ip).to_string()).collect();
     let egress: Egress = serde_json::from_value(json!({
         "apiVersion": Egress::api_version(&()), "kind": Egress::kind(&()),
         "metadata": {"name": EGRESS},
@@ -105,9 +109,21 @@ async fn remove_egress(cluster: &Cluster) -> Result<()> {
     let client = || cluster.client.clone();
     until("the Egress's objects are gone", cluster.limit, async || {
         let left = [
-            Api::<Deployment>::namespaced(client(), NAMESPACE).get_opt(EGRESS).await.with_context(|| of("Deployment"))?.map(|o| o.name_any()),
-            Api::<Service>::namespaced(client(), NAMESPACE).get_opt(EGRESS).await.with_context(|| of("Service"))?.map(|o| o.name_any()),
-            Api::<PodDisruptionBudget>::namespaced(client(), NAMESPACE).get_opt(EGRESS).await.with_context(|| of("budget"))?.map(|o| o.name_any()),
+            Api::<Deployment>::namespaced(client(), NAMESPACE)
+                .get_opt(EGRESS)
+                .await
+                .with_context(|| of("Deployment"))?
+                .map(|o| o.name_any()),
+            Api::<Service>::namespaced(client(), NAMESPACE)
+                .get_opt(EGRESS)
+                .await
+                .with_context(|| of("Service"))?
+                .map(|o| o.name_any()),
+            Api::<PodDisruptionBudget>::namespaced(client(), NAMESPACE)
+                .get_opt(EGRESS)
+                .await
+                .with_context(|| of("budget"))?
+                .map(|o| o.name_any()),
         ];
         Ok(if left.iter().all(Option::is_none) { Ok(()) } else { Err(format!("{left:?}")) })
     })
@@ -168,7 +184,10 @@ pub(super) async fn originating_only(cluster: &Cluster) -> Result<Outcome> {
     let server = Traffic::server("server", near);
     let addresses = cluster.serve(&Traffic { annotations: client(near, "").annotations, ..server }).await?;
     for ip in addresses {
-        let from_node = Traffic { host: true, ..Traffic::new("visitor", far, &format!("tcp-echo --times 5 {}", SocketAddr::new(ip, ECHO))) };
+        let from_node = Traffic {
+            host: true,
+            ..Traffic::new("visitor", far, &format!("tcp-echo --times 5 {}", SocketAddr::new(ip, ECHO)))
+        };
         cluster.run(&from_node).await?;
     }
     cluster.remove("server").await?;

@@ -35,19 +35,25 @@ pub(super) async fn blocks(cluster: &Cluster) -> Result<Outcome> {
     let two = blocks_of(cluster, node).await?;
     ensure!(two.len() == before.len() + 2, "two pods took {before:?} to {two:?}");
 
-    let look = Traffic { host: true, ..Traffic::new("routes", node, &format!("routes {DEFAULT_EXPORT_TABLE}")) };
+    let look =
+        Traffic { host: true, ..Traffic::new("routes", node, &format!("routes {DEFAULT_EXPORT_TABLE}")) };
     let exported = cluster.run(&look).await?;
     let exported: BTreeSet<&str> = exported.lines().collect();
     for block in two.iter().flat_map(|(_, networks)| networks) {
         ensure!(exported.contains(block.as_str()), "{block} is not in table 119 of {node}: {exported:?}");
     }
 
-    cluster.restart("coild", |pod| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)).await?;
+    cluster
+        .restart("coild", |pod| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node))
+        .await?;
     let kept = blocks_of(cluster, node).await?;
     ensure!(kept == two, "coild's restart made {two:?} into {kept:?}");
     cluster.serve(&Traffic::server("c", node)).await?;
     let three = blocks_of(cluster, node).await?;
-    ensure!(three.len() == two.len() + 1 && three.is_superset(&two), "one more pod took {two:?} to {three:?}");
+    ensure!(
+        three.len() == two.len() + 1 && three.is_superset(&two),
+        "one more pod took {two:?} to {three:?}"
+    );
 
     for name in ["a", "b", "c"] {
         cluster.remove(name).await?;
@@ -79,7 +85,10 @@ pub(super) async fn pools(cluster: &Cluster) -> Result<Outcome> {
     }
     let api: Api<AddressPool> = Api::all(cluster.client.clone());
     let made = api.create(&PostParams::default(), &dummy()).await.context("cannot create a pool")?;
-    ensure!(made.finalizers().contains(&FINALIZER.to_owned()), "the pool has no finalizer: is the webhook there?");
+    ensure!(
+        made.finalizers().contains(&FINALIZER.to_owned()),
+        "the pool has no finalizer: is the webhook there?"
+    );
     api.delete(&made.name_any(), &DeleteParams::default()).await.context("cannot delete a pool")?;
     until("the pool is gone", cluster.limit, async || {
         let there = api.get_opt(&made.name_any()).await.context("cannot read a pool")?;
@@ -128,7 +137,9 @@ pub(super) async fn orphan(cluster: &Cluster) -> Result<Outcome> {
         block_owner_deletion: Some(true),
         ..pool.owner_ref(&()).context("the pool has no uid")?
     }]);
-    api.create(&PostParams::default(), &block).await.with_context(|| format!("cannot create AddressBlock {name}"))?;
+    api.create(&PostParams::default(), &block)
+        .await
+        .with_context(|| format!("cannot create AddressBlock {name}"))?;
     cluster.restart("coil-ipam-controller", |_| true).await?;
     until("the orphan is gone", cluster.limit, async || {
         let there = api.get_opt(&name).await.context("cannot read a block")?;

@@ -159,7 +159,8 @@ const MESSAGE_MAX: u64 = 4096;
 impl Plan {
     /// What the container left as its last words. Only below /run a pod of the lab has files of its own.
     fn message(&self) -> String {
-        let path = self.container.termination_message_path.as_deref().filter(|path| path.starts_with("/run/"));
+        let path =
+            self.container.termination_message_path.as_deref().filter(|path| path.starts_with("/run/"));
         let read = |path: &str| {
             self.place.run(|| {
                 use std::io::Read as _;

@@ -62,7 +62,10 @@ impl Mirror {
                 annotations: Some([(MIRROR.to_owned(), self.name.clone())].into()),
                 ..ObjectMeta::default()
             },
-            spec: Some(PodSpec { node_name: Some(self.place_name.clone()), ..template.spec.unwrap_or_default() }),
+            spec: Some(PodSpec {
+                node_name: Some(self.place_name.clone()),
+                ..template.spec.unwrap_or_default()
+            }),
             status: None,
         };
         let created = self.api().create(&PostParams::default(), &pod).await;
@@ -117,7 +120,8 @@ impl Mirror {
 
     fn pid(&self) -> Result<i32> {
         let path = self.state.program_file(&self.place_name, self.workload.program()?);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         text.trim().parse().with_context(|| format!("{} holds no process id", path.display()))
     }
 

@@ -116,7 +116,14 @@ impl Lab {
 
     /// Starts a program as its manifest says, with more flags and variables, and keeps it running; the API shows
     /// a pod of it.
-    async fn run(&self, coil: &Coil, place: &str, name: &str, more: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    async fn run(
+        &self,
+        coil: &Coil,
+        place: &str,
+        name: &str,
+        more: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<()> {
         let workload = coil.manifests.workload(name)?;
         let mut env: Vec<(String, String)> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         env.push(("KUBECONFIG".into(), coil.kubeconfig(name)?.display().to_string()));

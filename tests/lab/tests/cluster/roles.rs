@@ -101,7 +101,8 @@ fn each_without_one(role: &Value) -> Vec<(String, Value)> {
 /// What is shipped, with the binding that the egress controller makes not in it.
 fn manifests() -> Result<Vec<Value>> {
     let overlay = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/overlays/with-router");
-    let output = Command::new("kubectl").args(["kustomize", overlay]).output().context("cannot run kubectl")?;
+    let output =
+        Command::new("kubectl").args(["kustomize", overlay]).output().context("cannot run kubectl")?;
     check(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())?;
     let text = String::from_utf8(output.stdout)?;
     let documents = serde_yaml_ng::Deserializer::from_str(&text);
