@@ -22,15 +22,35 @@ pub fn registry() -> prometheus::Result<Registry> {
     Ok(registry)
 }
 
-/// Says which datapath runs, and why.
-///
-/// # Errors
-/// When the registry has the metric already.
-pub fn datapath_info(registry: &Registry, mode: &str, reason: &str) -> prometheus::Result<()> {
-    let opts = Opts::new("coil_datapath_info", "The datapath of this node, and why it is not eBPF.");
-    let info = IntGaugeVec::new(opts, &["mode", "reason"])?;
-    info.with_label_values(&[mode, reason]).set(1);
-    registry.register(Box::new(info))
+/// Which datapath runs, and why, as it is when it is asked for.
+pub struct DatapathInfo {
+    node: Arc<Node>,
+    info: IntGaugeVec,
+}
+
+impl DatapathInfo {
+    /// Puts a node's datapath into the registry.
+    ///
+    /// # Errors
+    /// When the registry has the metric already.
+    pub fn register(node: Arc<Node>, registry: &Registry) -> prometheus::Result<()> {
+        let help = "The datapath of this node, and why it is not eBPF or not for all packets.";
+        let info = IntGaugeVec::new(Opts::new("coil_datapath_info", help), &["mode", "reason"])?;
+        registry.register(Box::new(Self { node, info }))
+    }
+}
+
+impl Collector for DatapathInfo {
+    fn desc(&self) -> Vec<&Desc> {
+        self.info.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let (mode, reason) = self.node.datapath_state();
+        self.info.reset();
+        self.info.with_label_values(&[mode, &reason]).set(1);
+        self.info.collect()
+    }
 }
 
 /// The programs' counters, read when they are asked for.

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
+    datapath::obstacle,
     egress::{
         gateway::GatewayPod,
         plan::{self, Attached, NodeFacts},
@@ -32,7 +33,7 @@ use crate::{
         host::HostAddresses,
         monitor::{Monitor, is_about_node},
         name,
-        pod::{HostSide, PodNetwork, RoutePolicy},
+        pod::{HostSide, PodLink, PodNetwork, RoutePolicy},
         recover::Found,
     },
     plane::{Plane, PlaneError},
@@ -42,7 +43,7 @@ use crate::{
     },
 };
 
-pub use attachments::Attachment;
+pub use attachments::{Attachment, Connected};
 
 /// What the node looks for by itself, besides what is announced.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -97,6 +98,8 @@ struct Entry {
     uid: Option<String>,
     /// What it is to the runtime.
     attachment: Attachment,
+    /// When it was connected, or found.
+    since: Instant,
     netns: Option<PathBuf>,
     /// The policy that the pod's routes follow; none when that is not known.
     routes: Option<RoutePolicy>,
@@ -165,7 +168,9 @@ impl Node {
     }
 
     /// Takes over the pods that earlier runs connected. To be called before anything is added.
-    pub fn recover(&self, found: Vec<Found>) {
+    pub fn recover(&self, mut found: Vec<Found>) {
+        // Behind another plugin, the link of a pod's last container may be there still: the newest one counts.
+        found.sort_by_key(|pod| pod.link.host.index);
         if let Some(ipam) = &self.ipam {
             let own = found.iter().filter(|pod| !pod.is_chained());
             ipam.recover(own.map(Found::allocation).collect());
@@ -178,6 +183,7 @@ impl Node {
             let entry = Entry {
                 uid: name::uid_of(altnames).or(chained_uid).map(str::to_owned),
                 attachment: Attachment::of(altnames, &pod.alias.owner),
+                since: Instant::now(),
                 netns: pod.netns,
                 routes: None,
                 gateway: None,
@@ -197,13 +203,19 @@ impl Node {
         let entry = Entry {
             uid: pod.attached.pod.as_ref().map(|p| p.uid.clone()),
             attachment: pod.attachment,
+            since: Instant::now(),
             attached: pod.attached,
             netns: Some(pod.netns),
             routes: Some(pod.routes),
             gateway: None,
             complaint: None,
         };
-        lock(&self.pods).insert(pod.owner.clone(), entry);
+        let link = entry.attached.link.host.index;
+        let before = lock(&self.pods).insert(pod.owner.clone(), entry);
+        // The link of an earlier container: behind other plugins a pod is known by its UID alone.
+        if let Some(before) = before.filter(|before| before.attached.link.host.index != link) {
+            self.take_out(&before.attached.link).await?;
+        }
         if !self.feed.missing().is_empty() {
             return Ok(());
         }
@@ -234,7 +246,10 @@ impl Node {
     /// takes it out.
     pub async fn forget(self: &Arc<Self>, owner: &AttachmentId) -> Result<(), ApplyError> {
         let Some(entry) = lock(&self.pods).remove(owner) else { return Ok(()) };
-        let link = &entry.attached.link;
+        self.take_out(&entry.attached.link).await
+    }
+
+    async fn take_out(&self, link: &PodLink) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
         let taken = self.plane.with(|plane| plane.take_out(link.host.index, &link.addresses()));
         taken.unwrap_or(Ok(())).map_err(ApplyError)
@@ -348,6 +363,9 @@ impl Node {
         facts.own_addresses.extend(&internal);
         facts.own_addresses.sort_unstable();
         facts.own_addresses.dedup();
+        if facts.forward {
+            self.look_for_obstacles(&mut facts);
+        }
         *lock(&self.facts) = facts;
         if !internal.is_empty() {
             let side =
@@ -357,6 +375,33 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Looks at what would treat pods' packets differently on the way that the programs cut short.
+    fn look_for_obstacles(&self, facts: &mut NodeFacts) {
+        let links = lock(&self.pods).values().map(|entry| entry.attached.link.host.index).collect();
+        let (obstacle, foreign) =
+            tokio::task::block_in_place(|| (obstacle::find(), obstacle::foreign_links(&links)));
+        facts.obstacle = obstacle;
+        match foreign {
+            Ok(foreign) => facts.foreign_links = foreign,
+            Err(e) => facts.obstacle = Some(format!("pods' queues cannot be read: {e}")),
+        }
+        let before = lock(&self.facts).obstacle.clone();
+        match (&before, &facts.obstacle) {
+            (before, Some(now)) if before.as_ref() != Some(now) => {
+                warn!(reason = now, "the kernel alone forwards from pod to pod");
+            }
+            (Some(_), None) => info!("eBPF forwards from pod to pod"),
+            _ => {}
+        }
+    }
+
+    /// The datapath's mode, and why it is not eBPF or not for all packets.
+    #[must_use]
+    pub fn datapath_state(&self) -> (&'static str, String) {
+        let obstacle = lock(&self.facts).obstacle.clone();
+        (self.plane.mode(), obstacle.unwrap_or_else(|| self.plane.reason().to_owned()))
     }
 
     /// Follows the index, and the node's own links and addresses, for ever.
@@ -451,6 +496,7 @@ mod tests {
             attached: Attached { link, pod: None, kernel_client: false },
             uid: None,
             attachment: Attachment { name: String::new(), network: None },
+            since: Instant::now(),
             netns: None,
             routes: None,
             gateway: None,

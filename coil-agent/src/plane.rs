@@ -41,6 +41,12 @@ pub trait Dataplane: Send {
     /// When the maps cannot be changed.
     fn sweep(&mut self) -> Result<(), PlaneError>;
 
+    /// Makes the programs decide anew about every flow.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    fn forget_decisions(&mut self) -> Result<(), PlaneError>;
+
     /// What the programs counted.
     ///
     /// # Errors
@@ -78,6 +84,10 @@ impl Dataplane for Datapath {
         let swept = Self::sweep(self, monotonic_seconds())?;
         debug!(?swept, "removed what had expired");
         Ok(())
+    }
+
+    fn forget_decisions(&mut self) -> Result<(), PlaneError> {
+        Ok(Self::forget_decisions(self)?)
     }
 
     fn counters(&self) -> Result<Vec<Reading>, PlaneError> {

@@ -22,6 +22,11 @@ impl Hook for FromPod {
     const PATH: Path = Path::FromPod;
 
     #[inline(always)]
+    fn concerns(skb: &Buffer) -> bool {
+        skb.is_for_us()
+    }
+
+    #[inline(always)]
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
         path::from_pod(skb, skb.ifindex(), tables, decision)
     }

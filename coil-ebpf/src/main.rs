@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! from_pod ─┐                                    ┌─ skb.rs     (BPF helpers on the packet)
-//! from_net ─┴─► run.rs ──► coil_packet::path ────┤
-//!               (count, apply, send)             └─ tables.rs  (maps.rs, kernel FIB)
+//! from_net ─┼─► run.rs ──► coil_packet::path ────┤
+//! to_pod   ─┤   (count, apply, send)             └─ tables.rs  (maps.rs, kernel FIB)
+//! to_net   ─┘
 //! ```
 //!
 //! What is decided stands in `coil-packet`, tested on the host; this crate only connects it with
@@ -17,6 +18,8 @@ mod maps;
 mod run;
 mod skb;
 mod tables;
+mod to_net;
+mod to_pod;
 
 /// Makes the helpers that the kernel keeps for GPL-compatible programs available.
 #[unsafe(no_mangle)]

@@ -7,7 +7,7 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
-        Config, Counter, FlowKey, FlowValue, GatewayKey, GatewayValue, Maglev, NatKey, NatRevKey,
+        Config, Counter, FlowKey, FlowValue, GatewayKey, GatewayValue, Lost, Maglev, NatKey, NatRevKey,
         NatRevValue, NatValue, PodValue, PolicyKey, PoolValue, UplinkValue,
     },
     counter_index,
@@ -21,6 +21,7 @@ const GATEWAYS: usize = 16384;
 const EGRESSES: usize = 512;
 const UPLINKS: usize = 64;
 const FLOWS: usize = 65536;
+const DATAGRAMS: usize = 65536;
 const NATS: usize = 65536;
 
 /// The maps of one family.
@@ -31,13 +32,14 @@ pub(crate) trait Maps: Sized + 'static {
     fn gateways() -> &'static HashMap<GatewayKey<Self>, GatewayValue, GATEWAYS>;
     fn maglev() -> &'static HashMap<u32, Maglev<Self>, EGRESSES>;
     fn flows() -> &'static HashMap<FlowKey<Self>, FlowValue, FLOWS>;
+    fn datagrams() -> &'static HashMap<FlowKey<Self>, FlowValue, DATAGRAMS>;
     fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS>;
     fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS>;
 }
 
 macro_rules! family_maps {
     ($addr:ty, $module:ident: $pods:literal $pools:literal $policy:literal $gateways:literal
-     $maglev:literal $flows:literal $nat:literal $nat_rev:literal) => {
+     $maglev:literal $flows:literal $datagrams:literal $nat:literal $nat_rev:literal) => {
         mod $module {
             use super::*;
 
@@ -53,6 +55,8 @@ macro_rules! family_maps {
             static MAGLEV: HashMap<u32, Maglev<$addr>, EGRESSES> = HashMap::new();
             #[btf_map(name = $flows)]
             static FLOWS: HashMap<FlowKey<$addr>, FlowValue, { super::FLOWS }> = HashMap::new();
+            #[btf_map(name = $datagrams)]
+            static DATAGRAMS: HashMap<FlowKey<$addr>, FlowValue, { super::DATAGRAMS }> = HashMap::new();
             #[btf_map(name = $nat)]
             static NAT: HashMap<NatKey<$addr>, NatValue, NATS> = HashMap::new();
             #[btf_map(name = $nat_rev)]
@@ -73,6 +77,8 @@ macro_rules! family_maps {
                 #[inline(always)]
                 fn flows() -> &'static HashMap<FlowKey<Self>, FlowValue, { super::FLOWS }> { &FLOWS }
                 #[inline(always)]
+                fn datagrams() -> &'static HashMap<FlowKey<Self>, FlowValue, { super::DATAGRAMS }> { &DATAGRAMS }
+                #[inline(always)]
                 fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS> { &NAT }
                 #[inline(always)]
                 fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS> { &NAT_REV }
@@ -82,14 +88,16 @@ macro_rules! family_maps {
 }
 
 family_maps!([u8; 4], v4: "coil_pods4" "coil_pools4" "coil_policy4" "coil_gateways4"
-    "coil_maglev4" "coil_flows4" "coil_nat4" "coil_nat_rev4");
+    "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4");
 family_maps!([u8; 16], v6: "coil_pods6" "coil_pools6" "coil_policy6" "coil_gateways6"
-    "coil_maglev6" "coil_flows6" "coil_nat6" "coil_nat_rev6");
+    "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6");
 
 #[btf_map(name = "coil_config")]
 static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map(name = "coil_uplinks")]
 static UPLINK_LINKS: HashMap<u32, UplinkValue, UPLINKS> = HashMap::new();
+#[btf_map(name = "coil_lost")]
+static LOST: Array<Lost, 1> = Array::new();
 #[btf_map(name = "coil_counters")]
 static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
@@ -99,7 +107,7 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// Memory for one decision of either family.
 #[repr(C)]
 struct Scratch {
-    words: [u64; 40],
+    words: [u64; 64],
 }
 
 /// This CPU's room for a decision.
@@ -119,6 +127,12 @@ pub(crate) fn scratch<A: Addr>() -> Option<&'static mut Decision<A>> {
 #[inline(always)]
 pub(crate) fn config() -> Config {
     CONFIG.get(0).copied().unwrap_or_default()
+}
+
+/// Marks that found no room.
+#[inline(always)]
+pub(crate) fn lost() -> Option<*mut Lost> {
+    LOST.get_ptr_mut(0)
 }
 
 /// True when `from_net` is attached to the link.

@@ -1,10 +1,12 @@
-//! What both programs do: look at the frame, decide, count, apply, send.
+//! What all programs do: look at the frame, decide, count, apply, send.
 
-use coil_packet::{Addr, Decision, Deliver, Family, Path, Reason, Verdict, answer, apply};
+use coil_packet::{
+    Addr, Decision, Deliver, Family, Path, Reason, Verdict, abi::way_kind, answer, apply, forward,
+};
 
 use crate::{
     maps::{self, scratch},
-    skb::Buffer,
+    skb::{AF_INET, AF_INET6, Buffer},
     tables::{Kernel, Side},
 };
 
@@ -19,6 +21,8 @@ const FAULT: i32 = i32::MIN;
 pub(crate) trait Hook {
     /// Its counters.
     const PATH: Path;
+    /// False for a packet that it leaves alone at the first look.
+    fn concerns(skb: &Buffer) -> bool;
     /// Its decision.
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason;
 }
@@ -26,7 +30,7 @@ pub(crate) trait Hook {
 /// Runs a program on a packet of either family; what is neither is the kernel's.
 #[inline(always)]
 pub(crate) fn by_family<H: Hook>(skb: &Buffer) -> i32 {
-    if !skb.is_for_us() {
+    if !H::concerns(skb) {
         return NEXT;
     }
     match skb.family() {
@@ -46,6 +50,7 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
     let action = match decision.outcome.verdict {
         Verdict::Next => NEXT,
         Verdict::Drop => DROP,
+        Verdict::Forward => pass_on(skb, decision),
         Verdict::Send(_) => carry_out(skb, decision),
         Verdict::Answer(_) => tell(skb, decision),
     };
@@ -59,6 +64,20 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
 #[inline(never)]
 fn decide<H: Hook, A: Side>(skb: &Buffer, decision: &mut Decision<A>) -> Reason {
     H::decide::<A>(skb, &mut Kernel::new(skb), decision)
+}
+
+#[inline(never)]
+fn pass_on<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+    let way = &decision.way;
+    if forward(&mut skb.writer(), &decision.packet, way).is_err() {
+        return FAULT;
+    }
+    if way.kind == way_kind::POD {
+        return skb.send_to_peer(way.egress);
+    }
+    skb.add_mark(maps::config().mark);
+    let family = if way.kind == way_kind::NEIGHBOUR4 { AF_INET } else { AF_INET6 };
+    skb.send_to_neighbour(way.egress, family, &way.next)
 }
 
 #[inline(never)]
@@ -83,6 +102,10 @@ fn tell<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
 fn send(skb: &Buffer, deliver: &Deliver) -> i32 {
     match deliver {
         Deliver::Peer { ifindex, .. } => skb.send_to_peer(*ifindex),
-        Deliver::Neighbour { ifindex, via } => skb.send_to_neighbour(*ifindex, via),
+        Deliver::Neighbour { ifindex, via } => {
+            skb.add_mark(maps::config().mark);
+            let family = if matches!(via.family, Family::V4) { AF_INET } else { AF_INET6 };
+            skb.send_to_neighbour(*ifindex, family, &via.addr)
+        }
     }
 }

@@ -14,7 +14,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use coil_packet::{Family, Fault, NextHop, Room, Skb};
+use coil_packet::{Family, Fault, Room, Skb};
 
 /// `PACKET_HOST`: addressed to the link that received it.
 const PACKET_HOST: u32 = 0;
@@ -70,7 +70,35 @@ impl Buffer {
     #[inline(always)]
     pub(crate) fn is_for_us(&self) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.raw).vlan_present == 0 && (*self.raw).pkt_type == PACKET_HOST }
+        !self.is_tagged() && unsafe { (*self.raw).pkt_type == PACKET_HOST }
+    }
+
+    /// True for frames with a VLAN tag beside the packet.
+    #[inline(always)]
+    pub(crate) fn is_tagged(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw).vlan_present != 0 }
+    }
+
+    /// True when the packet carries the mark.
+    #[inline(always)]
+    pub(crate) fn has_mark(&self, mark: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw).mark & mark != 0 }
+    }
+
+    /// Adds a bit to the packet's mark.
+    #[inline(always)]
+    pub(crate) fn add_mark(&self, mark: u32) {
+        // SAFETY: as above; a program may write the mark.
+        unsafe { (*self.raw).mark |= mark };
+    }
+
+    /// Takes a bit off the packet's mark.
+    #[inline(always)]
+    pub(crate) fn remove_mark(&self, mark: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.raw).mark &= !mark };
     }
 
     #[inline(always)]
@@ -95,14 +123,11 @@ impl Buffer {
     /// Sends the packet to a neighbour; the kernel fills in the MAC addresses.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "an action")]
-    pub(crate) fn send_to_neighbour(&self, ifindex: u32, via: &NextHop) -> i32 {
+    pub(crate) fn send_to_neighbour(&self, ifindex: u32, family: u8, via: &[u8; 16]) -> i32 {
         // SAFETY: integers and a union of integers; zero is a value.
         let mut params: bpf_redir_neigh = unsafe { MaybeUninit::zeroed().assume_init() };
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = via.addr;
-        params.nh_family = u32::from(match via.family {
-            Family::V4 => AF_INET,
-            Family::V6 => AF_INET6,
-        });
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *via;
+        params.nh_family = u32::from(family);
         params.__bindgen_anon_1.ipv6_nh = [
             u32::from_ne_bytes([a, b, c, d]),
             u32::from_ne_bytes([e, f, g, h]),

@@ -14,6 +14,7 @@ use coil_packet::{
         PolicyKey,
     },
     hash,
+    wire::tcp,
 };
 
 use crate::{
@@ -137,22 +138,40 @@ impl<A: Side> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue> {
-        // SAFETY: eight bytes, copied at once; another CPU's store is seen before or after.
-        unsafe { A::flows().get(key).copied() }
+    fn with_flow<R>(&mut self, key: &FlowKey<A>, work: impl FnOnce(&mut FlowValue) -> R) -> Option<R> {
+        let entry = if key.protocol == u32::from(tcp::PROTOCOL) {
+            A::flows().get_ptr_mut(key)
+        } else {
+            A::datagrams().get_ptr_mut(key)
+        };
+        // SAFETY: a pointer into the map's value, valid until the program ends. Other CPUs write there too:
+        // time and state are single stores, and a decision carries a check.
+        Some(work(unsafe { &mut *entry? }))
     }
 
     #[inline(always)]
-    fn put_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Full> {
-        A::flows().insert(key, value, 0).map_err(|_| Full)
+    fn add_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Insert> {
+        let flags = u64::from(BPF_NOEXIST);
+        let added = if key.protocol == u32::from(tcp::PROTOCOL) {
+            A::flows().insert(key, value, flags)
+        } else {
+            A::datagrams().insert(key, value, flags)
+        };
+        added.map_err(|error| if error == EEXIST { Insert::Exists } else { Insert::Full })
     }
 
     #[inline(always)]
-    fn touch_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) {
-        if let Some(entry) = A::flows().get_ptr_mut(key) {
-            // SAFETY: a pointer into the map's value; CPUs that store at once store about the same time.
-            unsafe { *entry = *value };
+    fn lose_mark(&mut self) {
+        if let Some(lost) = maps::lost() {
+            // SAFETY: a pointer into the map's value; that it is not zero is what counts.
+            unsafe { (*lost).marks = (*lost).marks.wrapping_add(1).max(1) };
         }
+    }
+
+    #[inline(always)]
+    fn lost_marks(&self) -> bool {
+        // SAFETY: as above.
+        maps::lost().is_none_or(|lost| unsafe { (*lost).marks } != 0)
     }
 
     #[inline(always)]
@@ -201,7 +220,8 @@ impl<A: Side> Tables<A> for Kernel {
         match fib(&self.skb, query, &mut answer) {
             FIB_SUCCESS | FIB_NO_NEIGH => {
                 let family = if answer.family == AF_INET { Family::V4 } else { Family::V6 };
-                Fib::Forward { ifindex: answer.ifindex, via: NextHop { family, addr: bytes(answer.via) } }
+                let via = NextHop { family, addr: bytes(answer.via) };
+                Fib::Forward { ifindex: answer.ifindex, via, fits: answer.mtu }
             }
             FIB_FRAG_NEEDED => Fib::TooBig { mtu: answer.mtu },
             _ => Fib::Refused,

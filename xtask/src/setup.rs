@@ -15,8 +15,8 @@ const LLVM: &str = "22";
 /// Find what building and testing need, and install what is missing.
 ///
 /// Debian packages: a compiler with the BPF target, LLVM for bpf-linker, and the tools of the lab
-/// (iproute2, ping, bpftool, kubectl, bird, the reference CNI plugins). Then bpf-linker by cargo. Without root it installs
-/// nothing and prints the commands to run. Another way to the compiler, on any distribution:
+/// (iproute2, ping, bpftool, kubectl, nft, iptables, bird, the reference CNI plugins). Then bpf-linker by
+/// cargo. Without root it installs nothing and prints the commands to run. Another way to the compiler, on any distribution:
 /// `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -46,11 +46,13 @@ impl Tool {
     }
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 8] = [
     Tool::new("ip", "iproute2"),
     Tool::new("ping", "iputils-ping"),
     Tool::new("bpftool", "bpftool"),
     Tool::new("kubectl", "kubernetes-client"),
+    Tool::new("nft", "nftables"),
+    Tool::new("iptables-legacy-restore", "iptables"),
     Tool::new("ptp", "containernetworking-plugins"),
     Tool::new("bird", "bird2"),
 ];

@@ -16,6 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -31,7 +32,7 @@ use crate::{
         server::{self, CniService},
         socket,
     },
-    datapath::{Datapath, DatapathConfig},
+    datapath::{Datapath, DatapathConfig, NetworkChanges, obstacle},
     egress::plan::NodeFacts,
     ipam::NodeIpam,
     metrics,
@@ -56,6 +57,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const TRIM: Duration = Duration::from_secs(30);
 /// How often expired flows are removed.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Least time between two orders to decide anew.
+const CHANGES_SETTLE: Duration = Duration::from_millis(5);
 
 /// Runs until SIGTERM.
 ///
@@ -87,10 +90,11 @@ pub async fn run(options: Options) -> Result<()> {
         started = start(&options, &feed) => started?,
         () = &mut stopped => return Ok(()),
     };
-    metrics::datapath_info(&registry, node.plane.mode(), node.plane.reason())?;
+    metrics::DatapathInfo::register(node.clone(), &registry)?;
     metrics::DatapathCounters::register(node.clone(), &registry)?;
     let service = CniService::new(node.clone(), health, &registry)?;
     let listener = socket::listen(&options.socket).context("cannot start")?;
+    let _until_the_end = socket::hold(&listener).context("cannot start")?;
     tokio::spawn(service.clone().let_go_of_lost_pods(options.addressblock_gc_interval.0));
     tokio::spawn(service.clone().watch_health());
     serving.store(true, Ordering::Relaxed);
@@ -146,9 +150,11 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         devices: options.devices.clone(),
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
+            fast_udp: options.fast_udp,
             // Calico's policies, and another plugin's, are in the host's stack: no packet may pass it by.
             forward: plane.mode() == "ebpf" && options.enable_ipam && !options.compat_calico,
             fou_port: options.egress_port,
+            mark: options.mark.0,
             ..NodeFacts::default()
         },
     };
@@ -167,6 +173,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     }
     tokio::spawn(return_memory());
     tokio::spawn(sweep(node.clone()));
+    follow_changes(node.clone())?;
     Ok(Started { node, exporter, health })
 }
 
@@ -190,7 +197,15 @@ fn choose_plane(mode: Mode) -> Result<Plane> {
     match mode {
         Mode::Kernel => Ok(Plane::kernel("--datapath kernel")),
         Mode::Auto | Mode::Ebpf => match open_ebpf() {
-            Ok(plane) => Ok(plane),
+            Ok(plane) => {
+                if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find()) {
+                    bail!(
+                        "--datapath ebpf is not possible here: {obstacle}; with --datapath auto the kernel forwards \
+                         from pod to pod as long as that is so"
+                    );
+                }
+                Ok(plane)
+            }
             Err(e) if mode == Mode::Ebpf => {
                 bail!(
                     "--datapath ebpf is not possible here: {e:#}; --datapath auto would use the kernel alone"
@@ -236,6 +251,21 @@ async fn collect_garbage(ipam: NodeIpam, interval: Duration) {
         }
         tokio::time::sleep(interval.max(RETRY)).await;
     }
+}
+
+/// Makes the programs decide anew whenever routes, rules or links change, for ever.
+fn follow_changes(node: Arc<Node>) -> Result<()> {
+    let mut changes = NetworkChanges::listen().context("cannot listen to changes of the network")?;
+    thread::Builder::new().name("changes".to_owned()).spawn(move || {
+        while changes.wait().is_ok() {
+            if let Some(Err(e)) = node.plane.with(|plane| plane.forget_decisions()) {
+                warn!(error = %e, "the programs cannot be told of a change; they follow within a second");
+            }
+            // Those that come together are one.
+            thread::sleep(CHANGES_SETTLE);
+        }
+    })?;
+    Ok(())
 }
 
 /// A burst of pods leaves free memory in pieces, which the allocator keeps.

@@ -55,6 +55,13 @@ pub struct Options {
     /// Further ranges that belong to the cluster, so never leave through a gateway
     #[arg(long, value_delimiter = ',')]
     pub in_cluster_cidrs: Vec<IpNet>,
+    /// UDP between pods takes the fast path too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub fast_udp: bool,
+    /// The bit of packets' marks that Coil's own packets carry between two of its programs
+    #[arg(long, default_value = "0x2000")]
+    pub mark: Mark,
     /// Give pods addresses and connect them; without it coil comes after a plugin that does so
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "true", action = ArgAction::Set, value_parser = parse_bool)]
@@ -79,6 +86,26 @@ pub struct Options {
     not_here: NotHere,
 }
 
+/// One bit of packets' marks. The default is none of kube-proxy's (0xc000), Cilium's (0x0f00) and
+/// Calico's (0xffff0000).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub u32);
+
+impl std::str::FromStr for Mark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        match number {
+            Ok(mark) if mark.is_power_of_two() => Ok(Self(mark)),
+            _ => Err(format!("{text} is not a single bit, such as 0x2000")),
+        }
+    }
+}
+
 /// A choice of datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -99,13 +126,8 @@ struct NotHere {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     host_stack: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    fast_udp: bool,
     #[arg(long, hide = true)]
     backend: Option<String>,
-    #[arg(long, hide = true)]
-    mark: Option<String>,
 }
 
 /// The flags ask for something that cannot be.
@@ -141,8 +163,6 @@ impl Options {
         let asked = [
             (flags.enable_originating_only, "--enable-originating-only"),
             (flags.host_stack, "--host-stack"),
-            (flags.fast_udp, "--fast-udp"),
-            (flags.mark.is_some(), "--mark"),
             // The kernel path of egress, which the backend is for, is not here.
             (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
         ];
@@ -179,6 +199,16 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_is_one_bit() {
+        assert_eq!(parse("").unwrap().mark, Mark(0x2000));
+        assert_eq!(parse("--mark=0x80 --fast-udp").unwrap().mark, Mark(128));
+        assert!(parse("--fast-udp").unwrap().fast_udp);
+        for wrong in ["0", "0x3000", "x", "-1", "0x100000000"] {
+            assert!(parse(&format!("--mark={wrong}")).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn behind_another_plugin() {
         let options =
             parse("--enable-ipam=false --enable-egress=true --pod-table-id=0 --protocol-id=2").unwrap();
@@ -191,9 +221,7 @@ mod tests {
 
     #[test]
     fn what_is_not_here_is_refused() {
-        for flag in
-            ["--enable-originating-only", "--host-stack", "--fast-udp", "--mark=0x1", "--backend=other"]
-        {
+        for flag in ["--enable-originating-only", "--host-stack", "--backend=other"] {
             let error = parse(flag).unwrap().check().unwrap_err().to_string();
             let name = flag.split('=').next().unwrap();
             assert!(error.contains(name), "{error}");

@@ -17,23 +17,42 @@ use aya::{
 
 use super::{DatapathError, filter};
 
-/// The programs, all at TC ingress.
+/// The programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Program {
     /// On the host side of pods' veths.
     FromPod,
     /// On uplinks.
     FromNet,
+    /// On the host side of pods' veths, on the way out.
+    ToPod,
+    /// On uplinks, on the way out.
+    ToNet,
 }
 
 impl Program {
-    pub(super) const ALL: [Self; 2] = [Self::FromPod, Self::FromNet];
+    pub(super) const ALL: [Self; 4] = [Self::FromPod, Self::FromNet, Self::ToPod, Self::ToNet];
 
     /// The program's name in the object, which is also the beginning of its pins' names.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::FromPod => "from_pod",
             Self::FromNet => "from_net",
+            Self::ToPod => "to_pod",
+            Self::ToNet => "to_net",
+        }
+    }
+
+    /// True for what runs on the way out of a link.
+    pub(super) const fn is_outward(self) -> bool {
+        matches!(self.side(), TcAttachType::Egress)
+    }
+
+    /// The hook.
+    const fn side(self) -> TcAttachType {
+        match self {
+            Self::FromPod | Self::FromNet => TcAttachType::Ingress,
+            Self::ToPod | Self::ToNet => TcAttachType::Egress,
         }
     }
 }
@@ -108,7 +127,7 @@ impl Attachments {
                 Hook::Tcx => self.attach_link(ebpf, **place, &interface)?,
                 Hook::Filter => {
                     let code = classifier(ebpf, place.program)?;
-                    filter::attach(code, &interface).map_err(program_error(
+                    filter::attach(code, &interface, place.program.side()).map_err(program_error(
                         place.program,
                         "attach it to",
                         &interface,
@@ -134,7 +153,7 @@ impl Attachments {
         let failed = |action| program_error(place.program, action, interface);
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = code
-            .attach_with_options(interface, TcAttachType::Ingress, options)
+            .attach_with_options(interface, place.program.side(), options)
             .map_err(failed("attach it to"))?;
         let link = code.take_link(id).map_err(failed("keep its link to"))?;
         let link = FdLink::try_from(link).map_err(|source| link_error(&pin, "use", source))?;
@@ -170,7 +189,7 @@ impl Attachments {
             Hook::Filter => {
                 // It went with its link, if that is gone.
                 if let Some(interface) = interface(place.ifindex) {
-                    filter::detach(&interface).map_err(program_error(
+                    filter::detach(&interface, place.program.side()).map_err(program_error(
                         place.program,
                         "detach it from",
                         &interface,
@@ -257,10 +276,7 @@ mod tests {
             place("from_pod-12"),
             Some(Place { program: Program::FromPod, ifindex: 12, hook: Hook::Tcx })
         );
-        assert_eq!(
-            place("from_net-3"),
-            Some(Place { program: Program::FromNet, ifindex: 3, hook: Hook::Tcx })
-        );
+        assert_eq!(place("to_net-3").map(|place| place.program), Some(Program::ToNet));
         assert_eq!(place("from_net-x"), None);
         assert_eq!(place("other-3"), None);
     }

@@ -31,8 +31,12 @@ pub struct Desired {
     pub uplinks: BTreeSet<u32>,
     /// True when pod to pod packets may bypass the host stack.
     pub forward: bool,
+    /// True when UDP may, too (`--fast-udp`).
+    pub fast_udp: bool,
     /// UDP port of FOU (`--egress-port`).
     pub fou_port: u16,
+    /// The bit of packets' marks that is the programs' own (`--mark`).
+    pub mark: u32,
 }
 
 /// A pod of this node.
@@ -48,12 +52,16 @@ pub struct LocalPod {
     pub mac: [u8; 6],
     /// MAC address of the host's side.
     pub host_mac: [u8; 6],
+    /// MTU of the veth.
+    pub mtu: u32,
     /// What of its traffic is egress, 0 for nothing.
     pub policy: PolicyId,
     /// True when eBPF does its egress. False for pods with `fou*` links of their own.
     pub client: bool,
     /// True for a gateway pod.
     pub gateway: bool,
+    /// True when its packets must pass the host stack: something on its link would miss them.
+    pub by_kernel: bool,
     /// True when another CNI plugin wants the ingress qdisc of the link for itself.
     pub shaped: bool,
 }

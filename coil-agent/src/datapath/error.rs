@@ -5,12 +5,12 @@ use std::{io, path::PathBuf};
 /// An operation on the node's datapath failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// The kernel has no TCX links.
+    /// The kernel is too old.
     #[error(
-        "this kernel ({0}) cannot attach the eBPF programs: they need TCX links (Linux 6.6); run coild with \
-         --datapath kernel, or update the kernel"
+        "this kernel ({0}) cannot run the eBPF programs: they need Linux 5.10; run coild with --datapath kernel, \
+         or update the kernel"
     )]
-    NoTcx(String),
+    OldKernel(String),
     /// The directory of the pins cannot be used.
     #[error("eBPF pins: cannot {action} {}: is a bpf file system mounted there?", path.display())]
     Pins {
@@ -57,6 +57,9 @@ pub enum DatapathError {
         /// Why it failed.
         source: aya::maps::MapError,
     },
+    /// Connection tracking cannot be asked.
+    #[error("connection tracking: cannot ask the kernel")]
+    Conntrack(#[source] io::Error),
     /// There is no link with the index.
     #[error("cannot attach {program} to interface {ifindex} ({owner}): no such interface")]
     NoInterface {

@@ -1,17 +1,21 @@
 //! The tables of one address family.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use aya::{
     Ebpf,
     maps::{HashMap, LpmTrie, MapData},
 };
-use coil_packet::abi::{GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue};
+use coil_packet::{
+    abi::{GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue},
+    flow::Limits,
+};
 
 use super::{
     DatapathError,
+    conntrack::{self, Ends},
     image::{FamilyImage, HostAddr, Prefix},
-    state::{FamilyState, Swept, monotonic_seconds},
+    state::{FamilyState, StateNames, Swept, monotonic_seconds},
     table::{Changes, Table, plain, prefixed},
     take,
 };
@@ -23,7 +27,7 @@ pub(super) struct Names {
     policy: &'static str,
     gateways: &'static str,
     maglev: &'static str,
-    state: [&'static str; 3],
+    state: StateNames,
 }
 
 /// IPv4's maps.
@@ -33,7 +37,12 @@ pub(super) const V4: Names = Names {
     policy: "coil_policy4",
     gateways: "coil_gateways4",
     maglev: "coil_maglev4",
-    state: ["coil_flows4", "coil_nat4", "coil_nat_rev4"],
+    state: StateNames {
+        flows: "coil_flows4",
+        datagrams: "coil_datagrams4",
+        nat: "coil_nat4",
+        nat_rev: "coil_nat_rev4",
+    },
 };
 
 /// IPv6's maps.
@@ -43,7 +52,12 @@ pub(super) const V6: Names = Names {
     policy: "coil_policy6",
     gateways: "coil_gateways6",
     maglev: "coil_maglev6",
-    state: ["coil_flows6", "coil_nat6", "coil_nat_rev6"],
+    state: StateNames {
+        flows: "coil_flows6",
+        datagrams: "coil_datagrams6",
+        nat: "coil_nat6",
+        nat_rev: "coil_nat_rev6",
+    },
 };
 
 type Hash<K, V> = Table<K, V, HashMap<MapData, K, V>>;
@@ -79,7 +93,7 @@ impl<A: HostAddr> FamilyTables<A> {
     pub(super) fn put_all(&mut self, image: &FamilyImage<A>) -> Result<Changes, DatapathError> {
         if self.gone.iter().any(|gone| image.pods.iter().any(|(address, _)| address.same(*gone))) {
             // A new pod starts without the flows of the one that had its address.
-            self.sweep(monotonic_seconds())?;
+            self.sweep(monotonic_seconds(), &conntrack::limits())?;
         }
         let mut changes = self.pools.put_all(&image.pools)?;
         changes += self.maglev.put_all(&image.maglev)?;
@@ -89,28 +103,35 @@ impl<A: HostAddr> FamilyTables<A> {
         Ok(changes)
     }
 
-    /// Takes the pod with these addresses out. Its flows and translations lead nowhere without it; they are
-    /// removed together with those of others, as all of the tables has to be read for that.
-    pub(super) fn take_out(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError> {
-        let gone: Vec<A> = addresses.iter().filter_map(|address| A::of(*address)).collect();
+    /// Takes the pod with this link and these addresses out; an address that a newer pod has by now stays its.
+    /// Its flows and translations lead nowhere without it; they are removed together with those of others, as
+    /// all of the tables has to be read for that.
+    pub(super) fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<usize, DatapathError> {
+        let mut gone: Vec<A> = addresses.iter().filter_map(|address| A::of(*address)).collect();
+        gone.retain(|address| self.pods.get(address).is_none_or(|pod| pod.ifindex == ifindex));
         let removed = self.pods.remove(&gone)?;
         self.gone.extend(gone);
         Ok(removed)
     }
 
     /// Removes flows and translations that have run out, and those of pods that were taken out.
-    pub(super) fn sweep(&mut self, now: u32) -> Result<Swept, DatapathError> {
-        let swept = self.state.sweep(now, &self.gone)?;
+    pub(super) fn sweep(&mut self, now: u32, limits: &Limits) -> Result<Swept, DatapathError> {
+        let swept = self.state.sweep(now, limits, &self.gone)?;
         self.gone.clear();
         Ok(swept)
     }
 
     /// Removes in the other order. Flows and translations of a pod that is gone go with it: its
     /// address will be another pod's.
-    pub(super) fn remove_others(&mut self, image: &FamilyImage<A>, now: u32) -> Result<usize, DatapathError> {
+    pub(super) fn remove_others(
+        &mut self,
+        image: &FamilyImage<A>,
+        now: u32,
+        limits: &Limits,
+    ) -> Result<usize, DatapathError> {
         let gone = self.pods.remove_others(&image.pods)?;
         if !gone.is_empty() {
-            self.state.sweep(now, &gone)?;
+            self.state.sweep(now, limits, &gone)?;
         }
         let mut removed = gone.len();
         removed += self.policy.remove_others(&image.policy)?.len();
@@ -118,5 +139,17 @@ impl<A: HostAddr> FamilyTables<A> {
         removed += self.maglev.remove_others(&image.maglev)?.len();
         removed += self.pools.remove_others(&image.pools)?.len();
         Ok(removed)
+    }
+
+    /// Tells the kernel of the flows that it ran into; it chooses another port for its own connection then.
+    pub(super) fn settle_clashes(&mut self) -> Result<usize, DatapathError> {
+        let clashes = self.state.flows.clashes()?;
+        for key in &clashes {
+            let source = SocketAddr::new(key.low.into(), key.low_port);
+            let destination = SocketAddr::new(key.high.into(), key.high_port);
+            conntrack::tell(Ends { source, destination }).map_err(DatapathError::Conntrack)?;
+            self.state.flows.settle(key)?;
+        }
+        Ok(clashes.len())
     }
 }

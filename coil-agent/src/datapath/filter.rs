@@ -12,22 +12,25 @@ use aya::programs::{
 use nix::libc;
 
 /// Before a filter whose maker asked for no place (49152), with room for others in front.
-const PRIORITY: u16 = 50;
+pub(super) const PRIORITY: u16 = 50;
 /// By it an agent finds the filter of an earlier one.
 const HANDLE: TcHandle = TcHandle::new(0, 0xc011);
 
 /// Attaches a program, in place of the one that an earlier agent attached.
-pub(super) fn attach(code: &mut SchedClassifier, interface: &str) -> Result<(), ProgramError> {
+pub(super) fn attach(
+    code: &mut SchedClassifier,
+    interface: &str,
+    side: TcAttachType,
+) -> Result<(), ProgramError> {
     match qdisc_add_clsact(interface) {
         Err(e) if errno(&e) != Some(libc::EEXIST) => return Err(e.into()),
         _ => {}
     }
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let attached =
-        code.attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::Netlink(options));
+    let attached = code.attach_with_options(interface, side, TcAttachOptions::Netlink(options));
     let id = match attached {
         Err(ProgramError::TcError(e)) if errno(&e) == Some(libc::EEXIST) => {
-            code.attach_to_link(filter(interface)?)?
+            code.attach_to_link(filter(interface, side)?)?
         }
         other => other?,
     };
@@ -37,9 +40,9 @@ pub(super) fn attach(code: &mut SchedClassifier, interface: &str) -> Result<(), 
 }
 
 /// Detaches it; fine when it is not there.
-pub(super) fn detach(interface: &str) -> Result<(), ProgramError> {
-    use aya::programs::Link;
-    match filter(interface).and_then(Link::detach) {
+pub(super) fn detach(interface: &str, side: TcAttachType) -> Result<(), ProgramError> {
+    use aya::programs::Link as _;
+    match filter(interface, side).and_then(SchedClassifierLink::detach) {
         Err(ProgramError::NetlinkError(e)) if is_gone(e.raw_os_error()) => Ok(()),
         Err(ProgramError::TcError(e)) if is_gone(errno(&e)) => Ok(()),
         other => other,
@@ -47,8 +50,8 @@ pub(super) fn detach(interface: &str) -> Result<(), ProgramError> {
 }
 
 /// The filter of a link, which may not be there.
-fn filter(interface: &str) -> Result<SchedClassifierLink, ProgramError> {
-    SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None)
+fn filter(interface: &str, side: TcAttachType) -> Result<SchedClassifierLink, ProgramError> {
+    SchedClassifierLink::attached(interface, side, PRIORITY, HANDLE, None)
         .map_err(|e| TcError::IoError(e).into())
 }
 

@@ -50,10 +50,16 @@ pub(super) struct FamilyImage<A> {
     pub(super) maglev: Vec<(u32, Maglev<A>)>,
 }
 
-/// Contents of the maps without addresses.
+/// Contents of the maps without addresses. The epoch is not part of it.
 pub(super) fn common(desired: &Desired) -> (Config, Vec<(u32, UplinkValue)>) {
-    let flags = if desired.forward { config_flag::FORWARD } else { 0 };
-    let config = Config { flags, fou_port: desired.fou_port, pad: 0 };
+    let mut flags = 0;
+    if desired.forward {
+        flags |= config_flag::FORWARD | config_flag::MARK;
+    }
+    if desired.forward && desired.fast_udp {
+        flags |= config_flag::FAST_UDP | config_flag::MARK_UDP;
+    }
+    let config = Config { flags, fou_port: desired.fou_port, pad: 0, mark: desired.mark, epoch: 0 };
     (config, desired.uplinks.iter().map(|ifindex| (*ifindex, UplinkValue::default())).collect())
 }
 
@@ -69,12 +75,16 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
         if pod.gateway {
             flags |= pod_flag::GATEWAY;
         }
+        if pod.by_kernel {
+            flags |= pod_flag::BY_KERNEL;
+        }
         let value = PodValue {
             ifindex: pod.ifindex,
             policy: pod.policy,
             flags,
             mac: pod.mac,
             host_mac: pod.host_mac,
+            mtu: pod.mtu,
         };
         image.pods.extend(pod.addresses.iter().filter_map(|addr| Some((A::of(*addr)?, value))));
     }
@@ -141,9 +151,11 @@ mod tests {
                 ifindex: 7,
                 mac: [2; 6],
                 host_mac: [3; 6],
+                mtu: 1500,
                 policy: 5,
                 client: true,
                 gateway: false,
+                by_kernel: false,
                 shaped: false,
             }],
             policies: [
@@ -168,14 +180,22 @@ mod tests {
             .into(),
             uplinks: [2].into(),
             forward: true,
+            fast_udp: true,
             fou_port: 5555,
+            mark: 0x2000,
         }
     }
 
     #[test]
     fn a_pod_is_found_by_each_of_its_addresses() {
-        let value =
-            PodValue { ifindex: 7, policy: 5, flags: pod_flag::CLIENT, mac: [2; 6], host_mac: [3; 6] };
+        let value = PodValue {
+            ifindex: 7,
+            policy: 5,
+            flags: pod_flag::CLIENT,
+            mac: [2; 6],
+            host_mac: [3; 6],
+            mtu: 1500,
+        };
         assert_eq!(family::<[u8; 4]>(&desired()).pods, [([10, 64, 0, 1], value)]);
         assert_eq!(family::<[u8; 16]>(&desired()).pods.len(), 1);
     }

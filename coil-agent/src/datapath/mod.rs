@@ -2,20 +2,27 @@
 //!
 //! ```text
 //! Desired ──► image ──► table (difference) ──► pinned maps ◄──► programs
-//!    └──────► attach ─► pinned TCX links of uplinks, filters of pods' links
+//!    └──────► attach ─► pinned TCX links of uplinks,   ▲
+//!                       filters of pods' links         │
+//!             conntrack ──► flows ─────────────────────┘
 //! ```
 //!
 //! Maps and links are pinned, so that packets flow on while no agent runs. [`Datapath::open`] adopts
 //! what it finds: maps keep their contents, and links get the new programs in place of the old.
 
 mod attach;
+mod changes;
+mod conntrack;
 mod desired;
 mod error;
 mod family;
 mod filter;
+mod flows;
 mod image;
 mod maglev;
+mod netlink;
 mod object;
+pub mod obstacle;
 mod pins;
 mod state;
 mod table;
@@ -25,15 +32,19 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
+    programs::{ProgramError, SchedClassifier},
     util::KernelVersion,
 };
-use coil_packet::abi::{Config, UplinkValue};
+use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
+use ipnet::IpNet;
+use tracing::warn;
 
 use attach::{Attachments, Hook, Place, Program, classifier};
 use family::FamilyTables;
 use state::Counters;
 use table::Table;
 
+pub use changes::NetworkChanges;
 pub use desired::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId};
 pub use error::DatapathError;
 pub use object::{OBJECT, PINNED_MAPS};
@@ -73,19 +84,24 @@ pub struct Datapath {
     pin_root: PathBuf,
     attachments: Attachments,
     config: Array<MapData, Config>,
+    lost: Array<MapData, Lost>,
     uplinks: Table<u32, UplinkValue, HashMap<MapData, u32, UplinkValue>>,
     v4: FamilyTables<[u8; 4]>,
     v6: FamilyTables<[u8; 16]>,
     counters: Counters,
+    /// Pools as last wanted.
+    pools: Vec<IpNet>,
+    /// How programs are attached to uplinks, and to links that somebody else wants the qdisc of.
+    link_hook: Hook,
 }
 
 impl Datapath {
     /// Loads the programs and adopts pinned maps and links. Attaches nothing yet.
     ///
     /// # Errors
-    /// On a kernel without TCX, without a bpf file system, or when the kernel refuses the programs.
+    /// On a kernel before 5.10, without a bpf file system, or when the kernel refuses the programs.
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
-        require_tcx()?;
+        let link_hook = require_kernel()?;
         let maps = config.pin_root.join("maps");
         pins::prepare(&maps)?;
         let mut loader = EbpfLoader::new();
@@ -94,7 +110,7 @@ impl Datapath {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for program in Program::ALL {
-            classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program {
+            load(classifier(&mut ebpf, program)?).map_err(|source| DatapathError::Program {
                 name: program.name(),
                 action: "load it".into(),
                 source: Box::new(source),
@@ -104,10 +120,13 @@ impl Datapath {
         Ok(Self {
             attachments: Attachments::adopt(config.pin_root.join("links"))?,
             config: take(&mut ebpf, "coil_config")?,
+            lost: take(&mut ebpf, "coil_lost")?,
             uplinks: Table::adopt("coil_uplinks", uplinks, table::plain)?,
             v4: FamilyTables::adopt(&mut ebpf, &family::V4)?,
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             counters: Counters::adopt(&mut ebpf)?,
+            pools: vec![],
+            link_hook,
             pin_root: config.pin_root.clone(),
             ebpf,
         })
@@ -116,7 +135,8 @@ impl Datapath {
     /// Makes the kernel's state what is wanted. Doing it twice changes nothing.
     ///
     /// What a new pod needs is in the maps before its program is attached, and a pod's program goes
-    /// before its entries do: no packet of a client ever meets half a policy. The first call after
+    /// before its entries do: no packet of a client ever meets half a policy. Nothing is fast on a link before
+    /// the kernel's flows there are marked, those of before too. The first call after
     /// [`Self::open`] must already state every pod that has a veth.
     ///
     /// # Errors
@@ -125,11 +145,12 @@ impl Datapath {
         let mut report = self.add(desired, true)?;
         let (_, uplinks) = image::common(desired);
         let (v4, v6) = (image::family(desired), image::family(desired));
-        report.detached = self.attachments.detach_others(&places(desired))?;
-        let now = monotonic_seconds();
-        report.entries.removed += self.v4.remove_others(&v4, now)?;
-        report.entries.removed += self.v6.remove_others(&v6, now)?;
+        report.detached = self.attachments.detach_others(&places(desired, self.link_hook))?;
+        let (now, limits) = (monotonic_seconds(), conntrack::limits());
+        report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
+        report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
         report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
+        self.forget_decisions_after(&report)?;
         Ok(report)
     }
 
@@ -139,36 +160,130 @@ impl Datapath {
     /// # Errors
     /// As [`Self::apply`].
     pub fn put(&mut self, part: &Desired) -> Result<Report, DatapathError> {
-        self.add(part, false)
+        let report = self.add(part, false)?;
+        self.forget_decisions_after(&report)?;
+        Ok(report)
     }
 
     fn add(&mut self, part: &Desired, gone_ok: bool) -> Result<Report, DatapathError> {
-        let (config, uplinks) = image::common(part);
+        let (mut config, uplinks) = image::common(part);
+        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            places(part, self.link_hook).into_iter().partition(|(place, _)| place.program.is_outward());
         let mut report = Report::default();
-        let config_error = |action| move |source| DatapathError::Map { name: "coil_config", action, source };
-        if self.config.get(&0, 0).map_err(config_error("read it"))? != config {
-            self.config.set(0, config, 0).map_err(config_error("write it"))?;
-            report.entries.put += 1;
-        }
-        report.entries += self.uplinks.put_all(&uplinks)?;
+        self.pools = part.pools.iter().copied().collect();
+
+        // What becomes fast now waits until the kernel's flows are marked.
+        let starts = config.flags & !self.read_config()?.flags & FAST_FLAGS;
+        report.entries.put += self.put_config(Config { flags: config.flags & !starts, ..config })?;
         report.entries += self.v4.put_all(&image::family(part))?;
         report.entries += self.v6.put_all(&image::family(part))?;
-        report.attached = self.attachments.attach(&mut self.ebpf, &places(part), gone_ok)?;
+        report.attached = self.attachments.attach(&mut self.ebpf, &outward, gone_ok)?;
+        if starts & config_flag::FORWARD != 0 {
+            self.v4.state.flows.forget_fast()?;
+            self.v6.state.flows.forget_fast()?;
+        }
+        if starts != 0 || config.flags & config_flag::MARK != 0 && self.uplinks.lacks(&uplinks) {
+            // Without all marks an answer of a service could pass for a datagram that begins a flow.
+            if !self.mark_connections() {
+                config.flags &= !config_flag::FAST_UDP;
+            }
+        }
+        report.attached += self.attachments.attach(&mut self.ebpf, &inward, gone_ok)?;
+        report.entries += self.uplinks.put_all(&uplinks)?;
+        report.entries.put += self.put_config(config)?;
         Ok(report)
     }
 
     /// Takes one pod out: its program, then its entries. What its policy was stays until the next
     /// [`Self::apply`]; its flows and translations go at the next [`Self::sweep`], or when another pod gets
-    /// one of its addresses.
+    /// one of its addresses. What a newer pod has by now stays.
     ///
     /// # Errors
     /// As [`Self::apply`].
     pub fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
-        let detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
+        let mut detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
+        detached += self.attachments.detach_from(Program::ToPod, ifindex)?;
         let mut report = Report { detached, ..Report::default() };
-        report.entries.removed += self.v4.take_out(addresses)?;
-        report.entries.removed += self.v6.take_out(addresses)?;
+        report.entries.removed += self.v4.take_out(ifindex, addresses)?;
+        report.entries.removed += self.v6.take_out(ifindex, addresses)?;
+        self.forget_decisions_after(&report)?;
         Ok(report)
+    }
+
+    fn read_config(&self) -> Result<Config, DatapathError> {
+        self.config.get(&0, 0).map_err(|source| DatapathError::Map {
+            name: "coil_config",
+            action: "read it",
+            source,
+        })
+    }
+
+    /// Writes the configuration when it differs; the epoch stays as it is. Returns how often it wrote.
+    fn put_config(&mut self, config: Config) -> Result<usize, DatapathError> {
+        let there = self.read_config()?;
+        let config = Config { epoch: there.epoch, ..config };
+        if there == config {
+            return Ok(0);
+        }
+        self.write_config(config)?;
+        Ok(1)
+    }
+
+    fn write_config(&mut self, config: Config) -> Result<(), DatapathError> {
+        self.config.set(0, config, 0).map_err(|source| DatapathError::Map {
+            name: "coil_config",
+            action: "write it",
+            source,
+        })
+    }
+
+    /// Makes the programs decide anew about every flow. To be called after any change of routes, rules or links;
+    /// [`Self::apply`] does it for its own changes.
+    ///
+    /// # Errors
+    /// When the map cannot be written. A decision is forgotten after a second anyway.
+    pub fn forget_decisions(&mut self) -> Result<(), DatapathError> {
+        let config = self.read_config()?;
+        self.write_config(Config { epoch: config.epoch.wrapping_add(1).max(1), ..config })
+    }
+
+    fn forget_decisions_after(&mut self, report: &Report) -> Result<(), DatapathError> {
+        if *report == Report::default() { Ok(()) } else { self.forget_decisions() }
+    }
+
+    /// Marks the flows that the kernel tracks. False when not all of them could be marked: UDP must not be
+    /// fast then.
+    fn mark_connections(&mut self) -> bool {
+        match self.try_mark_connections() {
+            Ok(all) => all,
+            Err(error) => {
+                warn!(%error, "cannot read the kernel's connections: UDP between pods stays with the kernel");
+                false
+            }
+        }
+    }
+
+    fn try_mark_connections(&mut self) -> Result<bool, DatapathError> {
+        // First, so that what is lost meanwhile counts for the next time.
+        self.set_lost(0)?;
+        let now = monotonic_seconds();
+        let mut all = true;
+        for connection in conntrack::dump().map_err(DatapathError::Conntrack)? {
+            all &= self.v4.state.flows.mark(&connection, &self.pools, now)?;
+            all &= self.v6.state.flows.mark(&connection, &self.pools, now)?;
+        }
+        if !all {
+            self.set_lost(1)?;
+        }
+        Ok(all)
+    }
+
+    fn set_lost(&mut self, marks: u32) -> Result<(), DatapathError> {
+        self.lost.set(0, Lost { marks }, 0).map_err(|source| DatapathError::Map {
+            name: "coil_lost",
+            action: "write it",
+            source,
+        })
     }
 
     /// All counters of the programs, those at zero too.
@@ -189,13 +304,24 @@ impl Datapath {
         Ok(entries)
     }
 
-    /// Removes flows and translations that have run out at `now` in [`monotonic_seconds`].
+    /// Removes flows and translations that have run out at `now` in [`monotonic_seconds`], and makes good
+    /// what the programs could not do by themselves.
     ///
     /// # Errors
     /// When a map cannot be read or written.
     pub fn sweep(&mut self, now: u32) -> Result<Swept, DatapathError> {
-        let (v4, v6) = (self.v4.sweep(now)?, self.v6.sweep(now)?);
-        Ok(Swept { flows: v4.flows + v6.flows, translations: v4.translations + v6.translations })
+        let limits = conntrack::limits();
+        let (v4, v6) = (self.v4.sweep(now, &limits)?, self.v6.sweep(now, &limits)?);
+        let lost = self.lost.get(&0, 0).map_err(|source| DatapathError::Map {
+            name: "coil_lost",
+            action: "read it",
+            source,
+        })?;
+        if lost.marks != 0 && self.read_config()?.flags & config_flag::FAST_UDP != 0 {
+            self.mark_connections();
+        }
+        let clashes = self.v4.settle_clashes()? + self.v6.settle_clashes()?;
+        Ok(Swept { flows: v4.flows + v6.flows, translations: v4.translations + v6.translations, clashes })
     }
 
     /// Detaches every program and removes every pin: the node is as if the datapath had never been.
@@ -213,25 +339,46 @@ impl Datapath {
     }
 }
 
+/// What a packet may not be before the kernel's flows are marked.
+const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
+
 /// Every place where a program belongs, with its owner for messages.
-fn places(desired: &Desired) -> BTreeMap<Place, String> {
-    let pods = desired.pods.iter().map(|pod| {
-        let hook = if pod.shaped { Hook::Tcx } else { Hook::Filter };
-        (Place { program: Program::FromPod, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name))
+fn places(desired: &Desired, link_hook: Hook) -> BTreeMap<Place, String> {
+    let pods = desired.pods.iter().flat_map(|pod| {
+        let hook = if pod.shaped { link_hook } else { Hook::Filter };
+        let place = |program| (Place { program, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name));
+        [Program::FromPod, Program::ToPod].map(place)
     });
-    let uplinks = desired.uplinks.iter().map(|ifindex| {
-        (Place { program: Program::FromNet, ifindex: *ifindex, hook: Hook::Tcx }, "uplink".to_owned())
+    let uplinks = desired.uplinks.iter().flat_map(|ifindex| {
+        let place = |program| (Place { program, ifindex: *ifindex, hook: link_hook }, "uplink".to_owned());
+        [Program::FromNet, Program::ToNet].map(place)
     });
     pods.chain(uplinks).collect()
 }
 
-/// TCX came with Linux 6.6 (commit e420bed02507).
-fn require_tcx() -> Result<(), DatapathError> {
+/// `bpf_redirect_peer` and `bpf_redirect_neigh` came with Linux 5.10 (commits 9aa1206e8f48 and b4ab31414970).
+fn require_kernel() -> Result<Hook, DatapathError> {
     let version = KernelVersion::current().map_err(|error| DatapathError::Load(Box::new(error)))?;
-    if version < KernelVersion::new(6, 6, 0) {
-        return Err(DatapathError::NoTcx(format!("{version:?}")));
+    if version < KernelVersion::new(5, 10, 0) {
+        return Err(DatapathError::OldKernel(format!("{version:?}")));
     }
-    Ok(())
+    // TCX came with Linux 6.6 (commit e420bed02507).
+    Ok(if version < KernelVersion::new(6, 6, 0) { Hook::Filter } else { Hook::Tcx })
+}
+
+/// How often the verifier is tried again when a signal interrupted it.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`bpf_check` since Linux 5.0).
+fn load(code: &mut SchedClassifier) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match code.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(nix::libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    code.load()
 }
 
 /// Takes a map of the object under its type.

@@ -8,12 +8,14 @@ use aya::{
 };
 use coil_packet::{
     Addr, Family, Path, Reason,
-    abi::{Counter, FlowKey, FlowValue, NatKey, NatRevKey, NatRevValue, NatValue},
-    counter_index, flow, nat,
+    abi::{Counter, NatKey, NatRevKey, NatRevValue, NatValue},
+    counter_index,
+    flow::Limits,
+    nat,
 };
 use nix::time::{ClockId, clock_gettime};
 
-use super::{DatapathError, take};
+use super::{DatapathError, flows::FlowTables, image::HostAddr, take};
 
 /// One counter of the programs, summed over all CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct Swept {
     pub flows: usize,
     /// Translations.
     pub translations: usize,
+    /// Flows of which the kernel was told, because it had given their ports to another.
+    pub clashes: usize,
 }
 
 /// Seconds of the clock that the programs stamp entries with.
@@ -96,25 +100,37 @@ impl Counters {
     }
 }
 
+/// Names of the maps that the programs write.
+#[derive(Clone, Copy)]
+pub(super) struct StateNames {
+    pub(super) flows: &'static str,
+    pub(super) datagrams: &'static str,
+    pub(super) nat: &'static str,
+    pub(super) nat_rev: &'static str,
+}
+
 /// Flows and translations of one family.
 pub(super) struct FamilyState<A: Addr> {
-    names: [&'static str; 3],
-    flows: HashMap<MapData, FlowKey<A>, FlowValue>,
+    names: StateNames,
+    pub(super) flows: FlowTables<A>,
     nat: HashMap<MapData, NatKey<A>, NatValue>,
     nat_rev: HashMap<MapData, NatRevKey<A>, NatRevValue<A>>,
 }
 
-impl<A: Addr + Into<IpAddr>> FamilyState<A> {
-    /// `names`: of flows, translations and reverse translations.
-    pub(super) fn adopt(ebpf: &mut Ebpf, names: [&'static str; 3]) -> Result<Self, DatapathError> {
-        let [flows, nat, nat_rev] = names;
-        Ok(Self { names, flows: take(ebpf, flows)?, nat: take(ebpf, nat)?, nat_rev: take(ebpf, nat_rev)? })
+impl<A: HostAddr> FamilyState<A> {
+    pub(super) fn adopt(ebpf: &mut Ebpf, names: StateNames) -> Result<Self, DatapathError> {
+        Ok(Self {
+            names,
+            flows: FlowTables::adopt(ebpf, names)?,
+            nat: take(ebpf, names.nat)?,
+            nat_rev: take(ebpf, names.nat_rev)?,
+        })
     }
 
     /// The live translations.
     pub(super) fn translations(&self, now: u32) -> Result<Vec<NatEntry>, DatapathError> {
         let mut entries = vec![];
-        for (key, value) in all(&self.nat_rev, self.names[2])? {
+        for (key, value) in all(&self.nat_rev, self.names.nat_rev)? {
             let protocol = u8::try_from(key.protocol).unwrap_or(0);
             if nat::expired(protocol, &value, now) {
                 continue;
@@ -135,26 +151,19 @@ impl<A: Addr + Into<IpAddr>> FamilyState<A> {
     }
 
     /// Removes what has run out, and what belongs to one of the addresses in `gone`.
-    pub(super) fn sweep(&mut self, now: u32, gone: &[A]) -> Result<Swept, DatapathError> {
-        let mut swept = Swept::default();
+    pub(super) fn sweep(&mut self, now: u32, limits: &Limits, gone: &[A]) -> Result<Swept, DatapathError> {
+        let mut swept = Swept { flows: self.flows.sweep(now, limits, gone)?, translations: 0, clashes: 0 };
         let is_gone = |addr: A| gone.iter().any(|g| g.same(addr));
-        for (key, value) in all(&self.flows, self.names[0])? {
-            let protocol = u8::try_from(key.protocol).unwrap_or(0);
-            if flow::expired(protocol, &value, now) || is_gone(key.low) || is_gone(key.high) {
-                remove(&mut self.flows, &key, self.names[0])?;
-                swept.flows += 1;
-            }
-        }
-        for (key, value) in all(&self.nat_rev, self.names[2])? {
+        for (key, value) in all(&self.nat_rev, self.names.nat_rev)? {
             let protocol = u8::try_from(key.protocol).unwrap_or(0);
             if nat::expired(protocol, &value, now) || is_gone(key.gateway) || is_gone(value.client) {
-                remove(&mut self.nat_rev, &key, self.names[2])?;
+                remove(&mut self.nat_rev, &key, self.names.nat_rev)?;
                 swept.translations += 1;
             }
         }
         // A forward entry counts only while its reverse entry points back. The programs insert that first,
         // so an entry without one is left over.
-        for (key, value) in all(&self.nat, self.names[1])? {
+        for (key, value) in all(&self.nat, self.names.nat)? {
             let reverse = NatRevKey {
                 gateway: key.gateway,
                 remote: key.remote,
@@ -167,7 +176,7 @@ impl<A: Addr + Into<IpAddr>> FamilyState<A> {
                 .get(&reverse, 0)
                 .is_ok_and(|lease| lease.client.same(key.client) && lease.client_port == key.client_port);
             if !points_back {
-                remove(&mut self.nat, &key, self.names[1])?;
+                remove(&mut self.nat, &key, self.names.nat)?;
             }
         }
         Ok(swept)
@@ -175,7 +184,7 @@ impl<A: Addr + Into<IpAddr>> FamilyState<A> {
 }
 
 /// All entries. One that the programs remove meanwhile is left out.
-fn all<K: Pod, V: Pod>(
+pub(super) fn all<K: Pod, V: Pod>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
 ) -> Result<Vec<(K, V)>, DatapathError> {
@@ -186,7 +195,7 @@ fn all<K: Pod, V: Pod>(
     })
 }
 
-fn remove<K: Pod, V: Pod>(
+pub(super) fn remove<K: Pod, V: Pod>(
     map: &mut HashMap<MapData, K, V>,
     key: &K,
     name: &'static str,

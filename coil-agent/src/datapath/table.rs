@@ -81,6 +81,11 @@ impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
         Ok(Self { name, store, mirror, identify })
     }
 
+    /// True when a wanted key is missing.
+    pub(super) fn lacks(&self, wanted: &[(K, V)]) -> bool {
+        wanted.iter().any(|(key, _)| !self.mirror.contains_key(&(self.identify)(key)))
+    }
+
     /// Adds what is missing and replaces what differs.
     pub(super) fn put_all(&mut self, wanted: &[(K, V)]) -> Result<Changes, DatapathError> {
         let mut changes = Changes::default();
@@ -116,6 +121,11 @@ impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
             removed.push(key);
         }
         Ok(removed)
+    }
+
+    /// What the map has for a key.
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        self.mirror.get(&(self.identify)(key)).map(|(_, value)| *value)
     }
 
     /// Removes the entries of some keys; the answer is how many there were.
@@ -210,6 +220,7 @@ mod tests {
         let mut table = table(&[(1, 10), (2, 20)]);
         assert_eq!(table.remove(&[2, 3]).unwrap(), 1);
         assert_eq!(table.store.entries, [(1, 10)].into());
+        assert_eq!((table.get(&1), table.get(&2)), (Some(10), None));
         assert_eq!(table.put_all(&[(2, 20)]).unwrap().put, 1, "it is known to be gone");
     }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     Deliver, End, Fault, Outer, Plan, Room, Skb,
+    abi::{Way, way_kind},
     wire::{ETHERNET, Header, Kind, Packet, difference, fou_header_v4, fou_header_v6, udp},
 };
 
@@ -42,6 +43,17 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
     if let Deliver::Peer { mac, host_mac, .. } = plan.deliver {
         skb.store(0, &mac)?;
         skb.store(6, &host_mac)?;
+    }
+    Ok(())
+}
+
+/// Changes the packet as a router does. The kernel writes the MAC addresses of one for a neighbour.
+#[inline(always)]
+pub fn forward<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, way: &Way) -> Result<(), Fault> {
+    A::hop(skb, packet.l3, packet)?;
+    if way.kind == way_kind::POD {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = way.next;
+        skb.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])?;
     }
     Ok(())
 }

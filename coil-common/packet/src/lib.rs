@@ -1,7 +1,7 @@
 //! Packet decisions of Coil's dataplane: plain Rust, `no_std`, no pointers.
 //!
 //! ```text
-//! wire::parse ──► path::{from_pod, from_net} ──► Verdict ──► apply
+//! wire::parse ──► path::{from_*, to_*} ──► Verdict ──► apply
 //!   (facts)        (Tables: lookups, FIB)        (Reason)    (Skb: bytes, checksums)
 //! ```
 //!
@@ -25,11 +25,11 @@ mod verdict;
 pub mod wire;
 
 pub use addr::{Addr, Family};
-pub use apply::{Rewrite, apply};
+pub use apply::{Rewrite, apply, forward};
 pub use icmp::{Error as IcmpError, answer};
 pub use skb::{Fault, Room, Skb};
 pub use tables::{Fib, FibQuery, Full, Insert, NextHop, Tables};
 pub use verdict::{
-    COUNTERS, Class, Decision, Deliver, End, Outcome, Outer, Path, Plan, Reason, TooBig, Verdict,
+    COUNTERS, Class, Decision, Deliver, Draft, End, Outcome, Outer, Path, Plan, Reason, TooBig, Verdict,
     counter_index,
 };

@@ -56,6 +56,9 @@ pub enum Fib {
         ifindex: u32,
         /// The neighbour.
         via: NextHop,
+        /// A length that fits the route, at least that of the question: the route's MTU since Linux 5.12
+        /// (commit e1850ea9bd9e), when the neighbour is known.
+        fits: u32,
     },
     /// The route's MTU is smaller than the packet.
     TooBig {
@@ -86,12 +89,14 @@ pub trait Tables<A: Addr> {
     fn gateway(&self, egress: u32, hash: u32) -> Option<A>;
     /// True when the address is a gateway of an Egress that the policy uses.
     fn is_gateway_of(&self, policy: u32, addr: &A) -> bool;
-    /// A flow's entry.
-    fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue>;
-    /// Creates or replaces a flow's entry.
-    fn put_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Full>;
-    /// Stores the time and state of a live flow in place.
-    fn touch_flow(&mut self, key: &FlowKey<A>, value: &FlowValue);
+    /// Looks at a flow's entry, and changes it in place; none without an entry.
+    fn with_flow<R>(&mut self, key: &FlowKey<A>, work: impl FnOnce(&mut FlowValue) -> R) -> Option<R>;
+    /// Adds a flow's entry unless there is one.
+    fn add_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Insert>;
+    /// Notes that the kernel has a flow which found no room.
+    fn lose_mark(&mut self);
+    /// True when the kernel has such flows.
+    fn lost_marks(&self) -> bool;
     /// The translation of a client's flow.
     fn nat(&self, key: &NatKey<A>) -> Option<NatValue>;
     /// Creates or replaces the translation of a client's flow.

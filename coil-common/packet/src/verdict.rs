@@ -1,6 +1,12 @@
 //! What becomes of a packet, and why.
 
-use crate::{Addr, Family, NextHop, wire::Packet};
+use bytemuck::Zeroable as _;
+
+use crate::{
+    Addr, Family, NextHop,
+    abi::{FlowKey, FlowValue, Way},
+    wire::Packet,
+};
 
 /// The program that decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,11 +16,15 @@ pub enum Path {
     FromPod = 0,
     /// TC ingress of an uplink.
     FromNet = 1,
+    /// TC egress of the host side of a pod's veth.
+    ToPod = 2,
+    /// TC egress of an uplink.
+    ToNet = 3,
 }
 
 impl Path {
     /// Every path, in the order of the counters.
-    pub const ALL: [Self; 2] = [Self::FromPod, Self::FromNet];
+    pub const ALL: [Self; 4] = [Self::FromPod, Self::FromNet, Self::ToPod, Self::ToNet];
 
     /// The program's name.
     #[must_use]
@@ -22,6 +32,8 @@ impl Path {
         match self {
             Self::FromPod => "from_pod",
             Self::FromNet => "from_net",
+            Self::ToPod => "to_pod",
+            Self::ToNet => "to_net",
         }
     }
 }
@@ -87,10 +99,16 @@ reasons! {
     NotOwnSource = Next, "not-own-source";
     /// No pod of this node and no pool holds the destination.
     NotAPod = Next, "not-a-pod";
-    /// Not TCP or ICMP echo, or a fragment, or with options.
+    /// A fragment, with options, or of a protocol that is never fast.
     NotFastKind = Next, "not-fast-kind";
+    /// Pods are forwarded by the kernel alone.
+    NotFastNode = Next, "not-fast-node";
+    /// A pod with something on its link that the packet would miss.
+    KernelPod = Next, "kernel-pod";
     /// A flow that is not known to be free of NAT.
     NotFastFlow = Next, "not-fast-flow";
+    /// A flow that the kernel handles.
+    KernelFlow = Next, "kernel-flow";
     /// The flow table is full; the kernel takes the flow.
     FlowTableFull = Next, "flow-table-full";
     /// The time to live ends here; the kernel answers.
@@ -99,6 +117,13 @@ reasons! {
     ForwardTooBig = Next, "forward-too-big";
     /// The kernel does not forward this through an uplink.
     NotRouted = Next, "not-routed";
+
+    /// On the way out of the kernel: its flow, and marked so.
+    Marked = Next, "marked";
+    /// The same, and there is no room for the mark.
+    MarkLost = Next, "mark-lost";
+    /// On the way out of the kernel: no flow that could ever be fast.
+    NotMarked = Next, "not-marked";
 
     /// Handed to a pod of this node.
     ToPod = Sent, "to-pod";
@@ -146,6 +171,9 @@ reasons! {
     FouNotGateway = Drop, "fou-not-gateway";
     /// Congestion was marked on the outer header of a packet that cannot carry the mark (RFC 6040).
     FouCongestion = Drop, "fou-congestion";
+    /// The kernel opened a connection with the addresses and ports of a live fast flow. It opens it again with
+    /// another port once the agent has told it of the flow.
+    FlowClash = Drop, "flow-clash";
     /// The kernel refused to change the packet.
     Rewrite = Drop, "rewrite";
 }
@@ -257,6 +285,8 @@ pub enum Verdict<A> {
     Next,
     /// It is gone.
     Drop,
+    /// Forward it as a router does, the way that the [`Decision`] states.
+    Forward,
     /// Change and send it.
     Send(Plan<A>),
     /// Answer it.
@@ -271,8 +301,23 @@ pub struct Decision<A> {
     pub packet: Packet<A>,
     /// The outer packet of one that came through a tunnel; else of no meaning.
     pub outer: Packet<A>,
+    /// Its flow: room to work on.
+    pub flow: Draft<A>,
+    /// How it is forwarded, when it is.
+    pub way: Way,
     /// What becomes of it, and why.
     pub outcome: Outcome<A>,
+}
+
+/// A flow's entry in the making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draft<A> {
+    /// The key that both directions share.
+    pub key: FlowKey<A>,
+    /// The entry.
+    pub value: FlowValue,
+    /// True when the packet goes from the key's lower end to the higher.
+    pub upward: bool,
 }
 
 /// The judgement half of a [`Decision`], to be written once.
@@ -304,6 +349,13 @@ impl<A: Addr> Outcome<A> {
     }
 
     #[inline(always)]
+    pub(crate) fn forward(&mut self, reason: Reason) -> Reason {
+        self.verdict = Verdict::Forward;
+        self.reason = reason;
+        reason
+    }
+
+    #[inline(always)]
     pub(crate) fn send(&mut self, reason: Reason, plan: Plan<A>) -> Reason {
         self.verdict = Verdict::Send(plan);
         self.reason = reason;
@@ -323,7 +375,9 @@ impl<A: Addr> Decision<A> {
     #[must_use]
     pub fn new() -> Self {
         let packet = Packet::nothing();
-        Self { packet, outer: packet, outcome: Outcome { verdict: Verdict::Next, reason: Reason::Malformed } }
+        let flow = Draft { key: FlowKey::zeroed(), value: FlowValue::default(), upward: false };
+        let outcome = Outcome { verdict: Verdict::Next, reason: Reason::Malformed };
+        Self { packet, outer: packet, flow, way: Way::default(), outcome }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Pod to pod.
 
-use coil_packet::Reason;
+use coil_packet::{Reason, flow::Phase};
 
 use crate::{
-    Case, Given, Net,
+    Case, Flow, Net,
     wire::{self, Ip, tcp},
     world::{CLIENT, PLAIN},
 };
@@ -16,14 +16,10 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
     cases
 }
 
-fn flow(protocol: u8, one: (std::net::IpAddr, u16), other: (std::net::IpAddr, u16)) -> Given {
-    Given::Flow { protocol, one, other }
-}
-
 fn same_node(net: Net) -> Vec<Case> {
     let there = Ip::new(net.plain, net.client);
     let back = Ip::new(net.client, net.plain);
-    let open = flow(6, (net.plain, 40000), (net.client, 80));
+    let open = Flow::fast(6, (net.plain, 40000), (net.client, 80));
     let icmp = if net.is_v4() { 1 } else { 58 };
     vec![
         Case::from_pod(
@@ -33,7 +29,26 @@ fn same_node(net: Net) -> Vec<Case> {
             wire::tcp(there, 40000, 80, tcp::SYN, b""),
             Reason::ToPod,
         )
-        .hands_over(CLIENT, &wire::tcp(there.ttl(63), 40000, 80, tcp::SYN, b"")),
+        .hands_over(CLIENT, &wire::tcp(there.ttl(63), 40000, 80, tcp::SYN, b""))
+        .leaves(open.phase(Phase::New)),
+        Case::from_pod(
+            "a SYN again after the end",
+            net,
+            PLAIN,
+            wire::tcp(there, 40000, 80, tcp::SYN, b""),
+            Reason::ToPod,
+        )
+        .given(open.phase(Phase::Closing))
+        .hands_over(CLIENT, &wire::tcp(there.ttl(63), 40000, 80, tcp::SYN, b""))
+        .leaves(open.phase(Phase::New)),
+        Case::from_pod(
+            "larger than the other pod's MTU",
+            net,
+            PLAIN,
+            wire::tcp(there, 40000, 80, tcp::ACK, &[7; 1400]),
+            Reason::ForwardTooBig,
+        )
+        .given(open),
         Case::from_pod(
             "data of a fast flow",
             net,
@@ -61,7 +76,7 @@ fn same_node(net: Net) -> Vec<Case> {
         )
         .hands_over(CLIENT, &wire::echo(there.ttl(63), false, 9)),
         Case::from_pod("its reply", net, CLIENT, wire::echo(back, true, 9), Reason::ToPod)
-            .given(flow(icmp, (net.plain, 9), (net.client, 0)))
+            .given(Flow::fast(icmp, (net.plain, 9), (net.client, 0)))
             .hands_over(PLAIN, &wire::echo(back.ttl(63), true, 9)),
     ]
 }
@@ -69,7 +84,7 @@ fn same_node(net: Net) -> Vec<Case> {
 fn other_node(net: Net) -> Vec<Case> {
     let out = Ip::new(net.plain, net.remote);
     let back = Ip::new(net.remote, net.plain);
-    let open = flow(6, (net.plain, 40000), (net.remote, 80));
+    let open = Flow::fast(6, (net.plain, 40000), (net.remote, 80));
     let icmp = if net.is_v4() { 1 } else { 58 };
     let full = vec![7; usize::from(1500 - net.overhead()) - 12 + 1];
     vec![
@@ -89,7 +104,8 @@ fn other_node(net: Net) -> Vec<Case> {
             Reason::ToNode,
         )
         .given(open)
-        .sends(&wire::tcp(out.ttl(63), 40000, 80, tcp::FIN | tcp::ACK, b"")),
+        .sends(&wire::tcp(out.ttl(63), 40000, 80, tcp::FIN | tcp::ACK, b""))
+        .leaves(open.phase(Phase::Closing)),
         Case::from_pod(
             "an echo request to another node's pod",
             net,
@@ -129,7 +145,7 @@ fn other_node(net: Net) -> Vec<Case> {
         .given(open)
         .hands_over(PLAIN, &wire::tcp(back.ttl(63), 80, 40000, tcp::ACK, b"odd")),
         Case::from_net("an echo reply from another node", net, wire::echo(back, true, 9), Reason::ToPod)
-            .given(flow(icmp, (net.plain, 9), (net.remote, 0)))
+            .given(Flow::fast(icmp, (net.plain, 9), (net.remote, 0)))
             .hands_over(PLAIN, &wire::echo(back.ttl(63), true, 9)),
         Case::from_net(
             "no pod of this node",
@@ -148,6 +164,12 @@ fn other_node(net: Net) -> Vec<Case> {
             net,
             wire::tcp(Ip::new(net.client, net.plain), 1, 2, tcp::SYN, b""),
             Reason::NotFastFlow,
+        ),
+        Case::from_net(
+            "a SYN larger than the pod's MTU",
+            net,
+            wire::tcp(Ip::new(net.remote, net.client), 1, 2, tcp::SYN, &[0; 1400]),
+            Reason::ForwardTooBig,
         ),
     ]
 }

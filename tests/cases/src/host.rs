@@ -9,11 +9,11 @@ use coil_packet::{
         Config, FlowKey, FlowValue, NatKey, NatRevKey, NatRevValue, NatValue, PodValue, config_flag,
         egress_flag, pod_flag,
     },
-    answer, apply, flow, hash, path,
+    answer, apply, forward, hash, path,
 };
 
 use crate::{
-    Case, Given, Route, World,
+    Case, Flow, Given, Route, World,
     memory::Memory,
     world::{self, MTU, POLICY, UPLINK},
 };
@@ -47,19 +47,25 @@ pub enum Entry<A> {
     Nat(NatKey<A>, NatValue, NatRevKey<A>, NatRevValue<A>),
 }
 
+/// The key of a flow.
+pub fn key<A: HostAddr>(flow: &Flow) -> FlowKey<A> {
+    let (low, high) = if flow.one < flow.other { (flow.one, flow.other) } else { (flow.other, flow.one) };
+    FlowKey {
+        low: A::of(low.0),
+        high: A::of(high.0),
+        low_port: low.1,
+        high_port: high.1,
+        protocol: flow.protocol.into(),
+    }
+}
+
 /// Makes the entries of a [`Given`] at the time `now`.
 pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
     match *given {
-        Given::Flow { protocol, one, other } => {
-            let (low, high) = if one < other { (one, other) } else { (other, one) };
-            let key = FlowKey {
-                low: A::of(low.0),
-                high: A::of(high.0),
-                low_port: low.1,
-                high_port: high.1,
-                protocol: protocol.into(),
-            };
-            Entry::Flow(key, FlowValue { seen: now, state: flow::FAST, closing: 0 })
+        Given::Flow(flow) => {
+            let value =
+                FlowValue { seen: now, state: flow.state, phase: flow.phase as u8, ..FlowValue::default() };
+            Entry::Flow(key(&flow), value)
         }
         Given::Nat { protocol, gateway, client, remote, idle } => {
             let protocol = u32::from(protocol);
@@ -97,25 +103,39 @@ pub struct Outcome {
     pub reason: Reason,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// The flow that the case asks for, as it is then: state and phase.
+    pub left: Option<(u8, u8)>,
 }
 
 /// Runs a case.
 #[must_use]
 pub fn run(case: &Case) -> Outcome {
-    let world = World::new(&case.net);
-    if case.net.is_v4() {
-        let mut node = Node::<[u8; 4]>::new(world, &case.given);
-        node.run(case.path, case.ingress, &case.frame, 0)
-    } else {
-        let mut node = Node::<[u8; 16]>::new(world, &case.given);
-        node.run(case.path, case.ingress, &case.frame, 0)
+    if case.net.is_v4() { run_in::<[u8; 4]>(case) } else { run_in::<[u8; 16]>(case) }
+}
+
+fn run_in<A: HostAddr>(case: &Case) -> Outcome {
+    // What the programs do not look into.
+    let ethertype = case.frame.get(12..14);
+    let to = case.frame.get(..6);
+    let ours = match case.path {
+        Path::FromPod | Path::FromNet => to == Some(&world::host_mac(case.ingress)),
+        Path::ToPod | Path::ToNet => true,
+    };
+    if !ours || ethertype != Some(if case.net.is_v4() { &[8, 0] } else { &[0x86, 0xdd] }) {
+        return Outcome { reason: Reason::NotForUs, frame: case.frame.clone(), left: None };
     }
+    let mut node = Node::<A>::new(World::new(&case.net), &case.given);
+    node.fast_udp = case.fast_udp;
+    let outcome = node.run(case.path, case.ingress, &case.frame, 0);
+    let left = case.leaves.and_then(|flow| node.flow(&key(&flow)));
+    Outcome { left: left.map(|value| (value.state, value.phase)), ..outcome }
 }
 
 /// A node with its tables in memory.
 #[derive(Debug)]
 pub struct Node<A> {
-    world: World,
+    /// What the agent has written.
+    pub world: World,
     flows: Vec<(FlowKey<A>, FlowValue)>,
     nat: Vec<(NatKey<A>, NatValue)>,
     nat_rev: Vec<(NatRevKey<A>, NatRevValue<A>)>,
@@ -123,6 +143,14 @@ pub struct Node<A> {
     pub now: Cell<u32>,
     /// Most entries of each table.
     pub room: usize,
+    /// UDP may be fast.
+    pub fast_udp: bool,
+    /// The configuration's epoch.
+    pub epoch: u32,
+    /// A mark found no room.
+    pub lost: bool,
+    /// How often the routing was asked.
+    pub fib_queries: Cell<u32>,
 }
 
 impl<A: HostAddr> Node<A> {
@@ -130,8 +158,18 @@ impl<A: HostAddr> Node<A> {
     #[must_use]
     pub fn new(world: World, given: &[Given]) -> Self {
         let now = 1_000_000;
-        let mut node =
-            Self { world, flows: vec![], nat: vec![], nat_rev: vec![], now: Cell::new(now), room: 1000 };
+        let mut node = Self {
+            world,
+            flows: vec![],
+            nat: vec![],
+            nat_rev: vec![],
+            now: Cell::new(now),
+            room: 1000,
+            fast_udp: false,
+            epoch: 1,
+            lost: false,
+            fib_queries: Cell::new(0),
+        };
         for given in given {
             match entry(given, now) {
                 Entry::Flow(key, value) => node.flows.push((key, value)),
@@ -151,14 +189,23 @@ impl<A: HostAddr> Node<A> {
         match program {
             Path::FromPod => path::from_pod(&skb, ingress, self, &mut decision),
             Path::FromNet => path::from_net(&skb, ingress, self, &mut decision),
+            Path::ToPod => path::to_pod(&skb, ingress, self, &mut decision),
+            Path::ToNet => path::to_net(&skb, self, &mut decision),
         };
         let reason = decision.outcome.reason;
         let done = match &decision.outcome.verdict {
             Verdict::Next | Verdict::Drop => Ok(()),
+            Verdict::Forward => forward(&mut skb, &decision.packet, &decision.way),
             Verdict::Send(plan) => apply(&mut skb, &decision.packet, plan),
             Verdict::Answer(too_big) => answer(&mut skb, &decision.packet, too_big),
         };
-        Outcome { reason: if done.is_ok() { reason } else { Reason::Rewrite }, frame: skb.bytes }
+        let reason = if done.is_ok() { reason } else { Reason::Rewrite };
+        Outcome { reason, frame: skb.bytes, left: None }
+    }
+
+    /// A flow's entry.
+    pub fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue> {
+        self.flows.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
     }
 
     /// The live entries of the three tables: flows, translations, reverse translations.
@@ -181,7 +228,9 @@ fn longest<T: Copy>(table: &[(world::Prefix, T)], addr: IpAddr) -> Option<T> {
 
 impl<A: HostAddr> Tables<A> for Node<A> {
     fn config(&self) -> Config {
-        Config { flags: config_flag::FORWARD, fou_port: 5555, pad: 0 }
+        let udp = config_flag::FAST_UDP | config_flag::MARK_UDP;
+        let flags = config_flag::FORWARD | config_flag::MARK | if self.fast_udp { udp } else { 0 };
+        Config { flags, fou_port: 5555, pad: 0, mark: 0x2000, epoch: self.epoch }
     }
 
     fn now(&self) -> u32 {
@@ -193,7 +242,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         let flags = (u32::from(client) * pod_flag::CLIENT) | (u32::from(gateway) * pod_flag::GATEWAY);
         let policy = if client { POLICY } else { 0 };
         let (mac, host_mac) = (world::pod_mac(ifindex), world::host_mac(ifindex));
-        Some(PodValue { ifindex, policy, flags, mac, host_mac })
+        Some(PodValue { ifindex, policy, flags, mac, host_mac, mtu: world::pod_mtu(ifindex) })
     }
 
     fn in_pools(&self, addr: &A) -> bool {
@@ -223,21 +272,27 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         policy == POLICY && self.world.egresses.iter().any(|e| e.1.contains(&(*addr).into()))
     }
 
-    fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue> {
-        self.flows.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+    fn with_flow<R>(&mut self, key: &FlowKey<A>, work: impl FnOnce(&mut FlowValue) -> R) -> Option<R> {
+        self.flows.iter_mut().find(|(k, _)| k == key).map(|(_, v)| work(v))
     }
 
-    fn put_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Full> {
-        self.flows.retain(|(k, _)| k != key);
+    fn add_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) -> Result<(), Insert> {
+        if self.flow(key).is_some() {
+            return Err(Insert::Exists);
+        }
         if self.flows.len() >= self.room {
-            return Err(Full);
+            return Err(Insert::Full);
         }
         self.flows.push((*key, *value));
         Ok(())
     }
 
-    fn touch_flow(&mut self, key: &FlowKey<A>, value: &FlowValue) {
-        self.flows.iter_mut().filter(|(k, _)| k == key).for_each(|(_, v)| *v = *value);
+    fn lose_mark(&mut self) {
+        self.lost = true;
+    }
+
+    fn lost_marks(&self) -> bool {
+        self.lost
     }
 
     fn nat(&self, key: &NatKey<A>) -> Option<NatValue> {
@@ -277,6 +332,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
     }
 
     fn fib(&self, query: &FibQuery<A>) -> Fib {
+        self.fib_queries.set(self.fib_queries.get() + 1);
         match longest(&self.world.routes, query.dst.into()) {
             Some(Route::Via(_)) if query.len > MTU => Fib::TooBig { mtu: MTU },
             Some(Route::Via(via)) => {
@@ -291,7 +347,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
                         Family::V6
                     }
                 };
-                Fib::Forward { ifindex: UPLINK, via: NextHop { family, addr } }
+                Fib::Forward { ifindex: UPLINK, via: NextHop { family, addr }, fits: MTU }
             }
             Some(Route::Blackhole) | None => Fib::Refused,
         }

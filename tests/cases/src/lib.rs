@@ -5,16 +5,19 @@
 //! Frames are made by [`wire`], which shares no code with `coil-packet`.
 
 mod egress;
+mod errors;
 mod forward;
 mod gateway;
 pub mod host;
+mod ignored;
+mod mark;
 mod memory;
 pub mod pcap;
 mod tunnel;
 pub mod wire;
 pub mod world;
 
-pub use world::{Given, Net, Route, World};
+pub use world::{Flow, Given, Net, Route, World};
 
 use coil_packet::{Path, Reason};
 
@@ -39,9 +42,29 @@ pub struct Case {
     pub output: Option<Vec<u8>>,
     /// Offsets of output bytes that a hash decides.
     pub free: Vec<usize>,
+    /// UDP between pods may be fast.
+    pub fast_udp: bool,
+    /// A flow that must be in the tables afterwards.
+    pub leaves: Option<Flow>,
 }
 
 impl Case {
+    fn new(name: &'static str, path: Path, net: Net, ingress: u32, frame: Vec<u8>, reason: Reason) -> Self {
+        Self {
+            name,
+            path,
+            net,
+            ingress,
+            frame,
+            given: vec![],
+            reason,
+            output: None,
+            free: vec![],
+            fast_udp: false,
+            leaves: None,
+        }
+    }
+
     /// A frame of a pod of this node.
     fn from_pod(
         name: &'static str,
@@ -51,38 +74,42 @@ impl Case {
         reason: Reason,
     ) -> Self {
         let frame = wire::ethernet(world::host_mac(ingress), world::pod_mac(ingress), packet.as_ref());
-        Self {
-            name,
-            path: Path::FromPod,
-            net,
-            ingress,
-            frame,
-            given: vec![],
-            reason,
-            output: None,
-            free: vec![],
-        }
+        Self::new(name, Path::FromPod, net, ingress, frame, reason)
     }
 
     /// A frame that comes in on the uplink.
     fn from_net(name: &'static str, net: Net, packet: impl AsRef<[u8]>, reason: Reason) -> Self {
         let frame = wire::ethernet(world::host_mac(world::UPLINK), world::ROUTER_MAC, packet.as_ref());
-        Self {
-            name,
-            path: Path::FromNet,
-            net,
-            ingress: world::UPLINK,
-            frame,
-            given: vec![],
-            reason,
-            output: None,
-            free: vec![],
-        }
+        Self::new(name, Path::FromNet, net, world::UPLINK, frame, reason)
+    }
+
+    /// A frame that the kernel delivers to the pod behind the veth `egress`.
+    fn to_pod(name: &'static str, net: Net, egress: u32, packet: impl AsRef<[u8]>, reason: Reason) -> Self {
+        let frame = wire::ethernet(world::pod_mac(egress), world::host_mac(egress), packet.as_ref());
+        Self::new(name, Path::ToPod, net, egress, frame, reason)
+    }
+
+    /// A frame that the kernel sends out of the uplink.
+    fn to_net(name: &'static str, net: Net, packet: impl AsRef<[u8]>, reason: Reason) -> Self {
+        let frame = wire::ethernet(world::ROUTER_MAC, world::host_mac(world::UPLINK), packet.as_ref());
+        Self::new(name, Path::ToNet, net, world::UPLINK, frame, reason)
+    }
+
+    /// Where UDP between pods may be fast.
+    fn with_fast_udp(mut self) -> Self {
+        self.fast_udp = true;
+        self
+    }
+
+    /// With this flow in the tables afterwards.
+    fn leaves(mut self, flow: Flow) -> Self {
+        self.leaves = Some(flow);
+        self
     }
 
     /// With something in the tables.
-    fn given(mut self, given: Given) -> Self {
-        self.given.push(given);
+    fn given(mut self, given: impl Into<Given>) -> Self {
+        self.given.push(given.into());
         self
     }
 
@@ -132,6 +159,14 @@ impl Case {
         }
         if self.output.is_some() { wire::bad_checksum(frame) } else { None }
     }
+
+    /// Says how the flow that was `left` (state and phase) differs from what must be there, if it does.
+    #[must_use]
+    pub fn flow_difference(&self, left: Option<(u8, u8)>) -> Option<String> {
+        let flow = self.leaves?;
+        let wanted = Some((flow.state, flow.phase as u8));
+        (left != wanted).then(|| format!("leaves the flow (state, phase) {left:?}, should be {wanted:?}"))
+    }
 }
 
 /// Bytes as text, in groups of four from the IP header on.
@@ -152,6 +187,9 @@ pub fn all() -> Vec<Case> {
     let mut cases = vec![];
     for net in [Net::v4(), Net::v6()] {
         cases.extend(forward::cases(net));
+        cases.extend(errors::cases(net));
+        cases.extend(ignored::cases(net));
+        cases.extend(mark::cases(net));
         cases.extend(egress::cases(net));
         cases.extend(gateway::cases(net));
         cases.extend(tunnel::cases(net));

@@ -170,6 +170,19 @@ pub fn icmp(header: Ip, message: &[u8]) -> Vec<u8> {
     ip(header, if v4 { 1 } else { 58 }, &message)
 }
 
+/// An ICMP error: type and code, the four bytes after the checksum, and what it quotes.
+#[must_use]
+pub fn error(header: Ip, [kind, code]: [u8; 2], rest: [u8; 4], quoted: &[u8]) -> Vec<u8> {
+    icmp(header, &[&[kind, code, 0, 0][..], &rest, quoted].concat())
+}
+
+/// A neighbour solicitation.
+#[must_use]
+pub fn solicitation(from: IpAddr, target: IpAddr) -> Vec<u8> {
+    let IpAddr::V6(of) = target else { panic!("{target} is not IPv6") };
+    icmp(Ip::new(from, target).ttl(255), &[&[135, 0, 0, 0, 0, 0, 0, 0][..], &of.octets()].concat())
+}
+
 /// A packet in FOU as we send it: IPv4 with DF and identification 0, TTL 225, no UDP checksum.
 #[must_use]
 pub fn fou(outer: (IpAddr, IpAddr), ecn: u8, sport: u16, inner: &[u8]) -> Vec<u8> {
@@ -229,6 +242,12 @@ fn transport_checksum(header: Ip, protocol: u8, segment: &[u8]) -> [u8; 2] {
         _ => panic!("families differ"),
     };
     checksum(&[&pseudo[..], segment].concat())
+}
+
+/// True when the checksum of a frame's IPv4 header, which has no options, is right.
+#[must_use]
+pub fn header_is_summed(frame: &[u8]) -> bool {
+    frame.get(14..34).is_some_and(|header| checksum(header) == [0, 0])
 }
 
 /// Checks the checksums of an IP packet, and of a packet inside FOU: says which is wrong.

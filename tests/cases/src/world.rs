@@ -10,6 +10,8 @@
 
 use std::net::IpAddr;
 
+use coil_packet::flow::{self, Phase};
+
 /// Interface indices.
 pub const UPLINK: u32 = 2;
 /// The client's veth.
@@ -24,6 +26,15 @@ pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 1];
 
 /// MTU of the uplink.
 pub const MTU: u32 = 1500;
+
+/// MTU of the client's veth.
+pub const CLIENT_MTU: u32 = 1400;
+
+/// MTU of the veth of a pod.
+#[must_use]
+pub const fn pod_mtu(ifindex: u32) -> u32 {
+    if ifindex == CLIENT { CLIENT_MTU } else { MTU }
+}
 
 /// Policy of the client.
 pub const POLICY: u32 = 7;
@@ -71,6 +82,8 @@ pub struct Net {
     pub link_local: IpAddr,
     /// A pool address without a route.
     pub lost: IpAddr,
+    /// A router between the nodes.
+    pub router: IpAddr,
 }
 
 impl Net {
@@ -81,6 +94,7 @@ impl Net {
             Part::Here => [10, 64, 0, host].into(),
             Part::There => [10, 64, 1, host].into(),
             Part::Lost => [10, 64, 2, host].into(),
+            Part::Lan => [172, 18, 0, host].into(),
             Part::World => [198, 51, 100, host].into(),
             Part::LinkLocal => [169, 254, 0, host].into(),
         })
@@ -95,6 +109,7 @@ impl Net {
                 Part::Here => [0xfd64, 0, 0, 0, 0, 0, 0, host].into(),
                 Part::There => [0xfd64, 0, 0, 0, 0, 0, 0, 0x100 | host].into(),
                 Part::Lost => [0xfd64, 0, 0, 0, 0, 0, 0, 0x200 | host].into(),
+                Part::Lan => [0xfd00, 0x18, 0, 0, 0, 0, 0, host].into(),
                 Part::World => [0x2001, 0xdb8, 9, 0, 0, 0, 0, host].into(),
                 Part::LinkLocal => [0xfe80, 0, 0, 0, 0, 0, 0, host].into(),
             }
@@ -117,6 +132,7 @@ impl Net {
             world_none: addr(Part::World, 5),
             link_local: addr(Part::LinkLocal, 1),
             lost: addr(Part::Lost, 1),
+            router: addr(Part::Lan, 254),
         }
     }
 
@@ -137,6 +153,7 @@ enum Part {
     Here,
     There,
     Lost,
+    Lan,
     World,
     LinkLocal,
 }
@@ -226,15 +243,8 @@ impl World {
 /// Something that is in a table before the frame comes.
 #[derive(Clone, Copy, Debug)]
 pub enum Given {
-    /// A fast flow, seen just now.
-    Flow {
-        /// IP protocol.
-        protocol: u8,
-        /// One end.
-        one: (IpAddr, u16),
-        /// The other end.
-        other: (IpAddr, u16),
-    },
+    /// A flow, seen just now.
+    Flow(Flow),
     /// A translation.
     Nat {
         /// IP protocol.
@@ -248,4 +258,45 @@ pub enum Given {
         /// Seconds since it was used.
         idle: u32,
     },
+}
+
+impl From<Flow> for Given {
+    fn from(flow: Flow) -> Self {
+        Self::Flow(flow)
+    }
+}
+
+/// A flow in the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// IP protocol.
+    pub protocol: u8,
+    /// One end.
+    pub one: (IpAddr, u16),
+    /// The other end.
+    pub other: (IpAddr, u16),
+    /// [`coil_packet::flow::FAST`] or [`coil_packet::flow::KERNEL`].
+    pub state: u8,
+    /// How far it has come.
+    pub phase: Phase,
+}
+
+impl Flow {
+    /// A fast flow in use.
+    #[must_use]
+    pub const fn fast(protocol: u8, one: (IpAddr, u16), other: (IpAddr, u16)) -> Self {
+        Self { protocol, one, other, state: flow::FAST, phase: Phase::Open }
+    }
+
+    /// A flow of the kernel, in use.
+    #[must_use]
+    pub const fn kernel(protocol: u8, one: (IpAddr, u16), other: (IpAddr, u16)) -> Self {
+        Self { state: flow::KERNEL, ..Self::fast(protocol, one, other) }
+    }
+
+    /// In another phase.
+    #[must_use]
+    pub const fn phase(self, phase: Phase) -> Self {
+        Self { phase, ..self }
+    }
 }

@@ -14,6 +14,8 @@ fn every_case_on_the_host() {
             ));
         } else if let Some(difference) = case.difference(&outcome.frame) {
             wrong.push(format!("{family} {}: {difference}", case.name));
+        } else if let Some(difference) = case.flow_difference(outcome.left) {
+            wrong.push(format!("{family} {}: {difference}", case.name));
         }
     }
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));

@@ -51,6 +51,8 @@ const PODS: [(Pod, &str, Option<usize>, u8); 6] = [
 ];
 
 const UPLINK: u32 = 2;
+/// The world's number on the local network.
+const ROUTER: u8 = 254;
 
 /// The namespaces, and the datapath of each node.
 pub struct Fabric {
@@ -115,6 +117,62 @@ impl Fabric {
             }
             (false, None) => [0x2001, 0xdb8, 9, 0, 0, 0, 0, u16::from(host)].into(),
         }
+    }
+
+    /// The address of a node on the local network.
+    #[must_use]
+    pub fn node_address(&self, node: usize) -> IpAddr {
+        self.lan_address(u8::from(node == 1) + 1)
+    }
+
+    /// The address that the world has on the local network.
+    #[must_use]
+    pub fn router_address(&self) -> IpAddr {
+        self.lan_address(ROUTER)
+    }
+
+    fn lan_address(&self, host: u8) -> IpAddr {
+        if self.v4 {
+            [172, 18, 0, host].into()
+        } else {
+            // As `lan` writes it: the digits of the number.
+            let digits = u16::from_str_radix(&host.to_string(), 16).unwrap_or_default();
+            [0xfd00, 0x18, 0, 0, 0, 0, 0, digits].into()
+        }
+    }
+
+    /// True for IPv4.
+    #[must_use]
+    pub const fn is_v4(&self) -> bool {
+        self.v4
+    }
+
+    /// Runs code on a node.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn on_node<T: Send>(&self, node: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
+        Ok(self.space(NODES[node])?.run(work)?)
+    }
+
+    /// Does something with a node's datapath, on that node.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or what `work` fails with.
+    pub fn with_datapath<T: Send>(
+        &self,
+        node: usize,
+        work: impl FnOnce(&mut Datapath) -> Result<T> + Send,
+    ) -> Result<T> {
+        self.on_node(node, || {
+            work(&mut self.datapaths[node].lock().expect("no test panics with a datapath in its hands"))
+        })?
+    }
+
+    /// The state of a node as it was stated, for a change of it.
+    #[must_use]
+    pub fn stated(&self, node: usize) -> Desired {
+        self.desired(node)
     }
 
     /// Sends an echo request and waits for the reply.
@@ -226,7 +284,7 @@ impl Fabric {
         })??;
         let here = if index == 0 { 1 } else { 2 };
         self.add_lan_address(node, here)?;
-        self.ip(node, &format!("{family} route add default via {} dev eth0", self.lan(254)))?;
+        self.ip(node, &format!("{family} route add default via {} dev eth0", self.lan(ROUTER)))?;
         let other = match (self.v4, index) {
             (true, 0) => "10.64.1.0/24",
             (true, _) => "10.64.0.0/24",
@@ -269,7 +327,7 @@ impl Fabric {
 
     fn make_world(&self) -> Result<()> {
         let (family, world, len) = (self.family(), name(Pod::World), if self.v4 { 32 } else { 128 });
-        self.add_lan_address(world, 254)?;
+        self.add_lan_address(world, ROUTER)?;
         self.ip(world, &format!("{family} addr add {}/{len} dev lo", self.address(Pod::World)))?;
         let gateway = self.address(Pod::Gateway);
         self.ip(world, &format!("{family} route add {gateway} via {} dev eth0", self.lan(2)))?;
@@ -287,9 +345,11 @@ impl Fabric {
                 ifindex: link(pod),
                 mac: pod_mac(pod),
                 host_mac: host_mac(pod),
+                mtu: 1500,
                 policy: u32::from(client),
                 client,
                 gateway: pod == Pod::Gateway,
+                by_kernel: false,
                 shaped: false,
             }
         });
@@ -306,12 +366,15 @@ impl Fabric {
                 ((1, network("0.0.0.0/0", "::/0")), Some(1)),
                 ((1, network("169.254.0.0/16", "fe80::/10")), None),
                 ((1, pool), None),
+                ((1, network("172.18.0.0/24", "fd00:18::/64")), None),
             ]
             .into(),
             egresses: [(1, egress)].into(),
             uplinks: [UPLINK].into(),
             forward: true,
+            fast_udp: false,
             fou_port: 5555,
+            mark: crate::node::MARK,
         }
     }
 }

@@ -4,9 +4,11 @@
 
 mod fabric;
 mod node;
+pub mod rules;
+pub mod traffic;
 
 pub use fabric::{Fabric, Pod};
-pub use node::{Node, desired};
+pub use node::{MARK, Node, desired};
 
 use std::{
     path::PathBuf,

@@ -5,16 +5,17 @@ use std::{net::IpAddr, path::PathBuf, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData},
+    maps::{HashMap, Map, MapData, MapError},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod, Reading, monotonic_seconds};
 use coil_cases::{
     Case, Given, Net, Route, World,
-    host::{Entry, HostAddr, entry},
+    host::{Entry, HostAddr, entry, key},
     world::{self, POLICY, Prefix, UPLINK},
 };
 use coil_netns::NetNs;
+use coil_packet::abi::{FlowKey, FlowValue};
 use ipnet::IpNet;
 
 use crate::Pins;
@@ -44,6 +45,7 @@ impl Drop for Namespace {
 pub struct Node {
     datapath: Datapath,
     maps: PathBuf,
+    desired: Desired,
 }
 
 /// What the kernel did with a frame.
@@ -55,6 +57,10 @@ pub struct Outcome {
     pub frame: Vec<u8>,
     /// The counters that the frame moved.
     pub counted: Vec<Reading>,
+    /// The flow that a case asks for, as it is then: state and phase.
+    pub left: Option<(u8, u8)>,
+    /// The packet's mark afterwards.
+    pub mark: u32,
 }
 
 impl Node {
@@ -71,8 +77,9 @@ impl Node {
             make_routes(&v4, "-4")?;
             make_routes(&v6, "-6")?;
             let mut datapath = pins.open()?;
-            datapath.apply(&desired()?)?;
-            work(&mut Self { datapath, maps: pins.config().pin_root.join("maps") })
+            let desired = desired()?;
+            datapath.apply(&desired)?;
+            work(&mut Self { datapath, maps: pins.config().pin_root.join("maps"), desired })
         })?
     }
 
@@ -86,12 +93,29 @@ impl Node {
     /// # Errors
     /// When the kernel cannot run it.
     pub fn case(&mut self, case: &Case) -> Result<Outcome> {
-        if case.net.is_v4() {
-            self.fill::<[u8; 4]>("4", &case.given)?;
-        } else {
-            self.fill::<[u8; 16]>("6", &case.given)?;
+        if self.desired.fast_udp != case.fast_udp {
+            self.desired.fast_udp = case.fast_udp;
+            self.datapath.apply(&self.desired)?;
         }
-        self.packet(case.path.name(), case.ingress, &case.frame)
+        if case.net.is_v4() {
+            self.case_in::<[u8; 4]>(case, "4")
+        } else {
+            self.case_in::<[u8; 16]>(case, "6")
+        }
+    }
+
+    fn case_in<A: HostAddr + Pod>(&mut self, case: &Case, family: &str) -> Result<Outcome> {
+        self.fill::<A>(family, &case.given)?;
+        let outcome = self.packet(case.path.name(), case.ingress, &case.frame)?;
+        let left = match &case.leaves {
+            None => None,
+            Some(flow) => match self.flows::<A>(flow.protocol, family)?.get(&key(flow), 0) {
+                Ok(value) => Some((value.state, value.phase)),
+                Err(MapError::KeyNotFound) => None,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        Ok(Outcome { left, ..outcome })
     }
 
     /// Runs a program on a frame that comes in on a link.
@@ -99,9 +123,19 @@ impl Node {
     /// # Errors
     /// When the kernel cannot run it.
     pub fn packet(&mut self, program: &str, ingress: u32, frame: &[u8]) -> Result<Outcome> {
+        self.marked_packet(program, ingress, frame, 0)
+    }
+
+    /// The same with a mark on the packet.
+    ///
+    /// # Errors
+    /// When the kernel cannot run it.
+    pub fn marked_packet(&mut self, program: &str, ingress: u32, frame: &[u8], mark: u32) -> Result<Outcome> {
         let before = self.datapath.counters()?;
         let mut context = [0; SK_BUFF_SIZE];
         context[IFINDEX_OFFSET..IFINDEX_OFFSET + 4].copy_from_slice(&ingress.to_ne_bytes());
+        context[MARK_OFFSET..MARK_OFFSET + 4].copy_from_slice(&mark.to_ne_bytes());
+        let mut context_out = context;
         let mut output = vec![0; frame.len() + 128];
         let code: &SchedClassifier =
             self.datapath.ebpf().program(program).context("no such program")?.try_into()?;
@@ -110,6 +144,7 @@ impl Node {
                 data_in: Some(frame),
                 data_out: Some(&mut output),
                 ctx_in: Some(&context),
+                ctx_out: Some(&mut context_out),
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("cannot run {program} on a packet"))?;
@@ -117,18 +152,29 @@ impl Node {
         let counted = self.datapath.counters()?.into_iter().zip(before);
         let counted =
             counted.filter(|(after, before)| after.packets != before.packets).map(|(after, _)| after);
-        Ok(Outcome { code: result.return_value.cast_signed(), frame: output, counted: counted.collect() })
+        let mark = context_out[MARK_OFFSET..].first_chunk().map_or(0, |mark| u32::from_ne_bytes(*mark));
+        Ok(Outcome {
+            code: result.return_value.cast_signed(),
+            frame: output,
+            counted: counted.collect(),
+            left: None,
+            mark,
+        })
     }
 
     /// Empties flows and translations of a family, and puts in what is given.
     fn fill<A: HostAddr + Pod>(&self, family: &str, given: &[Given]) -> Result<()> {
-        let mut flows = self.table(&format!("coil_flows{family}"))?;
+        self.table::<FlowKey<A>, FlowValue>(&format!("coil_flows{family}"))?;
+        self.table::<FlowKey<A>, FlowValue>(&format!("coil_datagrams{family}"))?;
         let mut nat = self.table(&format!("coil_nat{family}"))?;
         let mut nat_rev = self.table(&format!("coil_nat_rev{family}"))?;
         let now = monotonic_seconds();
         for given in given {
             match entry::<A>(given, now) {
-                Entry::Flow(key, value) => flows.insert(key, value, 0)?,
+                Entry::Flow(key, value) => {
+                    let protocol = u8::try_from(key.protocol)?;
+                    self.flows(protocol, family)?.insert(key, value, 0)?;
+                }
                 Entry::Nat(key, value, reverse, lease) => {
                     nat.insert(key, value, 0)?;
                     nat_rev.insert(reverse, lease, 0)?;
@@ -138,9 +184,23 @@ impl Node {
         Ok(())
     }
 
+    /// Opens the table of a protocol's flows.
+    fn flows<A: HostAddr>(
+        &self,
+        protocol: u8,
+        family: &str,
+    ) -> Result<HashMap<MapData, FlowKey<A>, FlowValue>> {
+        let table = if protocol == 6 { "coil_flows" } else { "coil_datagrams" };
+        self.pinned(&format!("{table}{family}"))
+    }
+
+    fn pinned<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>> {
+        Ok(HashMap::try_from(Map::from_map_data(MapData::from_pin(self.maps.join(name))?)?)?)
+    }
+
     /// Opens a pinned table and empties it.
     fn table<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>> {
-        let mut table = HashMap::try_from(Map::from_map_data(MapData::from_pin(self.maps.join(name))?)?)?;
+        let mut table = self.pinned(name)?;
         let keys: Vec<K> = table.keys().collect::<Result<_, _>>()?;
         for key in keys {
             table.remove(&key)?;
@@ -149,8 +209,9 @@ impl Node {
     }
 }
 
-/// `struct __sk_buff` of `linux/bpf.h`: its size and the offset of `ifindex`.
+/// `struct __sk_buff` of `linux/bpf.h`: its size and offsets of `mark` and `ifindex`.
 const SK_BUFF_SIZE: usize = 192;
+const MARK_OFFSET: usize = 8;
 const IFINDEX_OFFSET: usize = 40;
 
 fn ip(arguments: &str) -> Result<()> {
@@ -178,8 +239,9 @@ fn make_links() -> Result<()> {
             world::MTU
         )
         .replace("  ", " "))?;
+        // The other side stays down: on a link without carrier the kernel sends nothing of its own (neighbour
+        // discovery, multicast reports), which the programs would count between the cases.
         ip(&format!("link set link{ifindex} up"))?;
-        ip(&format!("link set link{other} up"))?;
     }
     Ok(())
 }
@@ -200,6 +262,9 @@ fn make_routes(world: &World, family: &str) -> Result<()> {
     Ok(())
 }
 
+/// The mark of the programs' own packets.
+pub const MARK: u32 = 0x2000;
+
 /// The worlds of both families as the agent states them.
 ///
 /// # Errors
@@ -207,7 +272,7 @@ fn make_routes(world: &World, family: &str) -> Result<()> {
 pub fn desired() -> Result<Desired> {
     let worlds = [World::new(&Net::v4()), World::new(&Net::v6())];
     let mut desired =
-        Desired { uplinks: [UPLINK].into(), forward: true, fou_port: 5555, ..Desired::default() };
+        Desired { uplinks: [UPLINK].into(), forward: true, fou_port: 5555, mark: MARK, ..Desired::default() };
     let net = |(addr, len): Prefix| Ok::<_, anyhow::Error>(IpNet::new(addr, len)?);
     for world in &worlds {
         for pool in &world.pools {
@@ -243,9 +308,11 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, client: bool, gate
         ifindex,
         mac: world::pod_mac(ifindex),
         host_mac: world::host_mac(ifindex),
+        mtu: world::pod_mtu(ifindex),
         policy: if client { POLICY } else { 0 },
         client,
         gateway,
+        by_kernel: false,
         shaped: false,
     });
 }

@@ -1,8 +1,8 @@
 //! Every case through `BPF_PROG_TEST_RUN`.
 
-use anyhow::{Result, ensure};
-use coil_kernel_tests::{Node, Pins};
-use coil_packet::{Class, Family};
+use anyhow::{Context as _, Result, ensure};
+use coil_kernel_tests::{MARK, Node, Pins};
+use coil_packet::{Class, Family, Path, Reason};
 
 /// Return codes: `TCX_NEXT`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
 const fn code(class: Class) -> i32 {
@@ -31,8 +31,13 @@ fn every_case_in_the_kernel() -> Result<()> {
                     continue;
                 }
             };
+            let expected = match case.reason {
+                // Not even looked into.
+                Reason::NotForUs => vec![],
+                reason => vec![(case.path, family, reason)],
+            };
             let counted: Vec<_> = outcome.counted.iter().map(|c| (c.path, c.family, c.reason)).collect();
-            if counted != [(case.path, family, case.reason)] {
+            if counted != expected {
                 wrong.push(format!(
                     "{family:?} {}: counted {counted:?}, should be {:?}",
                     case.name, case.reason
@@ -41,9 +46,31 @@ fn every_case_in_the_kernel() -> Result<()> {
                 wrong.push(format!("{family:?} {}: returned {}", case.name, outcome.code));
             } else if let Some(difference) = case.difference(&outcome.frame) {
                 wrong.push(format!("{family:?} {}: {difference}", case.name));
+            } else if let Some(difference) = case.flow_difference(outcome.left) {
+                wrong.push(format!("{family:?} {}: {difference}", case.name));
             }
         }
         ensure!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+        Ok(())
+    })
+}
+
+/// The programs' own packets pass `to_net` unseen and lose their mark there; other marks stay.
+#[test]
+fn a_mark_is_taken_off() -> Result<()> {
+    let pins = Pins::new()?;
+    Node::run(&pins, |node| {
+        let cases = coil_cases::all();
+        let marked = |case: &&coil_cases::Case| case.path == Path::ToNet && case.reason == Reason::Marked;
+        let case = cases.iter().find(marked).context("a case of to_net")?;
+        let ours = node.marked_packet("to_net", case.ingress, &case.frame, MARK | 0x4001)?;
+        ensure!(ours.counted.is_empty() && (ours.code, ours.mark) == (-1, 0x4001), "{ours:?}");
+        let theirs = node.marked_packet("to_net", case.ingress, &case.frame, 0x4001)?;
+        ensure!(theirs.counted.len() == 1 && (theirs.code, theirs.mark) == (-1, 0x4001), "{theirs:?}");
+        for case in cases.iter().filter(|case| case.reason == Reason::ToNode && case.given.is_empty()) {
+            let outcome = node.case(case)?;
+            ensure!(outcome.mark == MARK, "{}: {outcome:?}", case.name);
+        }
         Ok(())
     })
 }

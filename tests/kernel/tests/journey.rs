@@ -10,97 +10,16 @@
 //! checksums to be filled in and segmentation to be done, which no packet case can show.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    thread,
+    net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use coil_kernel_tests::{Fabric, Pod};
+use anyhow::{Result, ensure};
+use coil_kernel_tests::{
+    Fabric, Pod,
+    traffic::{tcp, udp},
+};
 use coil_packet::{Class, Reason};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Serves `connections` TCP connections: the peer's address in a line, then an echo of `size` bytes.
-fn serve(listener: &TcpListener, connections: usize, size: usize) -> Result<()> {
-    for _ in 0..connections {
-        let (mut stream, peer) = listener.accept()?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        writeln!(stream, "{}", peer.ip())?;
-        let mut data = vec![0; size];
-        stream.read_exact(&mut data)?;
-        stream.write_all(&data)?;
-    }
-    Ok(())
-}
-
-/// Sends `size` bytes and reads them back; the answer is the address that the server saw.
-fn echo(server: SocketAddr, size: usize) -> Result<IpAddr> {
-    let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("connect")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut seen = String::new();
-    while !seen.ends_with('\n') {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).context("read the address that the server saw")?;
-        seen.push(byte[0].into());
-    }
-    let data: Vec<u8> = (0..size).map(|i| (i * 7 + i / 251).to_le_bytes()[0]).collect();
-    let mut back = vec![0; size];
-    let mut reader = stream.try_clone()?;
-    thread::scope(|scope| {
-        let sender = scope.spawn(|| stream.write_all(&data));
-        let read = reader.read_exact(&mut back);
-        sender.join().expect("the sender does not panic").context("send")?;
-        read.context("receive")
-    })?;
-    ensure!(back == data, "the bytes that came back differ");
-    Ok(seen.trim().parse()?)
-}
-
-/// One TCP connection from `from` to a server in `to`; the answer is the address that the server saw.
-fn tcp(fabric: &Fabric, from: Pod, to: Pod, port: u16, size: usize) -> Result<IpAddr> {
-    let server = SocketAddr::new(fabric.address(to), port);
-    let listener =
-        fabric.inside(to, || TcpListener::bind(server))?.with_context(|| format!("listen on {server}"))?;
-    thread::scope(|scope| {
-        let serving = scope.spawn(|| serve(&listener, 1, size));
-        let seen = fabric
-            .inside(from, || echo(server, size))?
-            .with_context(|| format!("{from:?} to {to:?}, {size} bytes\n{}", fabric.counters()))?;
-        serving.join().expect("the server does not panic")?;
-        Ok(seen)
-    })
-}
-
-/// One datagram there and back.
-fn udp(fabric: &Fabric, from: Pod, to: Pod, size: usize) -> Result<IpAddr> {
-    let server = SocketAddr::new(fabric.address(to), 53);
-    let socket = fabric.inside(to, || UdpSocket::bind(server))??;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    thread::scope(|scope| {
-        let serving = scope.spawn(move || -> Result<IpAddr> {
-            let mut data = [0; 2048];
-            let (len, peer) = socket.recv_from(&mut data)?;
-            socket.send_to(&data[..len], peer)?;
-            Ok(peer.ip())
-        });
-        fabric.inside(from, || -> Result<()> {
-            let client = UdpSocket::bind(SocketAddr::new(fabric.address(from), 0))?;
-            client.set_read_timeout(Some(PATIENCE))?;
-            client.send_to(&vec![5; size], server)?;
-            let mut data = [0; 2048];
-            let (len, _) = client.recv_from(&mut data).with_context(|| {
-                format!("{from:?} to {to:?}: no answer to {size} bytes\n{}", fabric.counters())
-            })?;
-            ensure!(data[..len] == vec![5; size], "the datagram came back changed");
-            Ok(())
-        })??;
-        serving.join().expect("the server does not panic")
-    })
-}
 
 fn journey(v4: bool) -> Result<()> {
     let fabric = Fabric::new(v4)?;

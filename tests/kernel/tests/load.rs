@@ -3,8 +3,8 @@
 
 use std::{path::Path, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
-use coil_agent::datapath::{Datapath, Desired, PINNED_MAPS, Report};
+use anyhow::{Context as _, Result, bail, ensure};
+use coil_agent::datapath::{Datapath, Desired, LocalPod, PINNED_MAPS, Report};
 use coil_kernel_tests::{Node, Pins};
 use coil_packet::Reason;
 
@@ -36,13 +36,16 @@ fn maps_show_the_names_of_their_fields() -> Result<()> {
     let pins = Pins::new()?;
     let maps = pins.config().pin_root.join("maps");
     Node::run(&pins, |node| {
-        // Leaves a translation.
         let cases = coil_cases::all();
-        for case in cases.iter().filter(|case| case.reason == Reason::Out && case.given.is_empty()) {
-            node.case(case)?;
+        // Leaves a translation and, in the other tables, a flow.
+        for reason in [Reason::Out, Reason::ToPod] {
+            for case in cases.iter().filter(|case| case.reason == reason && case.given.is_empty()) {
+                node.packet(case.path.name(), case.ingress, &case.frame)?;
+            }
         }
         for family in ["4", "6"] {
             let fields = [
+                ("coil_flows", ["low", "high_port", "protocol", "phase", "upward", "check"]),
                 ("coil_nat", ["gateway", "client", "remote", "client_port", "remote_port", "protocol"]),
                 ("coil_nat_rev", ["gateway", "remote", "port", "client", "client_port", "seen"]),
                 ("coil_pods", ["ifindex", "policy", "flags", "mac", "host_mac", "key"]),
@@ -73,26 +76,26 @@ fn a_new_agent_takes_over() -> Result<()> {
         let desired = coil_kernel_tests::desired()?;
         let links = pins.config().pin_root.join("links");
         let before = link_ids(&links)?;
-        ensure!(before.len() == 1, "an uplink: {before:?}");
+        ensure!(before.len() == 2, "an uplink, both ways: {before:?}");
         let filters = filters(&desired)?;
-        ensure!(filters.len() == 3, "three pods: {filters:?}");
+        ensure!(filters.len() == 6, "three pods, both ways: {filters:?}");
 
         let mut next = Datapath::open(&pins.config())?;
         let report = next.apply(&desired)?;
-        ensure!(report == Report { attached: 4, ..Report::default() }, "only programs are new: {report:?}");
+        ensure!(report == Report { attached: 8, ..Report::default() }, "only programs are new: {report:?}");
         ensure!(link_ids(&links)? == before, "the links stay");
         let now = self::filters(&desired)?;
-        ensure!(now.len() == 3 && now.iter().zip(&filters).all(|(now, before)| now != before), "{now:?}");
+        ensure!(now.len() == 6 && now.iter().zip(&filters).all(|(now, before)| now != before), "{now:?}");
         ensure!(next.apply(&desired)? == Report::default(), "applying twice changes nothing");
 
         let mut fewer = desired.clone();
         let gone = fewer.pods.pop().context("a pod")?;
         let report = next.take_out(gone.ifindex, &gone.addresses)?;
         ensure!(next.apply(&fewer)? == Report::default(), "a pod was taken out alone");
-        ensure!(report.detached == 1, "{}: {report:?}", gone.name);
+        ensure!(report.detached == 2, "{}: {report:?}", gone.name);
         ensure!(report.entries.removed == gone.addresses.len(), "{}: {report:?}", gone.name);
 
-        ensure!(self::filters(&desired)?.len() == 2, "the pod's filter is gone");
+        ensure!(self::filters(&desired)?.len() == 4, "the pod's filters are gone");
         next.detach_all()?;
         ensure!(self::filters(&desired)?.is_empty(), "no filter is left");
         ensure!(!pins.config().pin_root.exists(), "nothing is left");
@@ -100,15 +103,35 @@ fn a_new_agent_takes_over() -> Result<()> {
     })
 }
 
+/// DEL of a pod may come when another plugin has given its address to a newer one.
+#[test]
+fn what_a_newer_pod_has_stays() -> Result<()> {
+    let pins = Pins::new()?;
+    Node::run(&pins, |_| {
+        let desired = coil_kernel_tests::desired()?;
+        let mut datapath = Datapath::open(&pins.config())?;
+        datapath.apply(&desired)?;
+        let [old, other, ..] = &desired.pods[..] else { bail!("two pods") };
+        let newer = LocalPod { addresses: old.addresses.clone(), ..other.clone() };
+        datapath.put(&Desired { pods: vec![newer], ..desired.clone() })?;
+        let report = datapath.take_out(old.ifindex, &old.addresses)?;
+        ensure!(report.detached > 0 && report.entries.removed == 0, "{report:?}");
+        let report = datapath.take_out(other.ifindex, &old.addresses)?;
+        ensure!(report.entries.removed == old.addresses.len(), "{report:?}");
+        Ok(())
+    })
+}
+
 /// Ids of the programs in the filters of the pods' links.
 fn filters(desired: &Desired) -> Result<Vec<String>> {
     let mut ids = vec![];
-    for pod in &desired.pods {
+    let sides = [("ingress", "from_pod"), ("egress", "to_pod")];
+    for (pod, (side, program)) in desired.pods.iter().flat_map(|pod| sides.map(|side| (pod, side))) {
         let name = nix::net::if_::if_indextoname(pod.ifindex)?.into_string()?;
-        let output = Command::new("tc").args(["filter", "show", "dev", &name, "ingress"]).output();
+        let output = Command::new("tc").args(["filter", "show", "dev", &name, side]).output();
         let text = output.context("cannot run tc (package iproute2)")?.stdout;
         let text = String::from_utf8_lossy(&text).into_owned();
-        let programs: Vec<&str> = text.lines().filter(|line| line.contains("from_pod")).collect();
+        let programs: Vec<&str> = text.lines().filter(|line| line.contains(program)).collect();
         ensure!(programs.len() <= 1, "one link runs the program twice: {text}");
         ids.extend(programs.first().map(|line| (*line).to_owned()));
     }

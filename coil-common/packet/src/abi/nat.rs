@@ -1,35 +1,6 @@
-//! Tables that the programs write: flows and translations.
+//! Tables that the programs write: translations.
 
 use super::plain;
-
-/// Key of `coil_flows4` and `coil_flows6`: a connection between two pool addresses, the same key for
-/// both directions. Made by [`crate::flow::key`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowKey<A> {
-    /// The end that sorts lower by (address, port).
-    pub low: A,
-    /// The other end.
-    pub high: A,
-    /// Port of `low`; for ICMP echo the identifier at the requester's end, 0 at the other.
-    pub low_port: u16,
-    /// Port of `high`.
-    pub high_port: u16,
-    /// IP protocol.
-    pub protocol: u32,
-}
-
-/// Value of `coil_flows4` and `coil_flows6`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct FlowValue {
-    /// Last packet, in seconds of the monotonic clock.
-    pub seen: u32,
-    /// See [`crate::flow`].
-    pub state: u16,
-    /// 1 when a FIN or RST was seen.
-    pub closing: u16,
-}
 
 /// Key of `coil_nat4` and `coil_nat6`: a flow as the client sees it, per gateway.
 #[repr(C)]
@@ -92,7 +63,6 @@ pub struct NatRevValue<A> {
 }
 
 plain! {
-    FlowKey { A, A, u16, u16, u32 }
     NatKey { A, A, A, u16, u16, u32 }
     NatRevKey { A, A, u16, u16, u32 }
     NatRevValue { A, u32, u16, u8, u8 }

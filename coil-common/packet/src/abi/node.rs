@@ -14,6 +14,8 @@ pub mod pod_flag {
     pub const CLIENT: u32 = 1;
     /// The pod is a gateway: the programs translate in its name.
     pub const GATEWAY: u32 = 2;
+    /// The pod's packets to and from other pods are the kernel's.
+    pub const BY_KERNEL: u32 = 4;
 }
 
 /// Bits of [`Maglev::flags`].
@@ -28,6 +30,12 @@ pub mod egress_flag {
 pub mod config_flag {
     /// Pod to pod packets may take the fast path.
     pub const FORWARD: u32 = 1;
+    /// UDP too.
+    pub const FAST_UDP: u32 = 2;
+    /// The kernel's flows are marked. Stands before [`FORWARD`] does.
+    pub const MARK: u32 = 4;
+    /// Those of UDP too. Stands before [`FAST_UDP`] does.
+    pub const MARK_UDP: u32 = 8;
 }
 
 /// Value of `coil_config`, one for the node.
@@ -40,6 +48,10 @@ pub struct Config {
     pub fou_port: u16,
     /// Zero.
     pub pad: u16,
+    /// The bit of a packet's mark that says "sent by a program": `to_net` takes it off (`--mark`).
+    pub mark: u32,
+    /// Goes up with every change that may change a decision. Never 0 once the agent has written it.
+    pub epoch: u32,
 }
 
 /// Value of `coil_pods4` and `coil_pods6`, keyed by address: a pod of this node.
@@ -56,8 +68,10 @@ pub struct PodValue {
     pub mac: [u8; 6],
     /// MAC address of the host's side.
     pub host_mac: [u8; 6],
+    /// MTU of the veth, in bytes.
+    pub mtu: u32,
 }
-const _: () = assert!(size_of::<PodValue>() == 24);
+const _: () = assert!(size_of::<PodValue>() == 28);
 
 impl PodValue {
     /// True for a client whose egress the programs do.
@@ -65,6 +79,13 @@ impl PodValue {
     #[must_use]
     pub const fn is_client(&self) -> bool {
         self.flags & pod_flag::CLIENT != 0
+    }
+
+    /// True for a pod whose packets to and from other pods are the kernel's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by_kernel(&self) -> bool {
+        self.flags & pod_flag::BY_KERNEL != 0
     }
 
     /// True for a gateway pod.

@@ -98,7 +98,7 @@ fn encapsulate<A: Addr, T: Tables<A>>(
     let dport = tables.config().fou_port;
     let outer = Outer { src: packet.src, dst: way.gateway, sport: way.sport, dport, inner_len: 0, tos: 0 };
     let (ifindex, via) = match tables.fib(&outer_query(packet, &outer)) {
-        Fib::Forward { ifindex, via } if tables.is_uplink(ifindex) => (ifindex, via),
+        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => (ifindex, via),
         Fib::TooBig { mtu } => return too_big(way.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome),
         _ => return outcome.drop(Reason::EgressNotRouted),
     };
@@ -151,7 +151,7 @@ pub(super) fn translate<A: Addr, T: Tables<A>>(
     let sport = if packet.kind == Kind::EchoRequest { 0 } else { port };
     let question = FibQuery { ifindex: way.link, src: way.gateway, sport, ..query(packet) };
     match tables.fib(&question) {
-        Fib::Forward { ifindex, via } if tables.is_uplink(ifindex) => {
+        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
             let source = Some(End { addr: way.gateway, port });
             let forward = Plan::forward(Deliver::Neighbour { ifindex, via });
             let plan = Plan { decap: way.decap, tos: way.tos, source, ..forward };

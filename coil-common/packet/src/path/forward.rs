@@ -1,20 +1,46 @@
 //! Pod to pod, without NAT.
 
-use super::{peer, query};
+use super::query;
 use crate::{
-    Addr, Deliver, Fib, Outcome, Plan, Reason, Tables,
-    abi::{PodValue, config_flag},
+    Addr, Decision, Draft, Fib, Insert, Reason, Tables,
+    abi::{PodValue, Way, config_flag, way_kind},
     flow,
     wire::Packet,
 };
 
+/// [`Way::ingress`] of what comes in on any uplink.
+pub(super) const NETWORK: u32 = 0;
+
+/// A packet of a fast flow whose decision was made in this second: one lookup. `ingress`: the pod's link, or
+/// [`NETWORK`]. False when it has to be decided.
+#[inline(never)]
+pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &mut T) -> bool {
+    let Decision { packet, flow: Draft { key, upward, .. }, way, outcome, .. } = decision;
+    if eligible(packet, tables).is_err() {
+        return false;
+    }
+    let (config, now) = (tables.config(), tables.now());
+    (*key, *upward) = flow::key(packet);
+    let holds = tables.with_flow(key, |flow| {
+        *way = if *upward { flow.upward } else { flow.downward };
+        let holds = flow.state == flow::FAST && way.holds(&config, now, ingress, packet.segment);
+        if holds {
+            flow::note(flow, packet, now);
+        }
+        holds
+    });
+    if holds != Some(true) {
+        return false;
+    }
+    let reason = if way.kind == way_kind::POD { Reason::ToPod } else { Reason::ToNode };
+    let _ = outcome.forward(reason);
+    true
+}
+
 /// A packet of a local pod that is not egress.
 #[inline(never)]
-pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(
-    packet: &Packet<A>,
-    tables: &mut T,
-    outcome: &mut Outcome<A>,
-) -> Reason {
+pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
+    let Decision { packet, way, outcome, .. } = decision;
     let local = tables.pod(&packet.dst);
     if local.is_none() && !tables.in_pools(&packet.dst) {
         return outcome.next(Reason::NotAPod);
@@ -23,64 +49,172 @@ pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(
     if let Err(reason) = eligible(packet, tables) {
         return outcome.next(reason);
     }
-    let key = flow::key(packet);
-    let fast = flow::is_fast(tables, &key, packet);
-    if !fast && !may_become_fast(packet, tables) {
-        return outcome.next(Reason::NotFastFlow);
+    let reason = way_out(packet, local.as_ref(), tables, way);
+    if !matches!(reason, Reason::ToPod | Reason::ToNode) {
+        return outcome.next(reason);
     }
-    let (deliver, reason) = match local {
-        Some(pod) => (peer(&pod), Reason::ToPod),
-        None => match tables.fib(&query(packet)) {
-            Fib::Forward { ifindex, via } if tables.is_uplink(ifindex) => {
-                (Deliver::Neighbour { ifindex, via }, Reason::ToNode)
-            }
-            Fib::TooBig { .. } => return outcome.next(Reason::ForwardTooBig),
-            _ => return outcome.next(Reason::NotRouted),
-        },
-    };
     // Last, so that a flow whose first packet the kernel gets is the kernel's.
-    if !fast && tables.put_flow(&key, &flow::fresh(tables)).is_err() {
-        return outcome.next(Reason::FlowTableFull);
+    let ingress = packet.ingress;
+    draft(decision, ingress, tables);
+    match enter(decision, false, tables) {
+        Reason::ToPod => decision.outcome.forward(reason),
+        refused => decision.outcome.next(refused),
     }
-    outcome.send(reason, Plan::forward(deliver))
 }
 
 /// A packet from the network for a pod of this node.
 #[inline(never)]
 pub(super) fn to_local<A: Addr, T: Tables<A>>(
-    packet: &Packet<A>,
+    decision: &mut Decision<A>,
     pod: &PodValue,
     tables: &mut T,
-    outcome: &mut Outcome<A>,
 ) -> Reason {
+    let Decision { packet, way, outcome, .. } = decision;
     if let Err(reason) = eligible(packet, tables) {
         return outcome.next(reason);
     }
-    let key = flow::key(packet);
-    if !flow::is_fast(tables, &key, packet) {
-        // A pod of this node does not send from the network.
-        if !may_become_fast(packet, tables) || tables.pod(&packet.src).is_some() {
-            return outcome.next(Reason::NotFastFlow);
+    if pod.is_by_kernel() {
+        return outcome.next(Reason::KernelPod);
+    }
+    if packet.segment > pod.mtu {
+        return outcome.next(Reason::ForwardTooBig);
+    }
+    way.to_pod(pod);
+    draft(decision, NETWORK, tables);
+    match enter(decision, true, tables) {
+        Reason::ToPod => decision.outcome.forward(Reason::ToPod),
+        refused => decision.outcome.next(refused),
+    }
+}
+
+/// An ICMP error of a local pod about a packet that it got, or from the network about one that a local pod
+/// sent; the packet stands in `outer`. The kernel knows nothing of a fast flow, and would take the error for
+/// invalid.
+#[inline(never)]
+pub(super) fn error<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
+    let Decision { packet, outer: quoted, flow: Draft { key, .. }, way, outcome } = decision;
+    if tables.config().flags & config_flag::FORWARD == 0 {
+        return outcome.next(Reason::NotFastNode);
+    }
+    (*key, _) = flow::key(quoted);
+    match tables.with_flow(key, |flow| flow.state).unwrap_or(0) {
+        flow::FAST => {}
+        flow::KERNEL => return outcome.next(Reason::KernelFlow),
+        _ => return outcome.next(Reason::NotFastFlow),
+    }
+    if packet.ttl <= 1 {
+        return outcome.next(Reason::LastHop);
+    }
+    let local = tables.pod(&packet.dst);
+    match way_out(packet, local.as_ref(), tables, way) {
+        reason @ (Reason::ToPod | Reason::ToNode) => outcome.forward(reason),
+        reason => outcome.next(reason),
+    }
+}
+
+/// Finds how a packet gets to its destination: [`Reason::ToPod`] or [`Reason::ToNode`], or why the kernel has to
+/// take it.
+#[inline(always)]
+fn way_out<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    local: Option<&PodValue>,
+    tables: &T,
+    way: &mut Way,
+) -> Reason {
+    match local {
+        Some(pod) if pod.is_by_kernel() => Reason::KernelPod,
+        Some(pod) if packet.segment > pod.mtu => Reason::ForwardTooBig,
+        Some(pod) => {
+            way.to_pod(pod);
+            Reason::ToPod
         }
-        if tables.put_flow(&key, &flow::fresh(tables)).is_err() {
-            return outcome.next(Reason::FlowTableFull);
+        None => match tables.fib(&query(packet)) {
+            Fib::Forward { ifindex, via, fits } if tables.is_uplink(ifindex) => {
+                way.to_neighbour(ifindex, &via, fits);
+                Reason::ToNode
+            }
+            Fib::TooBig { .. } => Reason::ForwardTooBig,
+            _ => Reason::NotRouted,
+        },
+    }
+}
+
+/// Writes the entry that the packet's flow would begin with, if it is fast.
+#[inline(always)]
+fn draft<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &T) {
+    let Decision { packet, flow: Draft { key, value, upward }, way, .. } = decision;
+    (*key, *upward) = flow::key(packet);
+    let now = tables.now();
+    way.seal(&tables.config(), now, ingress);
+    flow::begin(value, flow::FAST, packet, now);
+    if *upward {
+        value.upward = *way;
+        value.downward.epoch = 0;
+    } else {
+        value.downward = *way;
+        value.upward.epoch = 0;
+    }
+}
+
+/// Finds or makes the packet's fast flow, and stores the drafted decision in it. [`Reason::ToPod`] says that it
+/// is fast, another reason why not.
+#[inline(never)]
+fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &mut T) -> Reason {
+    let Decision { packet, flow: draft, way, .. } = decision;
+    let mut state = look(packet, draft, way, tables);
+    if state == 0 {
+        if !begins_fast(packet, tables, network) {
+            return Reason::NotFastFlow;
+        }
+        match tables.add_flow(&draft.key, &draft.value) {
+            Ok(()) => return Reason::ToPod,
+            Err(Insert::Full) => return Reason::FlowTableFull,
+            // Another CPU was faster; it may be the kernel's by now.
+            Err(Insert::Exists) => state = look(packet, draft, way, tables),
         }
     }
-    outcome.send(Reason::ToPod, Plan::forward(peer(pod)))
+    match state {
+        flow::FAST => Reason::ToPod,
+        flow::KERNEL => Reason::KernelFlow,
+        _ => Reason::NotFastFlow,
+    }
+}
+
+/// The state of the packet's flow, 0 without one. Keeps it alive, and stores the decision in a fast one.
+#[inline(always)]
+fn look<A: Addr, T: Tables<A>>(packet: &Packet<A>, draft: &Draft<A>, way: &Way, tables: &mut T) -> u8 {
+    let Draft { key, value, upward } = draft;
+    let state = tables.with_flow(key, |flow| {
+        flow::note(flow, packet, value.seen);
+        if flow.state == flow::FAST {
+            if *upward {
+                flow.upward = *way;
+            } else {
+                flow.downward = *way;
+            }
+        }
+        flow.state
+    });
+    state.unwrap_or(0)
 }
 
 /// True for the first packet of a flow between two pool addresses.
 #[inline(always)]
-fn may_become_fast<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T) -> bool {
-    flow::begins(packet) && tables.in_pools(&packet.src) && tables.in_pools(&packet.dst)
+fn begins_fast<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T, network: bool) -> bool {
+    // A pod of this node does not send from the network.
+    flow::begins(packet, tables)
+        && tables.in_pools(&packet.src)
+        && tables.in_pools(&packet.dst)
+        && !(network && tables.pod(&packet.src).is_some())
 }
 
 /// What every fast packet must be.
 #[inline(always)]
 fn eligible<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T) -> Result<(), Reason> {
-    if tables.config().flags & config_flag::FORWARD == 0 {
-        Err(Reason::NotFastFlow)
-    } else if !flow::may_be_fast(packet) {
+    let config = tables.config();
+    if config.flags & config_flag::FORWARD == 0 {
+        Err(Reason::NotFastNode)
+    } else if !flow::may_be_fast(packet, config.flags & config_flag::FAST_UDP != 0) {
         Err(Reason::NotFastKind)
     } else if packet.ttl <= 1 {
         Err(Reason::LastHop)

@@ -5,7 +5,7 @@ use crate::{
     Addr, Decision, Deliver, End, Fib, Outcome, Outer, Plan, Reason, Skb, Tables,
     abi::PodValue,
     nat,
-    wire::{ETHERNET, Header, Kind, Packet, UDP, parse},
+    wire::{ETHERNET, Header, Kind, Packet, UDP, parse, quoted},
 };
 
 /// Decides about a packet that came in on the uplink `ingress`.
@@ -21,10 +21,14 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
     if !parse(skb, ETHERNET, packet) {
         return outcome.next(Reason::Malformed);
     }
+    if forward::known(decision, forward::NETWORK, tables) {
+        return decision.outcome.reason;
+    }
+    let Decision { packet, outer, outcome, .. } = decision;
     let Some(pod) = tables.pod(&packet.dst) else { return outcome.next(Reason::NotAPod) };
     let fou = matches!(packet.kind, Kind::Udp | Kind::UdpBehindOptions)
         && packet.dport == tables.config().fou_port
-        && pod.flags != 0;
+        && (pod.is_client() || pod.is_gateway());
     if fou {
         return from_tunnel(skb, &pod, tables, decision);
     }
@@ -37,7 +41,10 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
             return outcome.drop(Reason::NatUnknown);
         }
     }
-    forward::to_local(packet, &pod, tables, outcome)
+    if packet.kind == Kind::Error && quoted(skb, packet, outer) {
+        return forward::error(decision, tables);
+    }
+    forward::to_local(decision, &pod, tables)
 }
 
 /// FOU for a client or a gateway of this node.
@@ -48,7 +55,7 @@ fn from_tunnel<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
-    let Decision { packet: inner, outer, outcome } = decision;
+    let Decision { packet: inner, outer, outcome, .. } = decision;
     *outer = *inner;
     if !parse(skb, outer.l4 + UDP, inner) {
         return outcome.drop(Reason::FouInner);
@@ -104,7 +111,7 @@ fn reply<A: Addr, T: Tables<A>>(
         Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 };
     let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
     match tables.fib(&egress::outer_query(packet, &outer)) {
-        Fib::Forward { ifindex, via } if tables.is_uplink(ifindex) => {
+        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
             let deliver = Deliver::Neighbour { ifindex, via };
             let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
             outcome.send(Reason::ReplyToNode, plan)

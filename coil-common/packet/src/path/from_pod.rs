@@ -3,7 +3,7 @@
 use super::{egress, forward};
 use crate::{
     Decision, Reason, Skb, Tables,
-    wire::{ETHERNET, Header, parse},
+    wire::{ETHERNET, Header, Kind, parse, quoted},
 };
 
 /// Decides about a packet that the pod behind the veth `ingress` sends.
@@ -19,6 +19,10 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     if !parse(skb, ETHERNET, packet) {
         return outcome.next(Reason::Malformed);
     }
+    if forward::known(decision, ingress, tables) {
+        return decision.outcome.reason;
+    }
+    let Decision { packet, outer, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
     let Some(pod) = tables.pod(&packet.src) else { return outcome.next(Reason::NotOwnSource) };
     if pod.ifindex != ingress {
@@ -29,5 +33,11 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     {
         return egress::out(packet, egress, tables, outcome);
     }
-    forward::to_pod_or_node(packet, tables, outcome)
+    if pod.is_by_kernel() {
+        return outcome.next(Reason::KernelPod);
+    }
+    if packet.kind == Kind::Error && quoted(skb, packet, outer) {
+        return forward::error(decision, tables);
+    }
+    forward::to_pod_or_node(decision, tables)
 }

@@ -7,9 +7,11 @@ mod egress;
 mod forward;
 mod from_net;
 mod from_pod;
+mod mark;
 
 pub use from_net::from_net;
 pub use from_pod::from_pod;
+pub use mark::{to_net, to_pod};
 
 use crate::{Addr, Deliver, FibQuery, abi::PodValue, wire::Packet};
 

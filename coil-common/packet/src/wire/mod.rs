@@ -4,7 +4,7 @@ mod outer;
 mod parse;
 
 pub use outer::{fou_header_v4, fou_header_v6};
-pub use parse::{Header, Packet, parse};
+pub use parse::{Header, Packet, parse, quoted};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: u32 = 14;
@@ -29,6 +29,8 @@ pub enum Kind {
     EchoRequest,
     /// ICMP echo reply; its identifier is the destination port.
     EchoReply,
+    /// An ICMP error about an earlier packet.
+    Error,
     /// A fragment, the first included.
     Fragment,
     /// Any other protocol, ICMP message or extension header, and everything with IPv4 options.

@@ -56,20 +56,23 @@ pub struct L3<A> {
 
 /// The part of parsing that depends on the family.
 pub trait Header: Addr {
-    /// Reads the IP header at `at`; `None` when the kernel would refuse it.
-    fn header<S: Skb>(skb: &S, at: u32) -> Option<L3<Self>>;
+    /// Reads the IP header at `at`; `None` when the kernel would refuse it. `summed`: with a look at the
+    /// header's own checksum, which routers that quote a packet may have left wrong.
+    fn header<S: Skb>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>>;
+    /// True for type and code (one number) of an ICMP error that concerns one flow.
+    fn is_error(kind: u16) -> bool;
 }
 
 impl Header for [u8; 4] {
     #[inline(always)]
-    fn header<S: Skb>(skb: &S, at: u32) -> Option<L3<Self>> {
+    fn header<S: Skb>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>> {
         let b: [u8; 20] = skb.load(at)?;
         if b[0] >> 4 != 4 || b[0] & 15 < 5 {
             return None;
         }
         let len = u32::from(u16::from_be_bytes([b[2], b[3]]));
         let plain = b[0] == 0x45;
-        if plain && fold(sum(&b)) != 0xffff {
+        if summed && plain && fold(sum(&b)) != 0xffff {
             return None;
         }
         Some(L3 {
@@ -86,6 +89,12 @@ impl Header for [u8; 4] {
             fou_options: false,
         })
     }
+
+    #[inline(always)]
+    fn is_error(kind: u16) -> bool {
+        // Destination unreachable, time exceeded, parameter problem.
+        matches!(kind >> 8, 3 | 11 | 12)
+    }
 }
 
 /// Next header numbers of IPv6.
@@ -94,7 +103,7 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 impl Header for [u8; 16] {
     #[inline(always)]
-    fn header<S: Skb>(skb: &S, at: u32) -> Option<L3<Self>> {
+    fn header<S: Skb>(skb: &S, at: u32, _summed: bool) -> Option<L3<Self>> {
         let first: [u8; 8] = skb.load(at)?;
         if first[0] >> 4 != 6 {
             return None;
@@ -116,6 +125,12 @@ impl Header for [u8; 16] {
             fragment: next == FRAGMENT,
             fou_options,
         })
+    }
+
+    #[inline(always)]
+    fn is_error(kind: u16) -> bool {
+        // Destination unreachable, packet too big, time exceeded, parameter problem.
+        matches!(kind >> 8, 1..=4)
     }
 }
 
@@ -146,7 +161,7 @@ impl<A: Addr> Packet<A> {
 /// Reads the facts of the IP packet at `l3`; false when its header is such that the kernel drops it.
 #[inline(never)]
 pub fn parse<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
-    let Some(ip) = A::header(skb, l3) else { return false };
+    let Some(ip) = A::header(skb, l3, true) else { return false };
     let frame = skb.frame_len();
     if ip.len < ip.header || l3 > frame || ip.len > frame - l3 {
         return false;
@@ -170,9 +185,56 @@ pub fn parse<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> boo
     true
 }
 
+/// Reads the beginning of the packet that the ICMP error `error` quotes: both ends, and whose flow it is. False
+/// when it names no flow, or when the error is not for the packet's sender.
+#[inline(never)]
+pub fn quoted<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet<A>) -> bool {
+    let l3 = error.l4 + ICMP;
+    let Some(ip) = A::header(skb, l3, false) else { return false };
+    let room = error.len - (error.l4 - error.l3);
+    if !ip.plain || ip.fragment || ip.fou_options || !ip.src.same(error.dst) || room < ICMP + ip.header + 8 {
+        return false;
+    }
+    let Some(b) = skb.load::<8>(l3 + ip.header) else { return false };
+    let (first, second) = (u16::from_be_bytes([b[0], b[1]]), u16::from_be_bytes([b[2], b[3]]));
+    packet.src = ip.src;
+    packet.dst = ip.dst;
+    packet.protocol = ip.protocol;
+    match ip.protocol {
+        tcp::PROTOCOL | udp::PROTOCOL => {
+            packet.kind = if ip.protocol == tcp::PROTOCOL { Kind::Tcp } else { Kind::Udp };
+            (packet.sport, packet.dport) = (first, second);
+            true
+        }
+        icmp if icmp == A::ICMP => echo(packet, first, u16::from_be_bytes([b[4], b[5]])),
+        _ => false,
+    }
+}
+
+/// Fills in what an echo has in place of ports; false for another message. `first`: type and code.
+#[inline(always)]
+fn echo<A: Addr>(packet: &mut Packet<A>, first: u16, id: u16) -> bool {
+    // Echo request and reply: 8 and 0 in ICMP, 128 and 129 in ICMPv6.
+    let (request, reply) = if A::L3_SUM { (0x0800, 0x0000) } else { (0x8000, 0x8100) };
+    (packet.sport, packet.dport) = (0, 0);
+    if first == request {
+        packet.kind = Kind::EchoRequest;
+        packet.sport = id;
+    } else if first == reply {
+        packet.kind = Kind::EchoReply;
+        packet.dport = id;
+    } else {
+        return false;
+    }
+    true
+}
+
+/// Length of an ICMP header.
+const ICMP: u32 = 8;
+
 /// Adds the facts of the transport header.
 #[inline(always)]
-fn transport<A: Addr, S: Skb>(skb: &S, ip: &L3<A>, packet: &mut Packet<A>) {
+fn transport<A: Header, S: Skb>(skb: &S, ip: &L3<A>, packet: &mut Packet<A>) {
     let known = matches!(ip.protocol, tcp::PROTOCOL | udp::PROTOCOL) || ip.protocol == A::ICMP;
     if !known {
         return;
@@ -201,18 +263,9 @@ fn transport<A: Addr, S: Skb>(skb: &S, ip: &L3<A>, packet: &mut Packet<A>) {
             (packet.sport, packet.dport) = (first, second);
         }
         _ => {
-            let id = u16::from_be_bytes([b[4], b[5]]);
-            // Type and code of echo request and reply: 8 and 0 in ICMP, 128 and 129 in ICMPv6.
-            let (request, reply) = if A::L3_SUM { (0x0800, 0x0000) } else { (0x8000, 0x8100) };
-            if first == request {
-                packet.kind = Kind::EchoRequest;
-                packet.sport = id;
-            } else if first == reply {
-                packet.kind = Kind::EchoReply;
-                packet.dport = id;
-            } else {
-                packet.kind = Kind::Other;
-            }
+            packet.kind = if A::is_error(first) { Kind::Error } else { Kind::Other };
+            // An echo is neither.
+            let _ = echo(packet, first, u16::from_be_bytes([b[4], b[5]]));
         }
     }
     if packet.gso != 0 {

@@ -1,0 +1,107 @@
+//! Netlink by bytes, for what no crate here speaks: connection tracking, nftables, XFRM, queues.
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr};
+
+pub(super) const REQUEST: u16 = 1;
+pub(super) const ACK: u16 = 4;
+pub(super) const DUMP: u16 = 0x300;
+/// Make it; it must not exist.
+pub(super) const CREATE: u16 = 0x600;
+
+/// The flag of an attribute that holds attributes.
+pub(super) const NESTED: u16 = 0x8000;
+
+/// Types of `NLMSG_ERROR` and `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// Sends a request in this thread's network namespace, and hands the body of each answer to `take`.
+pub(super) fn exchange(protocol: isize, request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(request, 0)?;
+    let mut buffer = Vec::with_capacity(1 << 16);
+    loop {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        let mut rest = &buffer[..];
+        while let Some((kind, body, next)) = split(rest) {
+            rest = next;
+            match kind {
+                DONE => return Ok(()),
+                ERROR => {
+                    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                    return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
+                }
+                _ => take(body),
+            }
+        }
+    }
+}
+
+/// The first message of a buffer: its type, its body, and what follows.
+fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let len = u32::from_ne_bytes(*buffer.first_chunk()?) as usize;
+    let kind = u16::from_ne_bytes([*buffer.get(4)?, *buffer.get(5)?]);
+    let body = buffer.get(16..len)?;
+    Some((kind, body, buffer.get(len.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The attributes of a list.
+pub(super) fn attributes(mut list: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16::from_ne_bytes(*list.first_chunk()?));
+        let kind = u16::from_ne_bytes([*list.get(2)?, *list.get(3)?]) & !NESTED;
+        let value = list.get(4..len)?;
+        list = list.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// An attribute's value.
+pub(super) fn find(list: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(list).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// A string, which ends with a zero byte.
+pub(super) fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+}
+
+/// A message: the protocol's own header, then attributes.
+pub(super) fn message(kind: u16, flags: u16, header: &[u8], attributes: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(16 + header.len() + attributes.len()).unwrap_or(u32::MAX);
+    let mut message = len.to_ne_bytes().to_vec();
+    message.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
+    // Sequence number and port.
+    message.extend([0; 8]);
+    message.extend(header);
+    message.extend(attributes);
+    message
+}
+
+pub(super) fn pack(kind: u16, value: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut packed = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    packed.extend(value);
+    packed.resize(packed.len().next_multiple_of(4), 0);
+    packed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_ends_a_list() {
+        assert_eq!(attributes(&[0, 0, 1, 0, 1]).count(), 0);
+        assert_eq!(attributes(&[9, 0, 1, 0, 1]).count(), 0);
+        assert_eq!(split(&[1, 0, 0, 0]), None);
+        let list = [pack(1, b"a\0"), pack(2 | NESTED, b"long")].concat();
+        assert_eq!(find(&list, 2), Some(&b"long"[..]));
+        assert_eq!(find(&list, 1).map(text), Some("a".to_owned()));
+    }
+}
