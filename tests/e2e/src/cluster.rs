@@ -66,7 +66,7 @@ impl Cluster {
         let nodes = nodes.context("cannot list nodes")?.items;
         let usable: Vec<&Node> = nodes.iter().filter(|node| is_usable(node)).collect();
         ensure!(usable.len() >= 2, "{} nodes can have pods: two are needed", usable.len());
-        let addresses: Vec<IpAddr> = usable.iter().flat_map(|node| addresses(node)).collect();
+        let addresses: Vec<IpAddr> = usable.iter().flat_map(|node| node_addresses(node)).collect();
         let families = [Family::V4, Family::V6].into_iter();
         let families: Vec<Family> =
             families.filter(|family| addresses.iter().any(|ip| Family::of(*ip) == *family)).collect();
@@ -212,7 +212,8 @@ fn is_usable(node: &Node) -> bool {
     ready && !tainted && spec.unschedulable != Some(true)
 }
 
-fn addresses(node: &Node) -> Vec<IpAddr> {
+/// The addresses by which other nodes reach a node.
+pub(crate) fn node_addresses(node: &Node) -> Vec<IpAddr> {
     let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     all.filter(|address| address.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect()
 }

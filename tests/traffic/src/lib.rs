@@ -94,6 +94,15 @@ pub enum Tool {
         #[command(flatten)]
         timeout: Timeout,
     },
+    /// Have routes to addresses by way of other nodes, until SIGTERM
+    Route {
+        /// The addresses
+        #[arg(required = true)]
+        addresses: Vec<IpAddr>,
+        /// The next hops, one of each family
+        #[arg(long, required = true, value_delimiter = ',')]
+        via: Vec<IpAddr>,
+    },
     /// Ask `serve` for the address that it sees
     Whoami {
         /// ADDRESS:PORT
@@ -157,6 +166,9 @@ pub fn run(tool: Tool) -> Result<String> {
                 udp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
             }
             Tool::Visit { address, port, times, timeout } => visit(address, port, times, timeout.get()).await,
+            Tool::Route { addresses, via } => {
+                node::with_routes(&addresses, &via).await.map(|()| String::new())
+            }
             Tool::Whoami { to, timeout } => tcp::whoami(to, timeout.get()).await,
             Tool::HttpGet { url, contains, timeout } => http::get(&url, &contains, timeout.get()).await,
             Tool::Routes { table } => node::routes(table).await,

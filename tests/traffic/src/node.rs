@@ -1,14 +1,15 @@
 //! What a pod sees of the network namespace that it is in: with the host's network, of the node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
-    Handle, new_connection,
+    Handle, RouteMessageBuilder, new_connection,
     packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressHeaderFlags},
         link::LinkAttribute,
         route::{RouteAddress, RouteAttribute, RouteMessage},
     },
@@ -70,6 +71,33 @@ pub(super) async fn links() -> Result<String> {
     Ok(names.join("\n"))
 }
 
+/// Has routes to addresses until SIGTERM.
+pub(super) async fn with_routes(addresses: &[IpAddr], via: &[IpAddr]) -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let handle = open()?;
+    let mut routes = Vec::new();
+    for address in addresses {
+        let hop = via.iter().find(|hop| hop.is_ipv4() == address.is_ipv4());
+        let route = match (address, hop) {
+            (IpAddr::V4(to), Some(IpAddr::V4(hop))) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(*to, 32).gateway(*hop).build()
+            }
+            (IpAddr::V6(to), Some(IpAddr::V6(hop))) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(*to, 128).gateway(*hop).build()
+            }
+            _ => bail!("{address} has no next hop of its family among {via:?}"),
+        };
+        let added = handle.route().add(route.clone()).replace().execute().await;
+        added.with_context(|| format!("cannot have a route to {address}: is NET_ADMIN given?"))?;
+        routes.push(route);
+    }
+    terminated.recv().await;
+    for route in routes {
+        handle.route().del(route).execute().await.context("cannot take a route away")?;
+    }
+    Ok(())
+}
+
 /// Has addresses on the loopback link for as long as `work` runs, at most until SIGTERM.
 pub(super) async fn with_addresses(
     addresses: &[IpAddr],
@@ -81,7 +109,10 @@ pub(super) async fn with_addresses(
     let lo = links.try_next().await.context("cannot find lo")?.context("there is no lo")?.header.index;
     for address in addresses {
         let length = if address.is_ipv4() { 32 } else { 128 };
-        let added = handle.address().add(lo, *address, length).replace().execute().await;
+        let mut adding = handle.address().add(lo, *address, length).replace();
+        // Otherwise it may be used only later.
+        adding.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        let added = adding.execute().await;
         added.with_context(|| format!("cannot have {address}: is NET_ADMIN given?"))?;
     }
     let ended = tokio::select! {
@@ -90,7 +121,6 @@ pub(super) async fn with_addresses(
     };
     let mut there = handle.address().get().set_link_index_filter(lo).execute();
     while let Some(message) = there.try_next().await.context("cannot list the addresses of lo")? {
-        use rtnetlink::packet_route::address::AddressAttribute;
         let ours = message
             .attributes
             .iter()

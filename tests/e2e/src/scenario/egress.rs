@@ -1,4 +1,5 @@
-//! Egress NAT: from clients on one node through gateways on another to a world that is that node's own.
+//! Egress NAT: from clients on one node through gateways on another to a world on a third; where there is none, the
+//! gateways' node itself has the world's addresses.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +11,11 @@ use coil_api::{
         LABEL_APP_NAME,
     },
 };
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service, policy::v1::PodDisruptionBudget};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Node, Service},
+    policy::v1::PodDisruptionBudget,
+};
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -19,7 +24,7 @@ use serde_json::json;
 
 use super::Outcome;
 use crate::{
-    cluster::{Cluster, NAMESPACE},
+    cluster::{Cluster, NAMESPACE, node_addresses},
     pods::{ECHO, PORT, Traffic},
     wait::until,
 };
@@ -58,17 +63,35 @@ async fn through_gateways(cluster: &Cluster, auto_port: bool) -> Result<Outcome>
     one_tunnel_at_most(&cluster.run(&client(near, "links")).await?)?;
     survives_an_update(cluster, near, auto_port).await?;
     remove_egress(cluster).await?;
-    cluster.remove("world").await?;
+    remove_world(cluster).await?;
     Ok(Outcome::Passed)
 }
 
-/// The world's server, on the addresses that the node has for it.
-async fn serve_world(cluster: &Cluster, node: &str) -> Result<()> {
-    let world: Vec<String> = cluster.world().iter().map(ToString::to_string).collect();
+/// The world's server, on addresses that a node has for it; the gateways' node has routes there.
+async fn serve_world(cluster: &Cluster, gateways: &str) -> Result<()> {
+    let list = |ips: &[IpAddr], by: &str| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(by);
+    let world = list(cluster.world(), " ");
+    let third = cluster.nodes.get(2).map(String::as_str);
     let first = cluster.world().first().copied();
-    let words = format!("world {PORT} {}", world.join(" "));
-    let pod = Traffic { host: true, probe: Some(first), ..Traffic::new("world", node, &words) };
-    cluster.serve(&pod).await.map(drop)
+    let words = format!("world {PORT} {world}");
+    let pod = Traffic {
+        host: true,
+        probe: Some(first),
+        ..Traffic::new("world", third.unwrap_or(gateways), &words)
+    };
+    cluster.serve(&pod).await?;
+    if let Some(third) = third {
+        let node = Api::<Node>::all(cluster.client.clone()).get(third).await.context("cannot read a Node")?;
+        let words = format!("route {world} --via {}", list(&node_addresses(&node), ","));
+        let pod = Traffic { host: true, ..Traffic::new("route", gateways, &words) };
+        cluster.serve(&pod).await?;
+    }
+    Ok(())
+}
+
+async fn remove_world(cluster: &Cluster) -> Result<()> {
+    cluster.remove("route").await?;
+    cluster.remove("world").await
 }
 
 fn egresses(cluster: &Cluster) -> Api<Egress> {
@@ -192,6 +215,6 @@ pub(super) async fn originating_only(cluster: &Cluster) -> Result<Outcome> {
     }
     cluster.remove("server").await?;
     remove_egress(cluster).await?;
-    cluster.remove("world").await?;
+    remove_world(cluster).await?;
     Ok(Outcome::Passed)
 }

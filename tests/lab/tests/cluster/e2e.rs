@@ -12,7 +12,7 @@ use crate::common::{check, end, name, program};
 
 /// Runs all scenarios; those named may be called impossible here.
 fn run(test: &str, options: Options, not_here: &[&str]) -> Result<()> {
-    let lab = Lab::start(program(), Options { name: name(test), nodes: 2, ..options })?;
+    let lab = Lab::start(program(), Options { name: name(test), ..options })?;
     let tests = program().with_file_name("coil-e2e");
     let output = Command::new(&tests)
         .arg("--kubeconfig")

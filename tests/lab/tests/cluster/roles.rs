@@ -35,7 +35,7 @@ fn is_for_others(role: &str) -> bool {
 #[test]
 fn each_permission_is_needed() -> Result<()> {
     // The record is the embedded server's.
-    let options = Options { api: Some(Api::Embedded), nodes: 2, ..Options::named(&name("roles")) };
+    let options = Options { api: Some(Api::Embedded), ..Options::named(&name("roles")) };
     let lab = Lab::start(program(), options)?;
     do_everything(&lab)?;
     let objects = manifests()?;
