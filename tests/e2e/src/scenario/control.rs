@@ -46,7 +46,8 @@ pub(super) async fn metrics(cluster: &Cluster) -> Result<Outcome> {
         let port =
             u16::try_from(port.with_context(|| format!("{component} has no metrics port"))?.container_port)?;
         let word = match component.as_str() {
-            "coild" => "grpc_server_started_total",
+            // Requests are counted from the first one on.
+            "coild" => "coil_datapath_info",
             "coil-router" => "coil_router_syncs_total",
             // Pools and certificates come later than the first answer.
             _ => "process_resident_memory_bytes",

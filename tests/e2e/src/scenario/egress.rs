@@ -61,7 +61,8 @@ async fn through_gateways(cluster: &Cluster, auto_port: bool) -> Result<Outcome>
         println!("   {ip} echoed {TIMES} MiB and saw the gateway {seen}");
     }
     one_tunnel_at_most(&cluster.run(&client(near, "links")).await?)?;
-    survives_an_update(cluster, near, auto_port).await?;
+    survives_an_update(cluster, near).await?;
+    change_ports(cluster, near, !auto_port).await?;
     remove_egress(cluster).await?;
     remove_world(cluster).await?;
     Ok(Outcome::Passed)
@@ -153,8 +154,33 @@ async fn remove_egress(cluster: &Cluster) -> Result<()> {
     .await
 }
 
-/// A client's connection goes on while destinations and source ports of its Egress change.
-async fn survives_an_update(cluster: &Cluster, node: &str, auto_port: bool) -> Result<()> {
+/// Other source ports are other gateways: when these are there, clients leave through them.
+async fn change_ports(cluster: &Cluster, node: &str, auto_port: bool) -> Result<()> {
+    let patch = Patch::Merge(json!({"spec": {"fouSourcePortAuto": auto_port}}));
+    let changed = egresses(cluster).patch(EGRESS, &PatchParams::default(), &patch).await;
+    changed.context("cannot change the Egress")?;
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    until("the gateways have changed", cluster.limit, async || {
+        let deployment = deployments.get(EGRESS).await.context("cannot read the Deployment")?;
+        let containers =
+            deployment.spec.iter().flat_map(|spec| spec.template.spec.iter().flat_map(|s| &s.containers));
+        let told =
+            containers.flat_map(|c| c.args.iter().flatten()).any(|arg| arg.contains("--enable-sport-auto"));
+        let status = deployment.status.clone().unwrap_or_default();
+        let numbers = [status.updated_replicas, status.replicas, status.available_replicas];
+        let observed = status.observed_generation == deployment.metadata.generation;
+        let done = told == auto_port && observed && numbers == [Some(2); 3];
+        Ok(if done { Ok(()) } else { Err(format!("{status:?}")) })
+    })
+    .await?;
+    for ip in cluster.world() {
+        cluster.run(&client(node, &format!("visit {ip} {PORT}"))).await?;
+    }
+    Ok(())
+}
+
+/// A client's connection goes on while the destinations of its Egress change.
+async fn survives_an_update(cluster: &Cluster, node: &str) -> Result<()> {
     let (times, pause) = TALK;
     let world = cluster.world().first().context("the world has no address of this cluster's families")?;
     let to = SocketAddr::new(*world, ECHO);
@@ -170,7 +196,7 @@ async fn survives_an_update(cluster: &Cluster, node: &str, auto_port: bool) -> R
     let mut destinations: Vec<String> =
         cluster.world().iter().map(|ip| ipnet::IpNet::from(*ip).to_string()).collect();
     destinations.push(if world.is_ipv4() { "192.0.2.0/24".into() } else { "2001:db8::/32".into() });
-    let patch = json!({"spec": {"destinations": destinations, "fouSourcePortAuto": !auto_port}});
+    let patch = json!({"spec": {"destinations": destinations}});
     egresses(cluster)
         .patch(EGRESS, &PatchParams::default(), &Patch::Merge(patch))
         .await
