@@ -7,7 +7,7 @@ use std::{
 
 use tracing::debug;
 
-use crate::datapath::{Datapath, Desired, Reading, Report, monotonic_seconds};
+use crate::datapath::{Datapath, Desired, Drift, Reading, Report, monotonic_seconds};
 
 /// What moves pods' packets beside the kernel.
 pub trait Dataplane: Send {
@@ -46,6 +46,12 @@ pub trait Dataplane: Send {
     /// # Errors
     /// When the map cannot be written.
     fn forget_decisions(&mut self) -> Result<(), PlaneError>;
+
+    /// Compares with the kernel what was last made of it; the next [`Self::apply`] makes it good.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn check(&mut self) -> Result<Drift, PlaneError>;
 
     /// What the programs counted.
     ///
@@ -90,6 +96,10 @@ impl Dataplane for Datapath {
         Ok(Self::forget_decisions(self)?)
     }
 
+    fn check(&mut self) -> Result<Drift, PlaneError> {
+        Ok(Self::check(self)?)
+    }
+
     fn counters(&self) -> Result<Vec<Reading>, PlaneError> {
         Ok(Self::counters(self)?)
     }
@@ -97,6 +107,9 @@ impl Dataplane for Datapath {
 
 /// A dataplane's own error.
 pub type PlaneError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The reason for the kernel alone when it was asked for.
+pub const CHOSEN: &str = "--datapath kernel";
 
 /// The chosen datapath.
 pub struct Plane {
