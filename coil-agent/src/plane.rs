@@ -5,9 +5,12 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::datapath::{Datapath, Desired, Drift, Reading, Report, monotonic_seconds};
+
+/// Dropped packets that are shown at a sweep.
+const SHOWN: usize = 3;
 
 /// What moves pods' packets beside the kernel.
 pub trait Dataplane: Send {
@@ -89,6 +92,13 @@ impl Dataplane for Datapath {
     fn sweep(&mut self) -> Result<(), PlaneError> {
         let swept = Self::sweep(self, monotonic_seconds())?;
         debug!(?swept, "removed what had expired");
+        let dropped = self.dropped();
+        for dropped in dropped.iter().take(SHOWN) {
+            info!("{dropped}");
+        }
+        for dropped in dropped.iter().skip(SHOWN) {
+            debug!("{dropped}");
+        }
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod cleanup;
 mod conntrack;
 mod desired;
 mod error;
+mod events;
 mod family;
 mod filter;
 mod flows;
@@ -42,6 +43,7 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use attach::{Attachments, Hook, Place, Program, classifier};
+use events::Events;
 use family::FamilyTables;
 use lock::Lock;
 use state::Counters;
@@ -51,6 +53,7 @@ pub use changes::NetworkChanges;
 pub use cleanup::{Removed, cleanup};
 pub use desired::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId};
 pub use error::DatapathError;
+pub use events::Dropped;
 pub use object::{OBJECT, PINNED_MAPS};
 pub use state::{NatEntry, Reading, Swept, monotonic_seconds};
 pub use table::Changes;
@@ -108,6 +111,7 @@ pub struct Datapath {
     v4: FamilyTables<[u8; 4]>,
     v6: FamilyTables<[u8; 16]>,
     counters: Counters,
+    events: Events,
     /// Pools as last wanted.
     pools: Vec<IpNet>,
     /// The configuration as last written.
@@ -148,6 +152,7 @@ impl Datapath {
             v4: FamilyTables::adopt(&mut ebpf, &family::V4)?,
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             counters: Counters::adopt(&mut ebpf)?,
+            events: Events::adopt(&mut ebpf)?,
             pools: vec![],
             stated: None,
             _lock: lock,
@@ -337,6 +342,11 @@ impl Datapath {
     /// When the map cannot be read.
     pub fn counters(&self) -> Result<Vec<Reading>, DatapathError> {
         self.counters.read()
+    }
+
+    /// Packets that the programs dropped since the last time: at most five a second are told of.
+    pub fn dropped(&mut self) -> Vec<Dropped> {
+        self.events.take()
     }
 
     /// The live translations of the gateways of this node, at `now` in [`monotonic_seconds`].
