@@ -95,8 +95,8 @@ impl Batch {
 
 /// Datagrams that have come to a socket in this network namespace, read or not.
 fn arrived() -> Result<u64> {
-    let v4 = fs::read_to_string("/proc/self/net/snmp").context("cannot read the counters of UDP")?;
-    let v6 = fs::read_to_string("/proc/self/net/snmp6").unwrap_or_default();
+    let v4 = fs::read_to_string("/proc/thread-self/net/snmp").context("cannot read the counters of UDP")?;
+    let v6 = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap_or_default();
     let mut lines = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let (Some(names), Some(values)) = (lines.next(), lines.next()) else { bail!("no counters of UDP") };
     let pairs = names.split_whitespace().zip(values.split_whitespace());
