@@ -33,7 +33,7 @@ use crate::{
         chained::Chained,
         monitor::{Monitor, is_about_node},
         name,
-        pod::{PodNetwork, RoutePolicy},
+        pod::{PodLink, PodNetwork, RoutePolicy},
         recover::Found,
     },
     plane::{Plane, PlaneError},
@@ -43,7 +43,7 @@ use crate::{
     },
 };
 
-pub use attachments::Attachment;
+pub use attachments::{Attachment, Connected};
 pub use resync::drift;
 
 /// What the node looks for by itself, besides what is announced.
@@ -105,6 +105,8 @@ struct Entry {
     uid: Option<String>,
     /// What it is to the runtime.
     attachment: Attachment,
+    /// When it was connected, or found.
+    since: Instant,
     netns: Option<PathBuf>,
     /// The policy that the pod's routes follow; none when that is not known.
     routes: Option<RoutePolicy>,
@@ -185,7 +187,9 @@ impl Node {
     }
 
     /// Takes over the pods that earlier runs connected. To be called before anything is added.
-    pub fn recover(&self, found: Vec<Found>) {
+    pub fn recover(&self, mut found: Vec<Found>) {
+        // Behind another plugin, the link of a pod's last container may be there still: the newest one counts.
+        found.sort_by_key(|pod| pod.link.host.index);
         if let Some(ipam) = &self.ipam {
             let own = found.iter().filter(|pod| !pod.is_chained());
             ipam.recover(own.map(Found::allocation).collect());
@@ -198,6 +202,7 @@ impl Node {
             let entry = Entry {
                 uid: name::uid_of(altnames).or(chained_uid).map(str::to_owned),
                 attachment: Attachment::of(altnames, &pod.alias.owner),
+                since: Instant::now(),
                 netns: pod.netns,
                 routes: None,
                 gateway: None,
@@ -217,13 +222,19 @@ impl Node {
         let entry = Entry {
             uid: pod.attached.pod.as_ref().map(|p| p.uid.clone()),
             attachment: pod.attachment,
+            since: Instant::now(),
             attached: pod.attached,
             netns: Some(pod.netns),
             routes: Some(pod.routes),
             gateway: None,
             complaint: None,
         };
-        lock(&self.pods).insert(pod.owner.clone(), entry);
+        let link = entry.attached.link.host.index;
+        let before = lock(&self.pods).insert(pod.owner.clone(), entry);
+        // The link of an earlier container: behind other plugins a pod is known by its UID alone.
+        if let Some(before) = before.filter(|before| before.attached.link.host.index != link) {
+            self.take_out(&before.attached.link).await?;
+        }
         if !self.feed.missing().is_empty() {
             return Ok(());
         }
@@ -254,7 +265,10 @@ impl Node {
     /// takes it out.
     pub async fn forget(self: &Arc<Self>, owner: &AttachmentId) -> Result<(), ApplyError> {
         let Some(entry) = lock(&self.pods).remove(owner) else { return Ok(()) };
-        let link = &entry.attached.link;
+        self.take_out(&entry.attached.link).await
+    }
+
+    async fn take_out(&self, link: &PodLink) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
         let taken = self.plane.with(|plane| plane.take_out(link.host.index, &link.addresses()));
         taken.unwrap_or(Ok(())).map_err(ApplyError)
@@ -440,6 +454,7 @@ mod tests {
             attached: Attached { link, pod: None, kernel_client: false },
             uid: None,
             attachment: Attachment { name: String::new(), network: None },
+            since: Instant::now(),
             netns: None,
             routes: None,
             gateway: None,

@@ -35,7 +35,8 @@ pub struct Program {
 pub type Ready = watch::Sender<Option<String>>;
 
 /// Serves endpoints and webhooks, waits for the lease, and runs `work` as the leader. Ends on SIGTERM or SIGINT, or
-/// after a new webhook certificate when that was asked for, and releases the lease then.
+/// after a new webhook certificate when that was asked for: the lease is released at once, webhooks are served for a
+/// moment more, which a second signal ends.
 ///
 /// # Errors
 /// When an endpoint cannot be opened, the API cannot be configured, the lease is lost, or `work` ends.
@@ -65,7 +66,7 @@ where
     })?;
     let routes = webhook::routes(judge(&client));
     let source = flags.source(|name| std::env::var(name).ok());
-    let restart = flags.enable_restart_on_cert_refresh;
+    let restart = flags.restart();
     let mut webhooks = Running::start(listener, routes, client.clone(), webhook, source, state, restart)?;
 
     let ended = async {
@@ -78,7 +79,17 @@ where
         }
     };
     let result = lead(client, lease, ready, ended, work).await;
-    webhooks.drain().await;
+    // Another replica may lead by now; this one is asked until Services have forgotten it.
+    let again = coil_program::stopped()?;
+    let linger = async {
+        if result.is_ok() {
+            tokio::select! {
+                () = tokio::time::sleep(webhook::LINGER) => {}
+                () = again => {}
+            }
+        }
+    };
+    webhooks.drain(linger).await;
     result
 }
 

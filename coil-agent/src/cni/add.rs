@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::{
     Failure, Phases, chained,
+    locks::Locks,
     lookup::{self, Wanted},
     request::Request,
     result,
@@ -28,11 +29,16 @@ pub(super) struct Added {
     pub(super) addresses: Vec<IpAddr>,
 }
 
-pub(super) async fn add(node: &Arc<Node>, request: &Request, phases: &mut Phases) -> Result<Added, Failure> {
+pub(super) async fn add(
+    node: &Arc<Node>,
+    locks: &Locks,
+    request: &Request,
+    phases: &mut Phases,
+) -> Result<Added, Failure> {
     request.check_place(node.ipam.is_some())?;
     let ns = NetNs::open(&request.netns).map_err(|e| no_namespace(&e))?;
     let Some(ipam) = &node.ipam else {
-        let link = chained::add(node, request, &ns, phases).await?;
+        let link = chained::add(node, locks, request, &ns, phases).await?;
         let addresses = link.map(|link| link.addresses()).unwrap_or_default();
         return Ok(Added { result: result::nothing(), pool: String::new(), addresses });
     };

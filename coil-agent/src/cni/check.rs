@@ -122,14 +122,18 @@ fn compare(interface: &Interface, links: &[Link], place: &str) -> Result<(), Fai
 /// Coil's own part in a pod that another plugin connected.
 async fn chained(node: &Node, request: &Request, ns: &NetNs) -> Result<(), Failure> {
     let ifname = &request.owner.ifname;
+    // Of a pod that exists, and nothing is changed: its name is enough where the runtime does not tell the UID.
+    let of_name = || node.feed.read(|index| index.pods.get(&request.pod).map(|pod| pod.uid.clone()));
+    let uid = request.uid.clone().or_else(of_name);
+    let known = node.owner_of(&request.owner, uid.as_deref());
     let Some(link) = node.chained.find(ns, ifname).await? else {
         // ADD took no notice of it either: there is nothing of Coil's.
-        return match node.owner_of(&request.owner) {
+        return match known {
             None => Ok(()),
             Some(_) => Err(wrong(format!("the other end of {ifname} is not on this node any more"))),
         };
     };
-    let Some(owner) = node.owner_of(&request.owner) else {
+    let Some(owner) = known else {
         let msg = format!("attachment {} is not known here: it was never added", request.owner);
         return Err(Failure::new(code::UNKNOWN_CONTAINER, msg));
     };

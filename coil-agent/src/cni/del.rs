@@ -4,21 +4,22 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{Failure, Phases, chained, locks::Locks};
+use super::{Failure, Phases, chained, locks::Locks, request::Leaving};
 use crate::{
     ipam::{AttachmentId, NodeIpam},
-    node::Node,
+    node::{Connected, Node},
 };
 
 /// Removes whatever is left of an attachment, by the runtime's name of it.
 pub(super) async fn del(
     node: &Arc<Node>,
-    attachment: &AttachmentId,
+    locks: &Locks,
+    leaving: &Leaving,
     phases: &mut Phases,
 ) -> Result<(), Failure> {
     match &node.ipam {
-        Some(ipam) => disconnect(node, ipam, attachment, phases).await,
-        None => chained::del(node, attachment, phases).await,
+        Some(ipam) => disconnect(node, ipam, &leaving.owner, phases).await,
+        None => chained::del(node, locks, leaving, phases).await,
     }
 }
 
@@ -31,8 +32,8 @@ pub(super) async fn del_known(
     if let Some(ipam) = &node.ipam {
         return disconnect(node, ipam, owner, phases).await;
     }
-    let index = node.link_of(owner).map_or(0, |link| link.index);
-    chained::remove(node, owner, index).await
+    let (link, netns) = (node.link_of(owner), node.netns_of(owner));
+    chained::remove(node, owner, link, netns).await
 }
 
 /// Addresses are free only when nothing leads to them any more.
@@ -58,7 +59,7 @@ async fn disconnect(
 /// them while coild was starting. Says which.
 pub(super) async fn lost(node: &Arc<Node>, locks: &Locks) -> Result<Vec<AttachmentId>, Failure> {
     let mut gone = Vec::new();
-    for (owner, _) in node.attachments() {
+    for Connected { owner, .. } in node.attachments() {
         let _alone = locks.lock(&owner).await;
         // With the lock: an ADD of the same attachment may have made a new link in between.
         if node.has_lost_link(&owner).await? {

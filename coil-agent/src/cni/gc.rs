@@ -9,7 +9,7 @@ use super::{Failure, Phases, del, locks::Locks};
 use crate::{
     ipam::AttachmentId,
     net::name,
-    node::{Attachment, Node},
+    node::{Attachment, Connected, Node},
 };
 
 /// What became of the attachments of this node.
@@ -64,16 +64,8 @@ pub(super) async fn gc(node: &Arc<Node>, locks: &Locks, config: &NetConf, phases
         warn!(network = config.name, "GC without a list of attachments removes nothing");
         return collected;
     };
-    for (owner, attachment) in attachments.into_iter().filter(|(_, attachment)| live.lacks(attachment)) {
-        let _alone = locks.lock(&owner).await;
-        match del::del_known(node, &owner, &mut Phases::default()).await {
-            Ok(()) => {
-                info!(%owner, network = config.name, "GC: removed what a gone pod left");
-                collected.removed += 1;
-            }
-            Err(e) => collected.failed.push(format!("{}: {e}", attachment.name)),
-        }
-    }
+    let stale = attachments.into_iter().filter(|pod| live.lacks(&pod.attachment));
+    remove(node, locks, stale, &mut collected).await;
     phases.end("attachments");
     match del::lost(node, locks).await {
         Ok(lost) => collected.removed += lost.len(),
@@ -83,10 +75,54 @@ pub(super) async fn gc(node: &Arc<Node>, locks: &Locks, config: &NetConf, phases
     collected
 }
 
+async fn remove(
+    node: &Arc<Node>,
+    locks: &Locks,
+    stale: impl Iterator<Item = Connected>,
+    collected: &mut Collected,
+) {
+    for pod in stale {
+        let _alone = locks.lock(&pod.owner).await;
+        // With the lock: ADD may have connected it anew in between, and the runtime's list is older than that.
+        if !node.is_still_there(&pod) {
+            continue;
+        }
+        match del::del_known(node, &pod.owner, &mut Phases::default()).await {
+            Ok(()) => {
+                info!(owner = %pod.owner, "GC: removed what a gone pod left");
+                collected.removed += 1;
+            }
+            Err(e) => collected.failed.push(format!("{}: {e}", pod.attachment.name)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::name::PodIdentity;
+    use crate::{
+        cni::fixture::{container, id, node},
+        net::name::PodIdentity,
+    };
+
+    #[tokio::test]
+    async fn what_add_makes_while_gc_waits_stays() {
+        let (node, locks) = (node(), Locks::default());
+        for connected_anew in [true, false] {
+            node.add(container("first")).await.unwrap();
+            let add = locks.lock(&id("uid")).await;
+            let mut collected = Collected::default();
+            let mut gc = Box::pin(remove(&node, &locks, node.attachments().into_iter(), &mut collected));
+            assert!(futures::poll!(&mut gc).is_pending(), "an ADD of the same pod runs");
+            if connected_anew {
+                node.add(container("second")).await.unwrap();
+            }
+            drop(add);
+            gc.await;
+            assert_eq!(collected.removed, usize::from(!connected_anew));
+            assert_eq!(node.attachments().len(), usize::from(connected_anew));
+        }
+    }
 
     #[test]
     fn only_what_the_networks_runtime_does_not_name_is_stale() {

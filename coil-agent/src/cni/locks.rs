@@ -1,4 +1,7 @@
 //! One request at a time for each attachment; others do not wait.
+//!
+//! A request locks the runtime's name of the attachment. Who changes what the node knows of a pod locks the name
+//! that the node knows it by, too: behind other plugins that is another one, and GC has it alone.
 
 use std::{
     collections::HashMap,
@@ -16,6 +19,16 @@ pub(super) struct Locks {
 }
 
 impl Locks {
+    /// A second one, for who has that of `held`: what a runtime names by its container, the node may know by
+    /// something else. None when both are one.
+    pub(super) async fn lock_too(
+        &self,
+        held: &AttachmentId,
+        owner: &AttachmentId,
+    ) -> Option<OwnedMutexGuard<()>> {
+        if held == owner { None } else { Some(self.lock(owner).await) }
+    }
+
     pub(super) async fn lock(&self, owner: &AttachmentId) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,6 +43,17 @@ impl Locks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_himself() {
+        let locks = Locks::default();
+        let id = |id: &str| AttachmentId { container_id: id.into(), ifname: "eth0".into() };
+        let _held = locks.lock(&id("container")).await;
+        assert!(locks.lock_too(&id("container"), &id("container")).await.is_none());
+        let _second = locks.lock_too(&id("container"), &id("uid")).await.unwrap();
+        let by_uid = id("uid");
+        assert!(futures::poll!(Box::pin(locks.lock(&by_uid))).is_pending());
+    }
 
     #[tokio::test]
     async fn one_attachment_waits_and_another_does_not() {

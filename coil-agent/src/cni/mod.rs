@@ -17,6 +17,8 @@ mod chained;
 mod check;
 mod del;
 mod failure;
+#[cfg(test)]
+mod fixture;
 mod gc;
 pub mod health;
 mod locks;

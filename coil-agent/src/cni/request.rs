@@ -48,6 +48,28 @@ pub(super) fn owner(args: &CniArgs) -> Result<AttachmentId, Failure> {
     Ok(AttachmentId { container_id: args.container_id.clone(), ifname: args.ifname.clone() })
 }
 
+/// What DEL is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Leaving {
+    /// As the runtime names the attachment.
+    pub(super) owner: AttachmentId,
+    /// The pod's UID, from runtimes that tell it.
+    pub(super) uid: Option<String>,
+    /// The pod's namespace, which may be gone.
+    pub(super) netns: Option<PathBuf>,
+}
+
+impl Leaving {
+    pub(super) fn new(args: &CniArgs) -> Result<Self, Failure> {
+        let given = |value: &String| Some(value.clone()).filter(|value| !value.is_empty());
+        Ok(Self {
+            owner: owner(args)?,
+            uid: args.args.get(ARG_POD_UID).and_then(given),
+            netns: given(&args.netns).map(PathBuf::from),
+        })
+    }
+}
+
 /// What DEL says of the pod, for the log: it may say nothing.
 pub(super) fn pod(args: &CniArgs) -> String {
     let arg = |name: &str| args.args.get(name).cloned().unwrap_or_default();

@@ -13,7 +13,7 @@ use coil_api::{
     },
 };
 use prometheus::Registry;
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::RwLock};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request as GrpcRequest, Response, Status, transport::Server};
 use tracing::{debug, info, warn};
@@ -23,7 +23,7 @@ use super::{
     health::{self, Health},
     locks::Locks,
     metrics::GrpcMetrics,
-    request::{self, Request},
+    request::{self, Leaving, Request},
 };
 use crate::node::Node;
 
@@ -34,6 +34,8 @@ pub struct CniService {
     health: Arc<Health>,
     locks: Arc<Locks>,
     metrics: GrpcMetrics,
+    /// Each request holds it for reading until it is done.
+    running: Arc<RwLock<()>>,
 }
 
 impl CniService {
@@ -42,7 +44,8 @@ impl CniService {
     /// # Errors
     /// When the registry has such metrics already.
     pub fn new(node: Arc<Node>, health: Arc<Health>, registry: &Registry) -> prometheus::Result<Self> {
-        Ok(Self { node, health, locks: Arc::default(), metrics: GrpcMetrics::new(registry)? })
+        let metrics = GrpcMetrics::new(registry)?;
+        Ok(Self { node, health, locks: Arc::default(), metrics, running: Arc::default() })
     }
 
     /// Runs a request in a task of its own: a plugin that goes away leaves nothing half done.
@@ -52,6 +55,12 @@ impl CniService {
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
         self.metrics.start(method);
+        let running = self.running.clone().read_owned().await;
+        let work = async move {
+            let result = work.await;
+            drop(running);
+            result
+        };
         let result = match tokio::spawn(work).await {
             Ok(result) => result.map(Response::new).map_err(Failure::into_status),
             Err(e) => Err(Status::internal(format!("{method} ended unexpectedly: {e}"))),
@@ -97,7 +106,8 @@ impl CniService {
         let _alone = self.locks.lock(&request.owner).await;
         phases.end("lock");
         let (pod, owner, netns) = (request.pod.to_string(), &request.owner, request.netns.display());
-        let added = add::add(&self.node, &request, &mut phases).await.map_err(|e| e.of_pod(&pod));
+        let added =
+            add::add(&self.node, &self.locks, &request, &mut phases).await.map_err(|e| e.of_pod(&pod));
         let total = phases.total();
         match added {
             Ok(added) => {
@@ -116,12 +126,12 @@ impl CniService {
     }
 
     async fn do_del(&self, args: &CniArgs) -> Result<(), Failure> {
-        let owner = request::owner(args)?;
-        let pod = request::pod(args);
+        let leaving = Leaving::new(args)?;
+        let (pod, owner) = (request::pod(args), &leaving.owner);
         let mut phases = Phases::default();
-        let _alone = self.locks.lock(&owner).await;
+        let _alone = self.locks.lock(owner).await;
         phases.end("lock");
-        let result = del::del(&self.node, &owner, &mut phases).await;
+        let result = del::del(&self.node, &self.locks, &leaving, &mut phases).await;
         let total = phases.total();
         match &result {
             Ok(()) => info!(pod, %owner, %phases, total, "DEL"),
@@ -183,7 +193,7 @@ impl CniService {
     }
 }
 
-/// Serves until `stop` is done, and then until the running requests are.
+/// Serves until `stop` is done, and then until the running requests are, also those whose plugins went away.
 ///
 /// # Errors
 /// When the server fails.
@@ -196,11 +206,13 @@ pub async fn serve(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
     };
+    let running = service.running.clone();
     Server::builder()
         .add_service(CniServer::new(service))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await?;
+    drop(running.write().await);
     Ok(())
 }

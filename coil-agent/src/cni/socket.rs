@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -35,4 +38,13 @@ pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600)).map_err(failed("set its mode"))?;
     fs::rename(&hidden, path).map_err(failed("put it in its place"))?;
     Ok(listener)
+}
+
+/// Keeps the socket there when its listener is gone: who connects then waits until this process has ended.
+/// The plugin removes a pod alone where nobody listens, and may not do so while requests still run here.
+///
+/// # Errors
+/// When there are no more descriptors to have.
+pub fn hold(listener: &UnixListener) -> io::Result<OwnedFd> {
+    listener.as_fd().try_clone_to_owned()
 }

@@ -98,6 +98,7 @@ pub async fn run(options: Options) -> Result<()> {
     registry.register(Box::new(node.drift.clone()))?;
     let service = CniService::new(node.clone(), health, &registry)?;
     let listener = socket::listen(&options.socket).context("cannot start")?;
+    let _until_the_end = socket::hold(&listener).context("cannot start")?;
     tokio::spawn(service.clone().let_go_of_lost_pods(options.addressblock_gc_interval.0));
     tokio::spawn(service.clone().watch_health());
     serving.store(true, Ordering::Relaxed);

@@ -112,10 +112,12 @@ impl<A: HostAddr> FamilyTables<A> {
             + self.maglev.check()?)
     }
 
-    /// Takes the pod with these addresses out. Its flows and translations lead nowhere without it; they are
-    /// removed together with those of others, as all of the tables has to be read for that.
-    pub(super) fn take_out(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError> {
-        let gone: Vec<A> = addresses.iter().filter_map(|address| A::of(*address)).collect();
+    /// Takes the pod with this link and these addresses out; an address that a newer pod has by now stays its.
+    /// Its flows and translations lead nowhere without it; they are removed together with those of others, as
+    /// all of the tables has to be read for that.
+    pub(super) fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<usize, DatapathError> {
+        let mut gone: Vec<A> = addresses.iter().filter_map(|address| A::of(*address)).collect();
+        gone.retain(|address| self.pods.get(address).is_none_or(|pod| pod.ifindex == ifindex));
         let removed = self.pods.remove(&gone)?;
         self.gone.extend(gone);
         Ok(removed)

@@ -226,7 +226,7 @@ impl Datapath {
 
     /// Takes one pod out: its program, then its entries. What its policy was stays until the next
     /// [`Self::apply`]; its flows and translations go at the next [`Self::sweep`], or when another pod gets
-    /// one of its addresses.
+    /// one of its addresses. What a newer pod has by now stays.
     ///
     /// # Errors
     /// As [`Self::apply`].
@@ -234,8 +234,8 @@ impl Datapath {
         let mut detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
         detached += self.attachments.detach_from(Program::ToPod, ifindex)?;
         let mut report = Report { detached, ..Report::default() };
-        report.entries.removed += self.v4.take_out(addresses)?;
-        report.entries.removed += self.v6.take_out(addresses)?;
+        report.entries.removed += self.v4.take_out(ifindex, addresses)?;
+        report.entries.removed += self.v6.take_out(ifindex, addresses)?;
         self.forget_decisions_after(&report)?;
         Ok(report)
     }

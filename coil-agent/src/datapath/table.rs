@@ -147,6 +147,11 @@ impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
         Ok(removed)
     }
 
+    /// What the map has for a key.
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        self.mirror.get(&(self.identify)(key)).map(|(_, value)| *value)
+    }
+
     /// Removes the entries of some keys; the answer is how many there were.
     pub(super) fn remove(&mut self, keys: &[K]) -> Result<usize, DatapathError> {
         let mut removed = 0;
@@ -239,6 +244,7 @@ mod tests {
         let mut table = table(&[(1, 10), (2, 20)]);
         assert_eq!(table.remove(&[2, 3]).unwrap(), 1);
         assert_eq!(table.store.entries, [(1, 10)].into());
+        assert_eq!((table.get(&1), table.get(&2)), (Some(10), None));
         assert_eq!(table.put_all(&[(2, 20)]).unwrap().put, 1, "it is known to be gone");
     }
 

@@ -11,7 +11,10 @@ use ipnet::IpNet;
 use super::policy::{Inputs, compile, private_ranges};
 use crate::{
     datapath::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId},
-    net::pod::{PodLink, RoutePolicy},
+    net::{
+        Mac,
+        pod::{PodLink, RoutePolicy},
+    },
     watch::{
         Index,
         index::{ObjectKey, PodInfo},
@@ -120,6 +123,14 @@ pub fn desired<'a>(
     for attached in attached {
         let egresses = attached.pod.as_ref().map(egresses_of).unwrap_or_default();
         let client = !egresses.is_empty() && !attached.kernel_client;
+        let gateway = attached.pod.as_ref().is_some_and(|p| p.gateway_of.is_some());
+        let shaped = attached.pod.as_ref().is_some_and(|p| p.shaped);
+        // Nothing can be delivered past the host's stack to whom nobody knows the hardware address of. What a
+        // client sends must be looked at all the same.
+        let unknown = attached.link.mac == Mac::default();
+        if unknown && !client && !gateway {
+            continue;
+        }
         if client {
             sets.insert(egresses);
         }
@@ -135,10 +146,9 @@ pub fn desired<'a>(
             mtu: attached.link.host.mtu,
             policy: if client { policy_id(egresses) } else { 0 },
             client,
-            gateway: attached.pod.as_ref().is_some_and(|p| p.gateway_of.is_some()),
-            by_kernel: node.foreign_links.contains(&attached.link.host.index)
-                || attached.pod.as_ref().is_some_and(|p| p.shaped),
-            shaped: attached.pod.as_ref().is_some_and(|p| p.shaped),
+            gateway,
+            by_kernel: unknown || shaped || node.foreign_links.contains(&attached.link.host.index),
+            shaped,
         });
     }
     for egresses in sets {
@@ -192,7 +202,7 @@ fn number(name: &str) -> u32 {
 mod tests {
     use super::*;
     use crate::{
-        net::{Link, Mac},
+        net::Link,
         watch::index::{EgressInfo, Endpoint, PoolInfo, SliceInfo},
     };
 
@@ -265,6 +275,19 @@ mod tests {
         assert_eq!(of(policies[0], "192.0.2.1/32"), Some(None), "so do nodes");
         assert_eq!(of(policies[0], "::/0"), None);
         assert_eq!(of(policies[2], "::/0"), Some(Some(egress_id(&egress("six")))));
+    }
+
+    #[test]
+    fn a_pod_of_unknown_hardware_address_is_left_to_the_kernel() {
+        let unknown = |index, egresses: &[&str], gateway| {
+            let mut attached = attached(index, egresses, gateway);
+            attached.link.mac = Mac::default();
+            attached
+        };
+        let pods = [unknown(2, &[], false), unknown(3, &["nat"], false), unknown(4, &[], true)];
+        let desired = desired(&index(), &NodeFacts::default(), &pods);
+        let links: Vec<u32> = desired.pods.iter().map(|pod| pod.ifindex).collect();
+        assert_eq!(links, [3, 4], "a client is held to its Egress all the same");
     }
 
     #[test]

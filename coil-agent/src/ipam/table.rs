@@ -68,6 +68,8 @@ struct Block {
     slots: Slots,
     state: State,
     exported: bool,
+    /// The decisive step may be under way, whatever later attempts say of theirs.
+    doubted: bool,
 }
 
 impl Block {
@@ -111,7 +113,8 @@ impl Table {
         }
         let known = self.blocks.get_mut(&info.name).filter(|known| known.info.uid == info.uid);
         // What was said of this very block before holds, also when somebody changed its addresses by hand.
-        let (state, exported) = known.as_ref().map_or((State::Active, true), |k| (k.state, k.exported));
+        let (state, exported, doubted) =
+            known.as_ref().map_or((State::Active, true, false), |k| (k.state, k.exported, k.doubted));
         if let Some(known) = known.filter(|known| known.info.networks == info.networks) {
             known.info = info;
             return;
@@ -122,7 +125,7 @@ impl Table {
         }
         // Half returned by an earlier life of this agent, whose last step may still be on its way.
         let exported = exported && !(info.deleting && slots.is_empty());
-        let block = Block { slots, state, exported, info };
+        let block = Block { slots, state, exported, doubted, info };
         self.blocks.insert(block.info.name.clone(), block);
     }
 
@@ -255,9 +258,13 @@ impl Table {
         self.blocks.get_mut(&d.name).filter(|b| b.info.uid == d.uid)
     }
 
-    /// Nothing was taken away: the block is in hand as before.
+    /// Nothing was taken away: the block is in hand as before, unless an earlier attempt may still take it.
     pub(super) fn stays(&mut self, d: &Departure) {
         if let Some(block) = self.departing(d) {
+            if block.doubted {
+                block.state = State::Doubtful;
+                return;
+            }
             block.state = State::Active;
             block.exported = true;
         }
@@ -274,6 +281,7 @@ impl Table {
     pub(super) fn doubtful(&mut self, d: &Departure) {
         if let Some(block) = self.departing(d) {
             block.state = State::Doubtful;
+            block.doubted = true;
         }
     }
 

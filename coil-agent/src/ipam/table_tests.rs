@@ -108,6 +108,20 @@ fn the_last_address_sends_the_block_away_and_nobody_gets_it_meanwhile() {
     assert_eq!(t.free(&owner(99)), None);
 }
 
+/// The first attempt's last step may still be on its way when a second attempt finds the API server unreachable.
+#[test]
+fn a_block_that_was_doubtful_once_is_never_in_hand_again() {
+    let mut t = table([block("a", 0, 0)]);
+    let first = t.depart_idle().remove(0);
+    t.leaves(&first);
+    t.doubtful(&first);
+    let second = t.depart_idle().remove(0);
+    t.stays(&second);
+    t.upsert(BlockInfo { deleting: false, ..block("a", 0, 0) });
+    assert_eq!((t.allocate("a", &owner(1)), t.networks().len()), (None, 0));
+    assert_eq!(t.depart_idle(), [second], "it is tried again");
+}
+
 #[test]
 fn a_doubtful_block_is_unused_and_tried_again() {
     let mut t = table([block("a", 0, 0)]);

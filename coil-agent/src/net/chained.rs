@@ -120,6 +120,22 @@ impl Chained {
         Ok(ROUTES.sync(&inside, &routes(gateways, &inner, policy)).await?)
     }
 
+    /// Removes Coil's routes from a pod that may live on. There are none when its interface is gone, or is
+    /// no end of the link any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn clear_routes(&self, ns: &NetNs, ifname: &str, link: u32) -> Result<(), PodNetError> {
+        match self.find(ns, ifname).await {
+            Ok(Some(found)) if found.host.index == link => {
+                ROUTES.sync(&Rtnl::open_in(ns)??, &Routes::new()).await?;
+                Ok(())
+            }
+            Ok(_) | Err(PodNetError::Missing { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Looks up the addresses of pods that other plugins connected, which no route of Coil's tells.
     pub async fn complete(&self, found: &mut [Found]) {
         for pod in found.iter_mut().filter(|pod| pod.is_chained()) {

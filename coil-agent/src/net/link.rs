@@ -295,7 +295,21 @@ impl Rtnl {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn links(&self) -> Result<Vec<Link>, RtnlError> {
-        let all = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), "the links").await?;
+        self.links_of(LinkMessage::default(), "the links").await
+    }
+
+    /// All links of another namespace, by this one's id for it: no path leads there, and none is needed.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or has no such id.
+    pub async fn links_in(&self, nsid: i32) -> Result<Vec<Link>, RtnlError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfNetnsId(nsid));
+        self.links_of(message, &format!("the links of the namespace with the id {nsid}")).await
+    }
+
+    async fn links_of(&self, filter: LinkMessage, what: &str) -> Result<Vec<Link>, RtnlError> {
+        let all = self.dump(RouteNetlinkMessage::GetLink(filter), what).await?;
         Ok(all
             .iter()
             .filter_map(|message| match message {

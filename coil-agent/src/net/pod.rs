@@ -6,7 +6,7 @@ use std::{
 };
 
 use coil_netns::{NetNs, NetNsError};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     connect::{Connection, disconnect},
@@ -237,7 +237,7 @@ impl PodNetwork {
             return missing(format!("interface {} in {}", owner.ifname, ns.path().display()));
         };
         let found = inside.addresses().await?;
-        let routes = self.routes.list(&self.rtnl).await?;
+        let routes = self.routes.list_on(&self.rtnl, host.index).await?;
         for address in addresses(allocation.ipv4, allocation.ipv6) {
             if !found.contains(&(inner.index, host_net(address))) {
                 return missing(format!("address {address} on {} of the pod", owner.ifname));
@@ -246,10 +246,17 @@ impl PodNetwork {
                 return missing(format!("the route to {address} in table {}", self.routes.table));
             }
         }
-        let pod = PodLink { host, mac: inner.mac, ipv4: allocation.ipv4, ipv6: allocation.ipv6 };
-        let present = self.inside_routes().list(&inside).await?;
+        let present = self.inside_routes().list_on(&inside, inner.index).await?;
+        let via = |any: IpNet| present.iter().find(|(dst, _)| *dst == any).and_then(|(_, path)| path.gateway);
+        // The node's address may have changed since: the pod keeps the gateway that it was made with.
+        let (default_v4, default_v6) = (IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default()));
+        let mut wanted = Vec::new();
+        if allocation.ipv4.is_some() {
+            wanted.extend([Some(default_v4), via(default_v4).map(host_net)]);
+        }
+        wanted.push(allocation.ipv6.map(|_| default_v6));
         // Destinations of an Egress change while the pod runs; these do not.
-        for dst in pod_routes(self.gateways(&pod), inner.index, inner.mtu, []).into_keys() {
+        for dst in wanted.into_iter().flatten() {
             if !present.iter().any(|(found, _)| *found == dst) {
                 return missing(format!("the route to {dst} in the pod"));
             }

@@ -1,11 +1,14 @@
 //! What is on the node's own links: where a next hop can be.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    cmp::Reverse,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType},
 };
 
 use super::{
@@ -16,8 +19,17 @@ use super::{
 /// The main table, as far as next hops go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Destinations; with the link of those that are on one.
-    routes: Vec<(IpNet, Option<u32>)>,
+    routes: Vec<Known>,
+}
+
+/// A route, as far as next hops go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Known {
+    dst: IpNet,
+    /// Of several routes to one destination the kernel takes the one with the lowest.
+    metric: u32,
+    /// The link of a destination that is on one.
+    link: Option<u32>,
 }
 
 impl Reach {
@@ -48,23 +60,30 @@ impl Reach {
     /// The link that an address is on; none when it is behind a router, or nowhere.
     #[must_use]
     pub fn link_of(&self, address: IpAddr) -> Option<u32> {
-        let covering = self.routes.iter().filter(|(dst, _)| dst.contains(&address));
-        covering.max_by_key(|(dst, _)| dst.prefix_len()).and_then(|(_, link)| *link)
+        let covering = self.routes.iter().filter(|route| route.dst.contains(&address));
+        // Of equal ones the first, as the kernel does.
+        let best = covering.min_by_key(|route| (Reverse(route.dst.prefix_len()), route.metric));
+        best.and_then(|route| route.link)
     }
 }
 
-fn parse(route: &RouteMessage) -> Option<(IpNet, Option<u32>)> {
+fn parse(route: &RouteMessage) -> Option<Known> {
+    // Its link is down: the kernel takes the next one.
+    if route.header.flags.contains(RouteFlags::Dead) {
+        return None;
+    }
     let mut dst = match route.header.address_family {
         AddressFamily::Inet => IpAddr::from(Ipv4Addr::UNSPECIFIED),
         _ => IpAddr::from(Ipv6Addr::UNSPECIFIED),
     };
-    let (mut link, mut direct) = (None, route.header.kind == RouteType::Unicast);
+    let (mut link, mut direct, mut metric) = (None, route.header.kind == RouteType::Unicast, 0);
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Table(table) if *table != MAIN_TABLE => return None,
             RouteAttribute::Destination(RouteAddress::Inet(a)) => dst = (*a).into(),
             RouteAttribute::Destination(RouteAddress::Inet6(a)) => dst = (*a).into(),
             RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
                 direct = false;
             }
@@ -72,16 +91,18 @@ fn parse(route: &RouteMessage) -> Option<(IpNet, Option<u32>)> {
         }
     }
     let dst = IpNet::new(dst, route.header.destination_prefix_length).ok()?;
-    Some((dst, link.filter(|_| direct)))
+    Some(Known { dst, metric, link: link.filter(|_| direct) })
 }
 
 #[cfg(test)]
 impl Reach {
-    /// Of routes in words: `172.18.0.0/24 2` is on link 2, `0.0.0.0/0 -` is behind a router.
+    /// Of routes in words: `172.18.0.0/24 2` is on link 2, `0.0.0.0/0 - 50` is behind a router, with metric 50.
     pub(crate) fn of(lines: &[&str]) -> Self {
         let parse = |line: &&str| {
-            let (dst, link) = line.split_once(' ').unwrap();
-            (dst.parse().unwrap(), link.parse().ok())
+            let mut words = line.split(' ');
+            let dst = words.next().unwrap().parse().unwrap();
+            let link = words.next().unwrap().parse().ok();
+            Known { dst, metric: words.next().map_or(0, |metric| metric.parse().unwrap()), link }
         };
         Self { routes: lines.iter().map(parse).collect() }
     }
@@ -99,5 +120,16 @@ mod tests {
         assert_eq!(link("172.18.0.200"), None, "that part is behind a router");
         assert_eq!(link("192.0.2.1"), None, "only the default route leads there");
         assert_eq!((link("fd00:18::9"), link("fd00:19::9")), (Some(3), None));
+    }
+
+    #[test]
+    fn of_equal_prefixes_the_lowest_metric_decides() {
+        let routes =
+            ["172.18.0.0/24 2 600", "172.18.0.0/24 - 100", "172.18.0.0/24 4 100", "fd00:18::/64 - 2048"];
+        let reach = Reach::of(&[&routes[..], &["fd00:18::/64 3 1024"]].concat());
+        let link = |address: &str| reach.link_of(address.parse().unwrap());
+        assert_eq!(link("172.18.0.9"), None, "the first of those with the lowest");
+        assert_eq!(link("fd00:18::9"), Some(3));
+        assert_eq!(Reach::of(&routes[..1]).link_of("172.18.0.9".parse().unwrap()), Some(2));
     }
 }

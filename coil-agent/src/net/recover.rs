@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
-    path::{Path as FilePath, PathBuf},
+    path::PathBuf,
 };
 
 use coil_netns::NetNs;
@@ -114,11 +114,9 @@ pub async fn pods(rtnl: &Rtnl, routes: Owned, from_main: bool) -> Result<Vec<Fou
             continue;
         }
         let netns = host.peer_nsid.and_then(|id| namespaces.get(&id).cloned());
-        let inner = match &netns {
-            Some(path) => inner_links(path).await.unwrap_or_default(),
-            None => Vec::new(),
-        };
-        let mac = inner.iter().find(|link| link.name == alias.owner.ifname).map_or(Mac::default(), |l| l.mac);
+        let inner = inner_links(rtnl, &host).await;
+        // By the pair and not by its name, which the pod may have changed.
+        let mac = inner.iter().find(|link| Some(link.index) == host.lower).map_or(Mac::default(), |l| l.mac);
         let kernel_client = inner.iter().any(|link| link.name.starts_with(FOU_LINK));
         found.push(Found { alias, link: PodLink { host, mac, ipv4, ipv6 }, netns, kernel_client });
     }
@@ -142,8 +140,13 @@ fn addresses_by_link(routes: &[(IpNet, Path)]) -> BTreeMap<u32, Addresses> {
     all
 }
 
-async fn inner_links(netns: &FilePath) -> Option<Vec<Link>> {
-    Rtnl::open_in(&NetNs::open(netns).ok()?).ok()?.ok()?.links().await.ok()
+/// The links of the namespace that a pair's other end is in; empty when they cannot be known.
+async fn inner_links(rtnl: &Rtnl, host: &Link) -> Vec<Link> {
+    let Some(nsid) = host.peer_nsid else { return Vec::new() };
+    rtnl.links_in(nsid).await.unwrap_or_else(|e| {
+        warn!(link = host.name, error = %e, "cannot look into a pod's namespace: the host's stack serves it alone");
+        Vec::new()
+    })
 }
 
 /// The namespaces that runtimes keep, by this namespace's id for them.

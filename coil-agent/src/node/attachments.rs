@@ -1,9 +1,10 @@
 //! Connected pods as the runtime and the kernel know them, and what is wrong on the node.
 
-use std::sync::atomic::Ordering;
+use std::{path::PathBuf, sync::atomic::Ordering};
 
 use coil_netns::NetNs;
 use futures::FutureExt as _;
+use tokio::time::Instant;
 
 use super::{Node, lock};
 use crate::{
@@ -36,19 +37,53 @@ impl Attachment {
     }
 }
 
+/// A connected pod as it was found in a list.
+#[derive(Debug, Clone)]
+pub struct Connected {
+    /// By what it is known.
+    pub owner: AttachmentId,
+    /// What it is to the runtime.
+    pub attachment: Attachment,
+    since: Instant,
+}
+
 impl Node {
-    /// All connected pods: by what they are known, and what they are to the runtime.
+    /// All connected pods.
     #[must_use]
-    pub fn attachments(&self) -> Vec<(AttachmentId, Attachment)> {
-        lock(&self.pods).iter().map(|(owner, entry)| (owner.clone(), entry.attachment.clone())).collect()
+    pub fn attachments(&self) -> Vec<Connected> {
+        let pods = lock(&self.pods);
+        let connected = |(owner, entry): (&AttachmentId, &super::Entry)| Connected {
+            owner: owner.clone(),
+            attachment: entry.attachment.clone(),
+            since: entry.since,
+        };
+        pods.iter().map(connected).collect()
     }
 
-    /// By what a pod is known, which the runtime names so.
+    /// Whether a pod of a list is still the same: neither removed nor connected again.
     #[must_use]
-    pub fn owner_of(&self, attachment: &AttachmentId) -> Option<AttachmentId> {
-        let name = name::of_attachment(attachment);
+    pub fn is_still_there(&self, pod: &Connected) -> bool {
+        lock(&self.pods).get(&pod.owner).is_some_and(|entry| entry.since == pod.since)
+    }
+
+    /// By what a pod is known, which the runtime names so. `uid` is the pod's, if the runtime told it: a pod
+    /// that Coil v2 of Go took over from another plugin is known by that alone.
+    #[must_use]
+    pub fn owner_of(&self, attachment: &AttachmentId, uid: Option<&str>) -> Option<AttachmentId> {
         let pods = lock(&self.pods);
-        pods.iter().find(|(_, entry)| entry.attachment.name == name).map(|(owner, _)| owner.clone())
+        let named = |name: &str| {
+            pods.iter().find(|(_, entry)| entry.attachment.name == name).map(|(owner, _)| owner.clone())
+        };
+        named(&name::of_attachment(attachment)).or_else(|| {
+            let (container_id, ifname) = (uid?.to_owned(), attachment.ifname.clone());
+            named(&name::of_attachment(&AttachmentId { container_id, ifname }))
+        })
+    }
+
+    /// Where a connected pod's namespace is, when that is known.
+    #[must_use]
+    pub fn netns_of(&self, owner: &AttachmentId) -> Option<PathBuf> {
+        lock(&self.pods).get(owner).and_then(|entry| entry.netns.clone())
     }
 
     /// The host's side of a connected pod's link.

@@ -151,6 +151,49 @@ fn bridge_dual_stack() {
     behind("bridge", true, true);
 }
 
+/// Coil v2 of Go marks the link with the pod's UID, and nothing says which container it is.
+#[test]
+fn a_pod_of_coil_v2_is_found_by_its_uid() {
+    Cluster::run_with(Setup { ipam: false, v6: false, ..Setup::default() }, async |mut cluster| {
+        let before = Before::new("ptp", true, false);
+        let network = Network::of(&cluster, "1.0.0");
+        let (ns, other_ns) = (TestNs::new("p"), TestNs::new("q"));
+        let (pod, other) = (Attachment::new("p", &ns), Attachment::new("q", &other_ns));
+        let uid = cluster.objects.pod("p", json!({})).await;
+        let other_uid = cluster.objects.pod("q", json!({})).await;
+        let first = before.call("ADD", &pod);
+        cluster.stop();
+        let link = first["interfaces"][0]["name"].as_str().unwrap();
+        cluster.node().ip(&format!("link set {link} alias COIL::{uid}:eth0"));
+        cluster.go_on().await;
+
+        let checked = network.with("prevResult", first.clone());
+        let args = |uid: &str| {
+            let text = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p;K8S_POD_UID=";
+            pod.env().set("CNI_ARGS", &format!("{text}{uid}"))
+        };
+        checked.call("CHECK", &args(&uid)).done();
+        checked.call("CHECK", &pod.env()).done();
+        checked.call("CHECK", &args(&other_uid)).error(3, &["never added"]);
+        // A name alone could be that of the pod that came after.
+        checked.call("DEL", &pod.env()).done();
+        assert_eq!(marked(&cluster, &uid).len(), 1);
+        checked.call("DEL", &args(&uid)).done();
+        assert!(marked(&cluster, &uid).is_empty());
+        checked.call("CHECK", &args(&uid)).error(3, &["never added"]);
+
+        // A pod that has another container by now is not its.
+        let others_first = before.call("ADD", &other);
+        network.with("prevResult", others_first).call("ADD", &other.env()).result();
+        let text = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=q;K8S_POD_UID={other_uid}");
+        let earlier = other.env().set("CNI_CONTAINERID", "earlier").set("CNI_ARGS", &text);
+        network.call("DEL", &earlier).done();
+        assert_eq!(marked(&cluster, &other_uid).len(), 1);
+        before.call("DEL", &other);
+        before.call("DEL", &pod);
+    });
+}
+
 #[test]
 fn what_cannot_be_served_leaves_no_mark() {
     Cluster::run_with(Setup { ipam: false, v6: false, ..Setup::default() }, async |mut cluster| {
@@ -220,6 +263,9 @@ fn a_client_behind_ptp_has_its_egress_from_the_first_packet() {
         network.check(&pod, &added).done();
         network.del(&pod, &added).done();
         assert!(marked(&cluster, &uid).is_empty());
+        let routes = ns.ip("route") + &ns.ip("-6 route");
+        assert!(!routes.contains("proto 30"), "the namespace may live on: {routes}");
+        assert!(ns.ip("route show default").contains("via"), "ptp's own are there still");
         before.call("DEL", &pod);
     });
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
 use crate::{
     cluster::{Cluster, Setup},
@@ -54,6 +55,54 @@ fn del_removes_the_pod_and_no_address_is_lost_or_given_twice() {
         all.dedup();
         assert_eq!(all.len(), 8);
     });
+}
+
+/// While requests still run in a coild that ends, the plugin does not take its pods away behind its back.
+#[test]
+fn del_waits_for_a_coild_that_is_about_to_end() {
+    Cluster::run(async |mut cluster| {
+        let network = Network::of(&cluster, "1.1.0");
+        cluster.objects.pod("a", json!({})).await;
+        let ns = TestNs::new("a");
+        let a = Attachment::new("a", &ns);
+        network.add(&a);
+        // A request that lasts until it is let go.
+        let (questions, asked) = tokio::sync::mpsc::channel(1);
+        let stream = tokio_stream::wrappers::ReceiverStream::new(asked);
+        let mut reflection = ServerReflectionClient::new(cluster.channel().await);
+        let answers = reflection.server_reflection_info(stream).await.unwrap();
+        cluster.terminate();
+        // Until it takes no more plugins.
+        let start = Instant::now();
+        while tokio::time::timeout(Duration::from_secs(2), cluster.check("a", &ns)).await.is_ok() {
+            assert!(start.elapsed() < Duration::from_secs(20), "it serves on");
+        }
+
+        let before = connections(&cluster);
+        let env = a.env();
+        let socket = network.clone();
+        let del = std::thread::spawn(move || socket.call("DEL", &env));
+        while connections(&cluster) == before {
+            assert!(!del.is_finished(), "it did not wait: {:?}", del.join());
+            assert!(start.elapsed() < Duration::from_secs(20), "the plugin does not connect");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(ns.ip("-o link").contains("eth0"));
+        drop((questions, answers, reflection));
+        cluster.until_ended().await;
+        del.join().unwrap().error(11, &["coild"]);
+        assert!(ns.ip("-o link").contains("eth0"), "whoever asks again finds a coild, or none at all");
+        network.call("DEL", &a.env()).done();
+        assert!(!ns.ip("-o link").contains("eth0"));
+    });
+}
+
+/// Ends of connections to coild's socket, and the socket itself.
+fn connections(cluster: &Cluster) -> usize {
+    // Of this thread: the process is in another namespace.
+    let all = std::fs::read_to_string("/proc/thread-self/net/unix").unwrap();
+    let socket = cluster.socket().display().to_string();
+    all.lines().filter(|line| line.contains(&socket)).count()
 }
 
 #[test]

@@ -129,6 +129,7 @@ pub(crate) fn call(program: &Path, verb: &str, config: &str, env: &Env) -> Answe
 }
 
 /// The network of a cluster, for coil as its first plugin.
+#[derive(Clone)]
 pub(crate) struct Network {
     plugin: PathBuf,
     pub(crate) config: Value,

@@ -26,7 +26,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
-use tonic::{Status, transport::Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::topology::{NODE_V4, NODE_V6, TestNs, Topology};
 
@@ -147,6 +150,21 @@ impl Cluster {
         let _ = self.coild.wait();
     }
 
+    /// Asks coild to end.
+    pub(crate) fn terminate(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.coild.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+
+    /// Waits until coild has ended by itself.
+    pub(crate) async fn until_ended(&mut self) {
+        let start = Instant::now();
+        while self.coild.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < LIMIT, "coild does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// A new coild.
     pub(crate) async fn go_on(&mut self) {
         self.coild = spawn(&self.directory, self.setup);
@@ -161,13 +179,17 @@ impl Cluster {
         }
     }
 
-    async fn client(&self) -> CniClient<tonic::transport::Channel> {
+    async fn client(&self) -> CniClient<Channel> {
+        CniClient::new(self.channel().await)
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
         let path = self.socket();
         let connector = tower::service_fn(move |_| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        CniClient::new(Endpoint::from_static("http://coild").connect_with_connector(connector).await.unwrap())
+        Endpoint::from_static("http://coild").connect_with_connector(connector).await.unwrap()
     }
 
     fn args(pod: &str, ns: &TestNs) -> CniArgs {

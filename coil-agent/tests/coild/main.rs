@@ -46,6 +46,12 @@ fn pods_come_and_go_and_coild_is_killed() {
         for _ in 0..2 {
             cluster.del("a", &a).await.unwrap();
         }
+        // Asked to end, it leaves b as it is.
+        cluster.terminate();
+        cluster.until_ended().await;
+        assert!(b.ip("-o link").contains("eth0"));
+        cluster.go_on().await;
+        cluster.check("b", &b).await.unwrap();
         assert!(!a.ip("-o link").contains("eth0"));
         assert_eq!(cluster.check("a", &a).await.unwrap_err().code, code::UNKNOWN_CONTAINER as i32);
         let table = cluster.node().ip("route show table 116");

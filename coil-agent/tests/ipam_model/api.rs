@@ -23,6 +23,20 @@ struct Sent {
     query: BTreeMap<String, String>,
     body: Value,
     answer: Option<oneshot::Sender<Answer>>,
+    /// How many objects had been made when it was sent.
+    uids: u64,
+}
+
+impl Sent {
+    fn clone_unanswered(&self) -> Self {
+        let (method, path, query) = (self.method.clone(), self.path.clone(), self.query.clone());
+        Self { method, path, query, body: self.body.clone(), answer: None, uids: self.uids }
+    }
+
+    /// A change of an object that was there, on its way although nobody waits for it.
+    fn is_late(&self) -> bool {
+        self.answer.is_none() && matches!(self.method, Method::DELETE | Method::PATCH)
+    }
 }
 
 /// What became of an object, in order.
@@ -41,6 +55,9 @@ pub(crate) struct State {
     pub(crate) history: Vec<Change>,
     sent: BTreeMap<u64, Sent>,
     serial: u64,
+    /// A request that changed an object which was made after the request was sent: it was meant for another
+    /// one of the same name.
+    pub(crate) misled: Option<String>,
 }
 
 /// A handle; clones share everything.
@@ -129,14 +146,29 @@ impl State {
         // What is behind `/api/v1` or `/apis/GROUP/VERSION`.
         let path = path.into_iter().skip_while(|part| *part != "v1" && *part != "v2").skip(1).collect();
         self.serial += 1;
-        let sent = Sent { method: parts.method.clone(), path, query, body, answer: Some(answer) };
+        let (method, uids) = (parts.method.clone(), self.uids);
+        let sent = Sent { method, path, query, body, answer: Some(answer), uids };
         self.sent.insert(self.serial, sent);
     }
 
-    /// Requests that can be dealt with now. A watch waits for something to tell.
+    /// Requests that can be dealt with now. A watch waits for something to tell; what is late is not here.
     pub(crate) fn waiting(&self) -> Vec<u64> {
-        let ready = |sent: &Sent| !sent.query.contains_key("watch") || !self.news_for(sent).is_empty();
+        let ready = |sent: &Sent| {
+            !sent.is_late() && (!sent.query.contains_key("watch") || !self.news_for(sent).is_empty())
+        };
         self.sent.iter().filter(|(_, sent)| ready(sent)).map(|(id, _)| *id).collect()
+    }
+
+    /// Changes whose senders gave them up and that are still under way; first those that find another object of
+    /// the name than was there when they were sent.
+    pub(crate) fn late(&self) -> (Vec<u64>, Vec<u64>) {
+        let late = self.sent.iter().filter(|(_, sent)| sent.is_late());
+        let (misled, others): (Vec<_>, Vec<_>) = late.partition(|(_, sent)| match sent.path.as_slice() {
+            [plural, name, ..] => self.is_younger(plural, name, sent.uids),
+            _ => false,
+        });
+        let ids = |some: Vec<(&u64, &Sent)>| some.into_iter().map(|(id, _)| *id).collect();
+        (ids(misled), ids(others))
     }
 
     /// For people.
@@ -152,6 +184,16 @@ impl State {
             // Its sender may be dead.
             let _ = waiter.send(Ok(answer));
         }
+    }
+
+    /// Carries a request out and answers it. A change arrives once more, much later.
+    pub(crate) fn double(&mut self, id: u64) {
+        let Some(sent) = self.sent.get_mut(&id) else { return };
+        let answer = sent.answer.take();
+        let doubled = sent.is_late().then(|| sent.clone_unanswered());
+        sent.answer = answer;
+        self.carry_out(id);
+        self.sent.extend(doubled.map(|sent| (id, sent)));
     }
 
     /// Carries a request out; its sender hears nothing but that the connection broke.
@@ -204,6 +246,11 @@ impl State {
             return Response::builder().status(StatusCode::OK).body(Body::from(body.into_bytes())).unwrap();
         }
         let path: Vec<&str> = sent.path.iter().map(String::as_str).collect();
+        let younger = match path.as_slice() {
+            [plural, name, ..] if sent.method != Method::GET => self.is_younger(plural, name, sent.uids),
+            _ => false,
+        };
+        let before = self.version;
         let (code, body) = match (&sent.method, path.as_slice()) {
             (&Method::GET, [plural]) => self.list(plural, &sent.query),
             (&Method::GET, [plural, name]) => match self.get(plural, name) {
@@ -218,7 +265,16 @@ impl State {
             }
             other => panic!("the model has no {other:?}"),
         };
+        if younger && self.version > before {
+            self.misled = Some(format!("{} {} {}", sent.method, sent.path.join("/"), sent.body));
+        }
         respond(code, &body)
+    }
+
+    fn is_younger(&self, plural: &str, name: &str, uids: u64) -> bool {
+        let uid = self.get(plural, name).map(|object| text(object, "/metadata/uid"));
+        let number = uid.and_then(|uid| uid.strip_prefix("uid-")?.parse::<u64>().ok());
+        number.is_some_and(|number| number > uids)
     }
 
     fn list(&self, plural: &str, query: &BTreeMap<String, String>) -> (u16, Value) {

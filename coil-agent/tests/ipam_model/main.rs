@@ -8,7 +8,9 @@
 //! ```
 //!
 //! After every step: no address is on two pods, every pod's address is in a block of its node, no two blocks
-//! share addresses, and table 119 has only blocks that the node owns. At the end: every block came back, and
+//! share addresses, table 119 has only blocks that the node owns, no request changed an object that is younger
+//! than the request, no BlockRequest is answered with another's block, and no agent gives an address of a block
+//! that it knows is being deleted. At the end: every block came back, and
 //! every address can be had again.
 //!
 //! `COIL_TEST_SEED` replays a run; `COIL_TEST_STEPS` sets the number of steps. `cargo xtask test --seed N`

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, time::Instant};
 use coil_agent::ipam::{Allocation, AttachmentId, BlockEvent, IpamError, NodeIpam};
 use coil_controller::ipam::{Controller, Event};
 use ipnet::IpNet;
-use kube::runtime::watcher;
+use kube::{Resource, ResourceExt, runtime::watcher};
 use prometheus::Registry;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -106,6 +106,10 @@ impl ControllerProcess {
         (0..4).filter(|n| self.cursors[*n].is_behind(api)).collect()
     }
 
+    pub(crate) fn has_listed(&self, kind: usize) -> bool {
+        self.cursors[kind].at.is_some()
+    }
+
     /// One event of one kind arrives, or a whole new list of it.
     pub(crate) fn deliver(&mut self, api: &State, kind: usize, list: bool) {
         fn take<K: DeserializeOwned>(cursor: &mut Cursor, api: &State, list: bool) -> Vec<watcher::Event<K>> {
@@ -145,6 +149,9 @@ type Add = JoinHandle<Result<Allocation, IpamError>>;
 pub(crate) struct AgentProcess {
     pub(crate) ipam: NodeIpam,
     cursor: Cursor,
+    /// UIDs of blocks that it heard are being deleted, and of those that it hears of only now.
+    leaving: BTreeSet<String>,
+    heard: Vec<String>,
     events: mpsc::UnboundedSender<BlockEvent>,
     pub(crate) blocks: watch::Receiver<BTreeSet<IpNet>>,
     pub(crate) adds: Vec<(AttachmentId, Add)>,
@@ -172,6 +179,8 @@ impl AgentProcess {
         Self {
             ipam,
             cursor,
+            leaving: BTreeSet::new(),
+            heard: Vec::new(),
             events,
             blocks,
             adds: Vec::new(),
@@ -188,8 +197,13 @@ impl AgentProcess {
     }
 
     pub(crate) fn deliver(&mut self, api: &State, list: bool) {
-        let events = if list { self.cursor.list(api) } else { self.cursor.next(api) };
+        let events: Vec<BlockEvent> = if list { self.cursor.list(api) } else { self.cursor.next(api) };
         for event in events {
+            if let watcher::Event::Apply(block) | watcher::Event::InitApply(block) = &event
+                && block.meta().deletion_timestamp.is_some()
+            {
+                self.heard.extend(block.uid());
+            }
             self.events.send(event).unwrap();
         }
     }
@@ -225,6 +239,16 @@ impl AgentProcess {
                 drop(ipam.gc().await);
             }));
         }
+    }
+
+    /// Whether it knew before its last run that this block is being deleted.
+    pub(crate) fn knew_it_leaves(&self, uid: &str) -> bool {
+        self.leaving.contains(uid)
+    }
+
+    /// What it heard for its last run is known in the next.
+    pub(crate) fn remember(&mut self) {
+        self.leaving.extend(self.heard.drain(..));
     }
 
     /// Runs; the ADDs that have ended.

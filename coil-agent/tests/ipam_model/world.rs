@@ -21,7 +21,7 @@ mod invariants;
 pub(crate) type Held = Result<(), String>;
 
 /// How often each kind of step comes, before a run's own taste.
-const WEIGHTS: [usize; 14] = [70, 110, 36, 36, 20, 8, 2, 4, 16, 8, 12, 4, 3, 6];
+const WEIGHTS: [usize; 14] = [70, 110, 36, 36, 20, 8, 2, 4, 16, 14, 12, 4, 5, 6];
 
 /// How much happened.
 #[derive(Debug, Default)]
@@ -63,6 +63,11 @@ pub(crate) struct World {
     pods: usize,
     weights: [usize; 14],
     calm: bool,
+    /// Controllers hear late of requests, and then late of blocks.
+    lazy: bool,
+    /// How much of the API's history was judged, and which block was made for which request.
+    judged: usize,
+    made: BTreeSet<(String, String)>,
     pub(crate) counts: Counts,
     pub(crate) trace: Vec<String>,
 }
@@ -98,7 +103,8 @@ impl World {
         let families = [(true, false), (false, true), (true, true)];
         let pools = (0..1 + random.below(2)).map(|number| {
             let bits = u8::try_from(random.below(3)).unwrap();
-            let host_bits = bits + 1 + u8::try_from(random.below(2)).unwrap();
+            // A pool of one block gives the same name again and again.
+            let host_bits = bits + u8::try_from(random.below(3)).unwrap();
             let families = families[random.below(3)];
             Pool { name: format!("pool{number}"), bits, host_bits, families, number }
         });
@@ -112,6 +118,7 @@ impl World {
         let nodes = nodes.collect();
         // Runs differ: watches that are hardly served, agents that die all the time.
         let weights = WEIGHTS.map(|weight| weight * [1, 3, 3, 9][random.below(4)]);
+        let (lazy, two_lead) = (random.percent(50), random.percent(50));
         let mut world = Self {
             api: ApiModel::default(),
             random,
@@ -123,6 +130,9 @@ impl World {
             pods: 0,
             weights,
             calm: false,
+            lazy,
+            judged: 0,
+            made: BTreeSet::new(),
             counts: Counts::default(),
             trace: Vec::new(),
         };
@@ -133,6 +143,7 @@ impl World {
             world.start_node(at);
         }
         world.leader = Some(ControllerProcess::start(&world.api));
+        world.deposed = two_lead.then(|| ControllerProcess::start(&world.api));
         world
     }
 
@@ -170,6 +181,7 @@ impl World {
             for (owner, result) in agent.run() {
                 self.ended(at, owner, result)?;
             }
+            self.nodes[at].agent.iter_mut().for_each(AgentProcess::remember);
         }
         Ok(())
     }
@@ -190,6 +202,7 @@ impl World {
                 Err(format!("{owner} had {before:?}, now {allocation:?}"))
             };
         }
+        self.gave_from_what_stays(at, &allocation)?;
         if !self.calm && self.random.percent(10) {
             self.note("  but connecting the pod fails");
             if let Some(agent) = &mut self.nodes[at].agent {
@@ -260,6 +273,14 @@ impl World {
             behind.extend(controller.iter().flat_map(|c| c.behind(&api)).map(|kind| (which, kind)));
         }
         let Some((which, kind)) = self.random.pick(&behind).copied() else { return };
+        let controller = if which == 100 { &self.leader } else { &self.deposed };
+        if self.lazy && which >= 100 && self.random.percent(95) {
+            // Blocks as they were once, and requests as they are now: what such a controller gives is often taken.
+            let listed = controller.as_ref().is_some_and(|c| c.has_listed(kind));
+            if matches!((kind, listed), (1, true) | (2, false)) {
+                return;
+            }
+        }
         match which {
             100 => self.leader.as_mut().unwrap().deliver(&api, kind, false),
             101 => self.deposed.as_mut().unwrap().deliver(&api, kind, false),
@@ -271,10 +292,23 @@ impl World {
 
     fn answer_one(&mut self) {
         let mut api = self.api.lock();
+        let (misled, others) = api.late();
+        // Late enough to find another object, as often as there is a chance for it.
+        let (late, chance) = if misled.is_empty() { (others, 1) } else { (misled, 40) };
+        if self.random.percent(chance)
+            && let Some(id) = self.random.pick(&late).copied()
+        {
+            let what = api.describe(id);
+            api.carry_out(id);
+            drop(api);
+            return self.note(format!("{what} arrives late"));
+        }
         let Some(id) = self.random.pick(&api.waiting()).copied() else { return };
         let how = self.random.below(100);
         let what = api.describe(id);
+        let doubled = self.random.percent(30);
         match how {
+            0..70 if doubled => api.double(id),
             0..70 => api.carry_out(id),
             70..82 => api.lose_answer(id),
             82..90 => api.lose(id),

@@ -11,6 +11,8 @@ use coil_agent::{
     },
 };
 
+use coil_netns::NetNs;
+
 use crate::topology::{NODE_V4, NODE_V6, POD_TABLE, TestNs, Topology, allocation, identity};
 
 fn owner(container: &str) -> AttachmentId {
@@ -162,6 +164,22 @@ fn pods_of_older_versions_are_taken_over() {
             network.remove(&owner(container)).await.unwrap();
         }
         assert!(!topology.node.ip("-o link").contains("veth"));
+    });
+}
+
+#[test]
+fn a_pod_whose_namespace_has_no_path_is_known_all_the_same() {
+    let topology = Topology::new();
+    let pod = TestNs::new("pod");
+    topology.run(async |network, rtnl| {
+        let alloc = allocation("c", Some("10.64.0.5"), Some("fd64::5"));
+        let link = network.setup(&pod.0, &alloc, &identity("u"), Vec::new()).await.unwrap();
+        NetNs::remove(&pod.path()).unwrap();
+        let found = async || recover::pods(&rtnl, POD_TABLE, false).await.unwrap().pop().unwrap();
+        let plain = found().await;
+        assert_eq!((plain.netns, plain.link.mac, plain.kernel_client), (None, link.mac, false));
+        pod.ip("link add name fou4_0a400005 type bridge");
+        assert!(found().await.kernel_client, "links of the kernel's own egress");
     });
 }
 

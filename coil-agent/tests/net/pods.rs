@@ -3,7 +3,12 @@
 use std::net::IpAddr;
 
 use crate::topology::{NODE_V4, NODE_V6, POD_TABLE, TestNs, Topology, allocation, identity};
-use coil_agent::net::{name, pod::PodNetError, recover};
+use coil_agent::net::{
+    host::HostAddresses,
+    name,
+    pod::{HostSide, PodNetError},
+    recover,
+};
 
 /// The namespace's veths; the kernel makes links of its own where it has tunnels.
 fn links(ns: &TestNs) -> Vec<String> {
@@ -140,6 +145,28 @@ fn check_names_what_is_missing() {
             assert!(error.contains(named), "{damage}: {error}");
             network.remove(&alloc.owner).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn check_takes_the_gateway_that_a_pod_was_made_with() {
+    let topology = Topology::new();
+    let (old, new) = (TestNs::new("old"), TestNs::new("new"));
+    topology.run(async |network, _| {
+        let first = allocation("c", Some("10.64.0.5"), Some("fd64::5"));
+        network.setup(&old.0, &first, &identity("uid-c"), Vec::new()).await.unwrap();
+        let moved = HostAddresses { ipv4: "172.18.0.77".parse().ok(), ..network.side().addresses };
+        assert!(network.follow(HostSide { addresses: moved, ..network.side() }));
+        let second = allocation("d", Some("10.64.0.6"), None);
+        network.setup(&new.0, &second, &identity("uid-d"), Vec::new()).await.unwrap();
+        assert!(old.ip("route").contains("default via 172.18.0.1 "));
+        assert!(new.ip("route").contains("default via 172.18.0.77 "));
+        network.check(&old.0, &first).await.unwrap();
+        network.check(&new.0, &second).await.unwrap();
+        // Its own gateway is needed all the same.
+        old.ip("route del 172.18.0.1");
+        let error = network.check(&old.0, &first).await.unwrap_err().to_string();
+        assert!(error.contains("the route to 172.18.0.1/32 in the pod"), "{error}");
     });
 }
 

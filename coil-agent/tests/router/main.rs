@@ -204,6 +204,24 @@ fn a_node_behind_a_router_gets_no_route_until_it_is_on_a_link() {
 }
 
 #[test]
+fn of_two_ways_to_a_node_the_lower_metric_counts() {
+    Bench::run(Duration::from_secs(600), async |bench| {
+        let host = bench.host();
+        // On the link, and a router's way to the same network that the kernel likes better; of IPv6 the other way.
+        host.ip("route add 192.0.2.0/24 dev uplink metric 600");
+        host.ip("route add 192.0.2.0/24 via 172.18.0.9 metric 100");
+        host.ip("-6 route add 2001:db8:3::/64 dev uplink metric 100");
+        host.ip("-6 route add 2001:db8:3::/64 via fd00:18::9 metric 600");
+        bench.node("n2", &["192.0.2.2", "2001:db8:3::2"]).await;
+        bench.block(0, "n2", Some("10.64.0.0/27"), Some("fd64::/123")).await;
+        let six = "fd64::/123 via 2001:db8:3::2 dev uplink";
+        bench.until(&[six]).await;
+        host.ip("route del 192.0.2.0/24 via 172.18.0.9 metric 100");
+        bench.until(&["10.64.0.0/27 via 192.0.2.2 dev uplink", six]).await;
+    });
+}
+
+#[test]
 fn every_interval_is_a_full_sync() {
     Bench::run(Duration::from_millis(200), async |bench| {
         bench.until(&[]).await;

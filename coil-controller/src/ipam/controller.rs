@@ -164,11 +164,9 @@ impl Controller {
         self.synced.iter().all(|s| *s)
     }
 
-    /// Looks at the blocks whose node is not there.
+    /// Looks for nodes that are gone, and then at their blocks.
     pub fn collect(&mut self) {
-        for key in self.index.orphans() {
-            self.queue.touch(key);
-        }
+        self.queue.touch(Key::Nodes);
     }
 
     /// When something is to be tried again; with all writers busy, that waits for one of them.
@@ -258,6 +256,15 @@ impl Controller {
             }
             Ok(Outcome::Taken) => (false, self.index.taken(request)),
             Ok(Outcome::Done) => (true, self.index.not_made(request)),
+            // Its watch event is on the way, or never comes where nodes may not be watched.
+            Ok(Outcome::NodeIsThere(node)) => {
+                self.index.apply_node(&node);
+                (true, vec![key.clone()])
+            }
+            Ok(Outcome::Nodes { known, listed }) => {
+                self.index.listed_nodes(&known, &listed);
+                (true, self.index.orphans())
+            }
             // The event that made it stale may be behind us already: look again, but not in a spin.
             Ok(Outcome::Stale) => (false, self.index.not_made(request)),
             Err(e) => {

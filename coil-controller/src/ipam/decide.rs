@@ -21,6 +21,7 @@ pub(super) fn decide(index: &mut Index, key: &Key) -> Option<Work> {
         Key::Pool(name) => pool(index, name),
         Key::Request(name) => request(index, name),
         Key::Block(name) => block(index, name),
+        Key::Nodes => Some(Work::ListNodes { known: index.nodes.keys().cloned().collect() }),
     }
 }
 

@@ -294,6 +294,19 @@ fn nodes_that_are_not_there_get_nothing() {
 }
 
 #[test]
+fn a_list_of_nodes_mends_what_the_watch_missed() {
+    let mut w = World::new(&[("default", &["10.0.0.0/29"])]);
+    w.block("r1", "default");
+    w.index.apply_node("gone");
+    let Some(Work::ListNodes { known }) = w.index.decide(&Key::Nodes) else { panic!("no list") };
+    // It came while the list was under way.
+    w.index.apply_node("new");
+    w.index.listed_nodes(&known, &["late".to_owned()].into());
+    assert_eq!(w.index.nodes.keys().map(|n| &**n).collect::<Vec<_>>(), ["late", "new"]);
+    assert_eq!(w.index.orphans(), [Key::Block("default-0".into())], "node1 is gone");
+}
+
+#[test]
 fn people_hear_of_exhaustion_room_and_malformed_objects_once() {
     let told = |w: &mut World| -> Vec<(Reason, String)> {
         w.index.take_notices().into_iter().map(|n| (n.reason, n.name.to_string())).collect()

@@ -6,7 +6,7 @@
 //! be gone again when it comes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -360,6 +360,14 @@ impl Index {
     /// A node is gone. Its blocks are collected at the next round.
     pub fn delete_node(&mut self, name: &str) {
         self.nodes.remove(name);
+    }
+
+    /// The nodes were listed: those that are there are known, and those of `known` that are not there are gone.
+    /// A node that came since is in neither, and stays. All of this is a hint: nothing is refused or collected
+    /// for want of a node before that node was asked for.
+    pub fn listed_nodes(&mut self, known: &[Arc<str>], listed: &HashSet<String>) {
+        known.iter().filter(|name| !listed.contains(&***name)).for_each(|name| self.delete_node(name));
+        listed.iter().for_each(|name| self.apply_node(name));
     }
 
     pub(super) fn usage_of(&mut self, pool: &str) -> &mut Usage {

@@ -1,5 +1,7 @@
 //! What the controller can be asked to look at, and what it can find to do.
 
+use std::sync::Arc;
+
 use coil_api::{crd::AddressBlock, names::FINALIZER};
 
 /// An object to look at.
@@ -11,6 +13,8 @@ pub enum Key {
     Request(String),
     /// An AddressBlock whose node is gone.
     Block(String),
+    /// All nodes: whether the watch of them still tells the truth, and then the blocks of those that are gone.
+    Nodes,
 }
 
 /// One incarnation of a BlockRequest.
@@ -84,7 +88,7 @@ pub enum Work {
         /// Why.
         refusal: Refusal,
     },
-    /// Refuse, unless the node is there after all: the watch may be late.
+    /// Refuse, unless the node is there after all: the watch may be late, or not be allowed.
     RefuseWithoutNode {
         /// Whose.
         request: RequestRef,
@@ -92,6 +96,11 @@ pub enum Work {
         node: String,
         /// Why.
         refusal: Refusal,
+    },
+    /// List the nodes. Those that were known when it began and are not listed are gone.
+    ListNodes {
+        /// The nodes that are known.
+        known: Vec<Arc<str>>,
     },
     /// Delete a block, unless its node is there after all.
     Collect {
@@ -119,7 +128,9 @@ impl Work {
             | Self::Refuse { request, .. }
             | Self::RefuseWithoutPool { request, .. }
             | Self::RefuseWithoutNode { request, .. } => Some(&request.uid),
-            Self::Finalizers { .. } | Self::LetGo { .. } | Self::Collect { .. } => None,
+            Self::Finalizers { .. } | Self::LetGo { .. } | Self::ListNodes { .. } | Self::Collect { .. } => {
+                None
+            }
         }
     }
 }

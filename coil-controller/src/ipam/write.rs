@@ -1,5 +1,7 @@
 //! Carrying work out against the API server.
 
+use std::{collections::HashSet, sync::Arc};
+
 use coil_api::{
     crd::{
         AddressBlock, AddressPool, BlockRequest, BlockRequestCondition, BlockRequestStatus,
@@ -16,6 +18,9 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::work::{Refusal, RequestRef, Work, finalizers};
+
+/// How many nodes one page of a list has.
+const NODES_AT_ONCE: u32 = 500;
 
 /// Work that could not be carried out; it is decided anew and tried again.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,15 @@ pub enum Outcome {
     Taken,
     /// What the decision was made on is not true any more; look again.
     Stale,
+    /// The node is there, which the index did not know.
+    NodeIsThere(String),
+    /// The nodes were listed.
+    Nodes {
+        /// Those that were known before.
+        known: Vec<Arc<str>>,
+        /// Those that are there.
+        listed: HashSet<String>,
+    },
 }
 
 fn code(error: &kube::Error) -> Option<u16> {
@@ -84,11 +98,32 @@ pub async fn carry_out(client: &Client, work: Work) -> Result<Outcome, WriteErro
             if there.is_some() { Ok(Outcome::Stale) } else { refuse(client, &request, &refusal).await }
         }
         Work::RefuseWithoutNode { request, node, refusal } => {
-            let there = node_is_there(client, &node).await?;
-            // Its watch event is on the way.
-            if there { Ok(Outcome::Stale) } else { refuse(client, &request, &refusal).await }
+            if node_is_there(client, &node).await? {
+                return Ok(Outcome::NodeIsThere(node));
+            }
+            refuse(client, &request, &refusal).await
         }
+        Work::ListNodes { known } => Ok(Outcome::Nodes { known, listed: nodes(client).await? }),
         Work::Collect { block, uid, node } => collect(client, &block, &uid, &node).await,
+    }
+}
+
+/// The names of all nodes, a page at a time.
+async fn nodes(client: &Client) -> Result<HashSet<String>, WriteError> {
+    let api = Api::<Node>::all(client.clone());
+    let (mut names, mut token) = (HashSet::new(), None);
+    loop {
+        let mut page = ListParams::default().limit(NODES_AT_ONCE);
+        page.continue_token = token;
+        let list = api
+            .list_metadata(&page)
+            .await
+            .map_err(|source| WriteError { doing: "list the Nodes".to_owned(), source })?;
+        names.extend(list.items.into_iter().filter_map(|node| node.metadata.name));
+        token = list.metadata.continue_.filter(|token| !token.is_empty());
+        if token.is_none() {
+            return Ok(names);
+        }
     }
 }
 

@@ -1,6 +1,10 @@
 //! The flags of the webhooks, as in Coil v2.
 
-use std::path::PathBuf;
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    path::PathBuf,
+    time::Duration,
+};
 
 use coil_api::{
     flags::{ListenAddr, parse_bool},
@@ -14,6 +18,15 @@ use super::{
 
 /// Namespace of the Secret and the Service when the environment names none.
 const DEFAULT_NAMESPACE: &str = "kube-system";
+
+/// Replicas that end for a new certificate do so within this time, each at its own.
+const RESTART_SPREAD: Duration = Duration::from_secs(300);
+
+/// A time below `limit`.
+fn within(limit: Duration, random: u64) -> Duration {
+    let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(random % millis.max(1))
+}
 
 /// How webhooks are served.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,7 +42,9 @@ pub struct Flags {
     /// configurations.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = parse_bool)]
     pub enable_cert_rotation: bool,
-    /// End the program when a new certificate replaces the one in use, to be started again.
+    /// End the program when a new certificate replaces the one in use, to be started again: each replica at a
+    /// time of its own within five minutes, so that they do not end together. The new certificate is used at once
+    /// with and without this.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = parse_bool)]
     pub enable_restart_on_cert_refresh: bool,
 }
@@ -39,6 +54,13 @@ impl Flags {
     #[must_use]
     pub fn address(&self, webhook: &Webhook) -> ListenAddr {
         self.webhook_addr.unwrap_or(ListenAddr { host: None, port: webhook.port })
+    }
+
+    /// How long after a new certificate the program ends, if it does.
+    #[must_use]
+    pub fn restart(&self) -> Option<Duration> {
+        let random = RandomState::new().build_hasher().finish();
+        self.enable_restart_on_cert_refresh.then(|| within(RESTART_SPREAD, random))
     }
 
     /// Where certificates come from.
@@ -77,6 +99,17 @@ mod tests {
         assert!(!flags.enable_restart_on_cert_refresh);
         let Source::Files(dir) = flags.source(|_| None) else { panic!("no rotation") };
         assert_eq!(dir, PathBuf::from("/certs"));
+    }
+
+    #[test]
+    fn replicas_end_at_times_of_their_own() {
+        assert_eq!(parse("").restart(), None);
+        let flags = parse("--enable-restart-on-cert-refresh");
+        let times: std::collections::BTreeSet<_> = (0..20).map(|_| flags.restart().unwrap()).collect();
+        // Of 300,000 possible ones.
+        assert!(times.len() > 10 && times.iter().all(|time| *time < RESTART_SPREAD), "{times:?}");
+        assert_eq!(within(Duration::from_secs(3), 7_123), Duration::from_millis(1_123));
+        assert_eq!(within(Duration::ZERO, 9), Duration::ZERO);
     }
 
     #[test]

@@ -14,12 +14,13 @@ pub mod flags;
 pub mod names;
 
 mod egress;
+mod peers;
 mod pool;
 mod review;
 mod routes;
 mod server;
 
-use std::{net::TcpListener, sync::Arc};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -35,6 +36,10 @@ pub use routes::{Judge, routes};
 use cert::{Refreshed, Served, Source, State};
 use names::Webhook;
 
+/// How long webhooks are served after SIGTERM: Services still lead to a pod for a while when it ends. A pod has
+/// 30 s for its end by default.
+pub const LINGER: Duration = Duration::from_secs(5);
+
 /// The webhooks of a program at work.
 pub struct Running {
     certificates: JoinHandle<Refreshed>,
@@ -43,7 +48,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Serves `routes` on the listener with certificates from `source`; `state` tells how these stand.
+    /// Serves `routes` on the listener with certificates from `source`; `state` tells how these stand. With
+    /// `restart` the program is to be started anew so long after a certificate was replaced.
     ///
     /// # Errors
     /// When TLS cannot be set up.
@@ -54,7 +60,7 @@ impl Running {
         webhook: Webhook,
         source: Source,
         state: State,
-        restart: bool,
+        restart: Option<Duration>,
     ) -> Result<Self> {
         let served = Arc::new(Served::default());
         let tls = server::acceptor(served.clone())?;
@@ -79,8 +85,9 @@ impl Running {
         Ok(())
     }
 
-    /// Takes no new connection, and answers what was asked already.
-    pub async fn drain(mut self) {
+    /// Serves on until `linger` is over, then takes no new connection, and answers what was asked already.
+    pub async fn drain(mut self, linger: impl Future<Output = ()>) {
+        linger.await;
         self.stop.send_replace(true);
         if (&mut self.server).await.is_err() {
             error!("the webhook server did not end well");

@@ -6,13 +6,15 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::support::{Cluster, eventually};
+use crate::support::{Cluster, LIMIT, eventually};
 use coil_api::crd::{AddressBlock, AddressPool, BlockRequest};
 use coil_controller::ipam::{self, Options};
+use http::{Request, Response};
 use k8s_openapi::api::core::v1::{Event, Node};
 use kube::{
-    Api, ResourceExt,
+    Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    client::Body,
 };
 use prometheus::Registry;
 use serde_json::json;
@@ -33,9 +35,13 @@ impl Drop for Controller {
 
 impl Controller {
     fn start(cluster: &Cluster, gc_interval: Duration) -> Self {
+        Self::with(cluster.client.clone(), gc_interval)
+    }
+
+    fn with(client: Client, gc_interval: Duration) -> Self {
         let registry = Registry::new();
-        let (sender, ready) = watch::channel(None);
-        let (client, metrics) = (cluster.client.clone(), registry.clone());
+        let (sender, ready) = watch::channel(Some("not started yet".to_owned()));
+        let metrics = registry.clone();
         let task =
             tokio::spawn(async move { ipam::run(client, Options { gc_interval }, &metrics, sender).await });
         Self { task, registry, ready }
@@ -47,6 +53,25 @@ impl Controller {
         let metric = family.get_metric().iter().find(|m| m.get_label().iter().any(|l| l.value() == pool))?;
         Some(metric.get_gauge().get_value())
     }
+}
+
+/// A client that may list nodes and not watch them, as with the role that some installations of Coil v2 have.
+fn without_watch_of_nodes(client: &Client) -> Client {
+    let inner = client.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let inner = inner.clone();
+        async move {
+            let uri = request.uri();
+            if uri.path() == "/api/v1/nodes" && uri.query().is_some_and(|query| query.contains("watch=")) {
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "message": "nodes is forbidden: cannot watch", "reason": "Forbidden", "code": 403});
+                let body = Body::from(status.to_string().into_bytes());
+                return Ok(Response::builder().status(403).body(body)?);
+            }
+            inner.send(request).await.map_err(tower::BoxError::from)
+        }
+    });
+    Client::new(service, client.default_namespace())
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -306,6 +331,21 @@ async fn blocks_of_absent_nodes_are_collected() {
     eventually("the blocks of node1 are collected", async || !block_names(&cluster).await.contains(&first))
         .await;
     assert_eq!(block_names(&cluster).await, [second]);
+}
+
+#[tokio::test]
+async fn nodes_that_may_not_be_watched_come_and_go() {
+    let cluster = Cluster::start().await;
+    cluster.pool("default", 3, json!([{"ipv4": "10.0.0.0/24"}])).await;
+    let mut controller = Controller::with(without_watch_of_nodes(&cluster.client), Duration::from_secs(1));
+    // From here on nobody tells it of nodes.
+    tokio::time::timeout(LIMIT, controller.ready.wait_for(Option::is_none)).await.unwrap().unwrap();
+    cluster.node("late").await;
+    assert_eq!(ask(&cluster, "late", "default").await.unwrap(), "default-0");
+    let (reason, _) = ask(&cluster, "absent", "default").await.unwrap_err();
+    assert_eq!(reason, "node not found");
+    cluster.all::<Node>().delete("late", &DeleteParams::default()).await.unwrap();
+    eventually("its block is collected", async || block_names(&cluster).await.is_empty()).await;
 }
 
 #[tokio::test]

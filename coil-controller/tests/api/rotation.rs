@@ -21,6 +21,7 @@ use coil_controller::webhook::{
     cert::{Rotation, Source},
     names::EGRESS,
 };
+use futures::FutureExt as _;
 use k8s_openapi::{
     ByteString,
     api::{
@@ -185,7 +186,6 @@ async fn certificates_are_renewed_before_their_end_and_an_old_authority_is_forgo
     assert_eq!(replica.state.missing(), None);
 }
 
-/// An API server asks all the time, each time over a new connection, with what it knew a moment ago.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_rotation_under_load_loses_no_request() {
     let cluster = Arc::new(Cluster::start().await);
@@ -193,11 +193,55 @@ async fn a_rotation_under_load_loses_no_request() {
     let rotation = Rotation { propagation: SignedDuration::from_secs(2), ..quick() };
     let (first, second) = (started(&cluster, &rotation).await, started(&cluster, &rotation).await);
     settled(&cluster, &[&first, &second]).await;
-    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let load: Vec<_> = [first.address, second.address]
-        .into_iter()
-        .map(|address| {
-            let (cluster, stop, asked) = (cluster.clone(), stop.clone(), asked.clone());
+    let load = Load::on(&cluster, &[first.address, second.address]);
+    for round in 0..3 {
+        cluster.of::<Secret>("kube-system").delete(&EGRESS.secret(), &DeleteParams::default()).await.unwrap();
+        settled(&cluster, &[&first, &second]).await;
+        load.goes_on().await;
+        assert_eq!(certificates(&authorities(&cluster).await), round + 2);
+    }
+    load.end().await;
+}
+
+#[tokio::test]
+async fn a_replaced_certificate_ends_the_program_when_it_is_told_so() {
+    let cluster = Cluster::start().await;
+    let mut replica = Replica::start(&cluster, Egresses, Source::Rotation(quick()), true);
+    replica.is_ready().await;
+    // The first certificate is no reason to end.
+    let early = tokio::time::timeout(Duration::from_millis(500), replica.running.refreshed()).await;
+    assert!(early.is_err());
+    cluster.of::<Secret>("kube-system").delete(&EGRESS.secret(), &DeleteParams::default()).await.unwrap();
+    tokio::time::timeout(LIMIT, replica.running.refreshed()).await.unwrap().unwrap();
+    replica.running.drain(std::future::ready(())).await;
+}
+
+#[tokio::test]
+async fn until_its_time_to_end_comes_a_replica_serves_on_with_the_new_certificate() {
+    let cluster = Cluster::start().await;
+    install(&cluster, &EGRESS).await;
+    let hour = Some(Duration::from_secs(3600));
+    let mut replica = Replica::ending(&cluster, Egresses, Source::Rotation(quick()), hour);
+    replica.is_ready().await;
+    for _ in 0..2 {
+        cluster.of::<Secret>("kube-system").delete(&EGRESS.secret(), &DeleteParams::default()).await.unwrap();
+        settled(&cluster, &[&replica]).await;
+        assert!(replica.running.refreshed().now_or_never().is_none());
+    }
+}
+
+/// Asks a replica all the time, each time over a new connection, with what an API server knew a moment ago.
+struct Load {
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn on(cluster: &Arc<Cluster>, addresses: &[std::net::SocketAddr]) -> Self {
+        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let start = |address: &std::net::SocketAddr| {
+            let (cluster, stop, asked, address) = (cluster.clone(), stop.clone(), asked.clone(), *address);
             tokio::spawn(async move {
                 let question = good();
                 while !stop.load(SeqCst) {
@@ -211,35 +255,57 @@ async fn a_rotation_under_load_loses_no_request() {
                     }
                 }
             })
-        })
-        .collect();
-    for round in 0..3 {
-        let before = asked.load(SeqCst);
-        cluster.of::<Secret>("kube-system").delete(&EGRESS.secret(), &DeleteParams::default()).await.unwrap();
-        settled(&cluster, &[&first, &second]).await;
+        };
+        let tasks = addresses.iter().map(start).collect();
+        Self { stop, asked, tasks }
+    }
+
+    /// Waits for more answers, or for the first that was none.
+    async fn goes_on(&self) {
+        let before = self.asked.load(SeqCst);
         eventually("requests go on", async || {
-            asked.load(SeqCst) > before + 4 || load.iter().any(tokio::task::JoinHandle::is_finished)
+            self.asked.load(SeqCst) > before + 4
+                || self.tasks.iter().any(tokio::task::JoinHandle::is_finished)
         })
         .await;
-        assert_eq!(certificates(&authorities(&cluster).await), round + 2);
     }
-    stop.store(true, SeqCst);
-    for task in load {
-        task.await.unwrap();
+
+    /// None was lost.
+    async fn end(self) {
+        self.stop.store(true, SeqCst);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
     }
 }
 
-#[tokio::test]
-async fn a_replaced_certificate_ends_the_program_when_it_is_told_so() {
-    let cluster = Cluster::start().await;
-    let mut replica = Replica::start(&cluster, Egresses, Source::Rotation(quick()), true);
-    replica.is_ready().await;
-    // The first certificate is no reason to end.
-    let early = tokio::time::timeout(Duration::from_millis(500), replica.running.refreshed()).await;
-    assert!(early.is_err());
-    cluster.of::<Secret>("kube-system").delete(&EGRESS.secret(), &DeleteParams::default()).await.unwrap();
-    tokio::time::timeout(LIMIT, replica.running.refreshed()).await.unwrap().unwrap();
-    replica.running.drain().await;
+/// A backup, Coil v2 or a person writes a Secret that is in order and knows nothing of the authority in use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_secret_that_somebody_else_writes_loses_no_request() {
+    let elsewhere = Cluster::start().await;
+    let maker = started(&elsewhere, &quick()).await;
+    maker.is_ready().await;
+    let foreign = secret(&elsewhere, &EGRESS).await.unwrap().data.unwrap();
+
+    let cluster = Arc::new(Cluster::start().await);
+    install(&cluster, &EGRESS).await;
+    let rotation = Rotation { propagation: SignedDuration::from_secs(2), ..quick() };
+    let (first, second) = (started(&cluster, &rotation).await, started(&cluster, &rotation).await);
+    settled(&cluster, &[&first, &second]).await;
+    let old = authorities(&cluster).await;
+    let load = Load::on(&cluster, &[first.address, second.address]);
+    let patch = Patch::Merge(json!({"data": foreign}));
+    let secrets = cluster.of::<Secret>("kube-system");
+    secrets.patch(&EGRESS.secret(), &PatchParams::default(), &patch).await.unwrap();
+    eventually("API servers are told of both authorities", async || {
+        let both = bundles(&cluster).await;
+        both.iter().all(|bundle| bundle.starts_with(&foreign["ca.crt"].0) && bundle.ends_with(&old))
+    })
+    .await;
+    settled(&cluster, &[&first, &second]).await;
+    assert_eq!(authorities(&cluster).await, foreign["ca.crt"].0, "it was left as it was");
+    load.goes_on().await;
+    load.end().await;
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ use kube::api::{DeleteParams, PostParams};
 use prometheus::Registry;
 use serde_json::{Value, json};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use crate::{
     support::{Cluster, eventually},
     tls::{Asker, Trust},
@@ -41,7 +43,18 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
+    /// With `restart` it ends as soon as a certificate was replaced.
     pub(crate) fn start(cluster: &Cluster, judge: impl Judge, source: Source, restart: bool) -> Self {
+        Self::ending(cluster, judge, source, restart.then_some(Duration::ZERO))
+    }
+
+    /// It ends so long after a certificate was replaced.
+    pub(crate) fn ending(
+        cluster: &Cluster,
+        judge: impl Judge,
+        source: Source,
+        restart: Option<Duration>,
+    ) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let registry = Registry::new();
@@ -291,7 +304,8 @@ async fn what_is_no_review_gets_an_http_error() {
     assert_eq!(asker.ask(path, &good).await["allowed"], true);
 }
 
-/// A request in work is answered after the program was told to end, and no new one is taken.
+/// After the program was told to end it answers what still comes for a while; then a request in work is answered,
+/// and no new one is taken.
 #[tokio::test]
 async fn the_end_loses_no_request() {
     let cluster = Cluster::start().await;
@@ -300,7 +314,16 @@ async fn the_end_loses_no_request() {
     let good = review(&EGRESS, "CREATE", &egress(&json!({})), &Value::Null).to_string().into_bytes();
     let mut slow = asker.begin(EGRESS.validate_path, &good).await;
     let Replica { running, .. } = replica;
-    let drained = tokio::spawn(running.drain());
+    let (over, linger) = tokio::sync::oneshot::channel::<()>();
+    let drained = tokio::spawn(running.drain(async move { linger.await.unwrap() }));
+    tokio::task::yield_now().await;
+    let late = review(&EGRESS, "CREATE", &egress(&json!({})), &Value::Null);
+    assert_eq!(asker.ask(EGRESS.validate_path, &late).await["allowed"], true);
+    // Half a head of a request is not waited for.
+    let mut half = asker.connect().await.unwrap();
+    half.write_all(b"POST /").await.unwrap();
+    half.flush().await.unwrap();
+    over.send(()).unwrap();
     eventually("no new connection is taken", async || asker.connect().await.is_err()).await;
     assert!(!drained.is_finished(), "the request is still in work");
     let (status, body) = slow.end().await;
@@ -309,13 +332,41 @@ async fn the_end_loses_no_request() {
     tokio::time::timeout(crate::support::LIMIT, drained).await.unwrap().unwrap();
 }
 
+/// More connections than there are places, each of which asks once and then stays.
+#[tokio::test]
+async fn idle_connections_keep_nobody_out() {
+    let cluster = Cluster::start().await;
+    let replica = Replica::start(&cluster, Egresses, Source::Rotation(quick()), false);
+    let asker = asker(&cluster, &replica, EGRESS).await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let mut stream = asker.connect().await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: webhook\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+        idle.push(stream);
+    }
+    // Plain TCP connections that never begin TLS hold places as well.
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(tokio::net::TcpStream::connect(replica.address).await.unwrap());
+    }
+    let good = review(&EGRESS, "CREATE", &egress(&json!({})), &Value::Null);
+    assert_eq!(asker.ask(EGRESS.validate_path, &good).await["allowed"], true);
+    // The oldest had to go.
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(crate::support::LIMIT, idle[0].read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "it is still there");
+}
+
 /// The webhooks, and the API server's own rules, are asked in this test binary by the same documents; here the
 /// configurations exist, so that they get the authority.
 pub(crate) async fn install(cluster: &Cluster, of: &Webhook) {
     use k8s_openapi::api::admissionregistration::v1::{
         MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
     };
-    let path = format!("{}/../deploy/webhooks/{}.yaml", env!("CARGO_MANIFEST_DIR"), of.part);
+    let path = format!("{}/../deploy/{}/webhook.yaml", env!("CARGO_MANIFEST_DIR"), of.part);
     let text = std::fs::read_to_string(path).unwrap();
     let mut documents = serde_yaml_ng::Deserializer::from_str(&text);
     let mutating: MutatingWebhookConfiguration =

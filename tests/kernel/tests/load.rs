@@ -3,8 +3,8 @@
 
 use std::{path::Path, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
-use coil_agent::datapath::{Datapath, Desired, PINNED_MAPS, Report};
+use anyhow::{Context as _, Result, bail, ensure};
+use coil_agent::datapath::{Datapath, Desired, LocalPod, PINNED_MAPS, Report};
 use coil_kernel_tests::{Node, Pins};
 use coil_packet::Reason;
 
@@ -102,6 +102,25 @@ fn a_new_agent_takes_over() -> Result<()> {
         next.detach_all()?;
         ensure!(self::filters(&desired)?.is_empty(), "no filter is left");
         ensure!(!pins.config().pin_root.exists(), "nothing is left");
+        Ok(())
+    })
+}
+
+/// DEL of a pod may come when another plugin has given its address to a newer one.
+#[test]
+fn what_a_newer_pod_has_stays() -> Result<()> {
+    let pins = Pins::new()?;
+    Node::run(&pins, |_| {
+        let desired = coil_kernel_tests::desired()?;
+        let mut datapath = Datapath::open(&pins.config())?;
+        datapath.apply(&desired)?;
+        let [old, other, ..] = &desired.pods[..] else { bail!("two pods") };
+        let newer = LocalPod { addresses: old.addresses.clone(), ..other.clone() };
+        datapath.put(&Desired { pods: vec![newer], ..desired.clone() })?;
+        let report = datapath.take_out(old.ifindex, &old.addresses)?;
+        ensure!(report.detached > 0 && report.entries.removed == 0, "{report:?}");
+        let report = datapath.take_out(other.ifindex, &old.addresses)?;
+        ensure!(report.entries.removed == old.addresses.len(), "{report:?}");
         Ok(())
     })
 }

@@ -4,7 +4,8 @@ use super::*;
 
 impl World {
     /// What must hold at every moment.
-    pub(crate) fn check(&self) -> Held {
+    pub(crate) fn check(&mut self) -> Held {
+        self.judge_news()?;
         let blocks = self.api.lock().all("addressblocks");
         for (n, a) in blocks.iter().enumerate() {
             for b in &blocks[n + 1..] {
@@ -38,6 +39,54 @@ impl World {
         Ok(())
     }
 
+    /// No request changed an object that it was not meant for, and no BlockRequest was answered with a block
+    /// that was made for another.
+    fn judge_news(&mut self) -> Held {
+        let api = self.api.lock();
+        if let Some(request) = &api.misled {
+            return Err(format!("meant for an older object of that name: {request}"));
+        }
+        for change in &api.history[self.judged..] {
+            let object = &change.object;
+            let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+            match change.plural.as_str() {
+                "addressblocks" => {
+                    let request = object["metadata"]["labels"]["coil.cybozu.com/request"].as_str();
+                    self.made.insert((name(object).to_owned(), request.unwrap_or_default().to_owned()));
+                }
+                "blockrequests" => {
+                    if let Some(block) = object["status"]["addressBlockName"].as_str()
+                        && !self.made.contains(&(block.to_owned(), uid.to_owned()))
+                    {
+                        return Err(format!("{} is answered with {block}, made for another", name(object)));
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.judged = api.history.len();
+        Ok(())
+    }
+
+    /// An agent that knows that a block is being deleted gives no new address of it: whoever deletes it may
+    /// have its last step under way.
+    pub(super) fn gave_from_what_stays(&self, at: usize, allocation: &Allocation) -> Held {
+        let Some(agent) = &self.nodes[at].agent else { return Ok(()) };
+        let given = addresses(allocation);
+        let of = |block: &Value| networks(block).iter().any(|n| given.iter().any(|a| n.contains(a)));
+        let blocks = self.api.lock().all("addressblocks");
+        let leaves =
+            |block: &&Value| agent.knew_it_leaves(block["metadata"]["uid"].as_str().unwrap_or_default());
+        match blocks.iter().filter(|b| of(b)).find(leaves) {
+            Some(block) => Err(format!(
+                "{} gave an address of {}, which it knew leaves",
+                self.nodes[at].name,
+                name(block)
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Time passes without faults, and everything arrives.
     fn calm(&mut self, rounds: usize) -> Held {
         for _ in 0..rounds {
@@ -55,7 +104,8 @@ impl World {
                         agent.deliver(&api, false);
                     }
                 }
-                for id in api.waiting() {
+                let (misled, others) = api.late();
+                for id in api.waiting().into_iter().chain(misled).chain(others) {
                     api.carry_out(id);
                 }
                 drop(api);

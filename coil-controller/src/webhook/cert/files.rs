@@ -4,6 +4,7 @@
 //! two levels above, and other tools write in place, so no single event tells of all changes.
 
 use std::{
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -11,15 +12,15 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Refreshed, Served, State, pair};
+use super::{Served, State, pair};
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 type Contents = (Vec<u8>, Vec<u8>);
 
-/// Keeps the served certificate equal to the files. Returns only to have the program restarted.
-pub(super) async fn follow(dir: PathBuf, served: Arc<Served>, state: State, restart: bool) -> Refreshed {
+/// Keeps the served certificate equal to the files.
+pub(super) async fn follow(dir: PathBuf, served: Arc<Served>, state: State) -> Infallible {
     let mut watch = Follower::new(dir);
     loop {
         match watch.look() {
@@ -29,9 +30,6 @@ pub(super) async fn follow(dir: PathBuf, served: Arc<Served>, state: State, rest
                 let replaced = served.replace(key);
                 info!(directory = %watch.dir.display(), replaced, "serving the webhook certificate");
                 state.ready();
-                if replaced && restart {
-                    return Refreshed;
-                }
             }
             Look::Bad(why) => {
                 if served.current().is_some() {

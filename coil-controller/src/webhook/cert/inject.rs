@@ -9,9 +9,10 @@ use kube::{
     api::{ApiResource, DynamicObject, PostParams},
 };
 use serde_json::{Value, json};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tracing::info;
 
-use super::Failed;
+use super::{Failed, pair};
 use crate::webhook::names::Webhook;
 
 /// Attempts against other writers before it is left for the next round.
@@ -58,11 +59,18 @@ impl Configuration {
         Ok(clients(&mut object.data).filter_map(|client| bundle(client)).collect())
     }
 
-    /// Makes it say `bundle`. Tells whether it exists.
-    pub(super) async fn inject(&self, wanted: &[u8]) -> Result<bool, Failed> {
+    /// Makes it say what `wanted` makes of the authorities that are in it. Tells whether it exists.
+    pub(super) async fn inject(
+        &self,
+        wanted: impl Fn(&[CertificateDer<'static>]) -> Vec<u8>,
+    ) -> Result<bool, Failed> {
         for _ in 0..ATTEMPTS {
             let Some(mut object) = self.get().await? else { return Ok(false) };
-            if !set(&mut object.data, wanted) {
+            let current: Vec<_> = clients(&mut object.data)
+                .filter_map(|client| bundle(client))
+                .flat_map(|pem| pair::certificates(&pem))
+                .collect();
+            if !set(&mut object.data, &wanted(&current)) {
                 return Ok(true);
             }
             match self.api.replace(&self.name, &PostParams::default(), &object).await {

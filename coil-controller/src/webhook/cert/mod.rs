@@ -1,6 +1,7 @@
 //! Where the server's certificate comes from: [`files`] that somebody mounts, or a Secret that the program
 //! keeps in order by itself ([`rotate`]).
 
+mod bundle;
 mod files;
 mod inject;
 mod issue;
@@ -9,12 +10,13 @@ mod rotate;
 mod secret;
 mod served;
 
-use std::{error::Error, path::PathBuf, sync::Arc};
+use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use kube::Client;
 use prometheus::{IntGauge, Registry};
 use tokio::sync::watch;
 use tokio_rustls::rustls::sign::CertifiedKey;
+use tracing::info;
 
 pub use pair::{PairError, certified};
 pub use rotate::{Clock, Rotation};
@@ -116,17 +118,35 @@ impl State {
     }
 }
 
-/// Keeps the served certificate in order. Returns only with `restart`, after a served certificate was replaced.
+/// Keeps the served certificate in order. Returns only with `restart`: so long after a served certificate was
+/// replaced. Until then certificates are followed as ever.
 pub async fn follow(
     client: Client,
     webhook: Webhook,
     source: Source,
     served: Arc<Served>,
     state: State,
-    restart: bool,
+    restart: Option<Duration>,
 ) -> Refreshed {
-    match source {
-        Source::Files(dir) => files::follow(dir, served, state, restart).await,
-        Source::Rotation(rotation) => rotate::follow(client, webhook, rotation, served, state, restart).await,
+    let replaced = served.clone();
+    let refreshed = async {
+        let Some(delay) = restart else { return std::future::pending().await };
+        replaced.replaced().await;
+        info!(
+            seconds = delay.as_secs(),
+            "the webhook certificate was replaced; the program ends later for that"
+        );
+        tokio::time::sleep(delay).await;
+        Refreshed
+    };
+    let followed = async {
+        match source {
+            Source::Files(dir) => files::follow(dir, served, state).await,
+            Source::Rotation(rotation) => rotate::follow(client, webhook, rotation, served, state).await,
+        }
+    };
+    tokio::select! {
+        never = followed => match never {},
+        refreshed = refreshed => refreshed,
     }
 }

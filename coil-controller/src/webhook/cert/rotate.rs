@@ -9,9 +9,11 @@
 //!
 //! Every replica does this. Of two that repair at the same time one gets a conflict and looks again. No
 //! request is lost when the authority changes: API servers are told to trust both authorities first, and a
-//! replica shows the new certificate only after they had time to hear of it.
+//! replica shows the new certificate only after they had time to hear of it. That holds too when somebody else
+//! wrote a Secret that does not know the old authority: [`bundle`](super::bundle) keeps that one in the
+//! configurations until every replica has changed.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
 use k8s_openapi::{
@@ -28,7 +30,8 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tracing::{debug, info, warn};
 
 use super::{
-    Failed, Refreshed, Served, State,
+    Failed, Served, State,
+    bundle::Keeper,
     inject::{Configuration, configurations},
     pair,
     secret::{self, Data, Lifetimes, Material, Subject},
@@ -72,27 +75,23 @@ impl Rotation {
     }
 }
 
-/// Keeps Secret, configurations and the served certificate in order. Returns only to have the program restarted.
+/// Keeps Secret, configurations and the served certificate in order.
 pub(super) async fn follow(
     client: Client,
     webhook: Webhook,
     rotation: Rotation,
     served: Arc<Served>,
     state: State,
-    restart: bool,
-) -> Refreshed {
+) -> Infallible {
     let mut rotator = Rotator::new(&client, &webhook, rotation, served, state.clone());
     let mut changes = std::pin::pin!(rotator.changes());
     let mut retry = RETRY.0;
     loop {
         let wait = match rotator.round().await {
-            Ok(done) => {
+            Ok(wait) => {
                 state.ready();
                 retry = RETRY.0;
-                if done.replaced && restart {
-                    return Refreshed;
-                }
-                done.wait
+                wait
             }
             Err(error) => {
                 let text = super::chain(&error);
@@ -113,14 +112,6 @@ pub(super) async fn follow(
     }
 }
 
-/// What a round did.
-struct Done {
-    /// Whether a certificate that was served has been replaced.
-    replaced: bool,
-    /// When to look again.
-    wait: Duration,
-}
-
 struct Rotator {
     secrets: Api<Secret>,
     secret: String,
@@ -133,6 +124,8 @@ struct Rotator {
     known: Vec<CertificateDer<'static>>,
     /// Since when API servers are told to trust which authorities.
     trusted: BTreeMap<Vec<u8>, Timestamp>,
+    /// What API servers are to trust beside the Secret's authorities.
+    keeper: Keeper,
     /// Configurations that were missing, to tell of each once.
     missing: Vec<String>,
     /// The certificate that was told to be waiting, to tell of each once.
@@ -147,7 +140,11 @@ impl Rotator {
         served: Arc<Served>,
         state: State,
     ) -> Self {
+        // A replica that heard nothing of the Secret changes a round later, and then waits for API servers.
+        let interval = SignedDuration::try_from(rotation.interval).unwrap_or(SignedDuration::MAX);
+        let all_changed = interval.saturating_add(rotation.propagation * 2);
         Self {
+            keeper: Keeper::new(webhook.authority(), all_changed),
             secrets: Api::namespaced(client.clone(), &rotation.namespace),
             secret: webhook.secret(),
             configurations: configurations(client, webhook),
@@ -174,22 +171,26 @@ impl Rotator {
         )
     }
 
-    async fn round(&mut self) -> Result<Done, Failed> {
+    /// Tells when to look again.
+    async fn round(&mut self) -> Result<Duration, Failed> {
         let material = self.material().await?;
         self.known.clone_from(&material.authorities);
+        let now = (self.rotation.clock)();
         for configuration in &self.configurations {
-            let exists = configuration.inject(&material.bundle).await?;
+            let wanted = |current: &[CertificateDer<'static>]| self.keeper.bundle(&material, current, now);
+            let exists = configuration.inject(wanted).await?;
             let told = self.missing.contains(&configuration.name);
             if !exists && !told {
                 warn!(
                     configuration = configuration.name,
-                    "does not exist: apply deploy/webhooks to have objects judged"
+                    "does not exist: apply webhook.yaml of deploy/ipam or deploy/egress to have objects judged"
                 );
                 self.missing.push(configuration.name.clone());
             } else if exists && told {
                 self.missing.retain(|name| *name != configuration.name);
             }
         }
+        self.keeper.told(now);
         let now = (self.rotation.clock)();
         self.trusted.retain(|der, _| material.authorities.iter().any(|a| a.as_ref() == der.as_slice()));
         for authority in &material.authorities {
@@ -199,35 +200,37 @@ impl Rotator {
     }
 
     /// Serves the certificate when API servers trust it, or when what is served is of no use.
-    fn serve(&mut self, material: &Material, now: Timestamp) -> Done {
-        let mut done = Done { replaced: false, wait: self.rotation.interval };
+    fn serve(&mut self, material: &Material, now: Timestamp) -> Duration {
+        let wait = self.rotation.interval;
         if self.served.is(&material.key) {
-            return done;
+            return wait;
         }
         let since = material.authorities.first().and_then(|a| self.trusted.get(a.as_ref()));
         let left = since
             .map_or(SignedDuration::ZERO, |since| self.rotation.propagation - now.duration_since(*since));
         if left.is_positive() && self.serves_well(now) {
-            done.wait = Duration::try_from(left).unwrap_or(done.wait).min(done.wait);
             let leaf = material.key.cert.first().cloned();
             if self.waiting != leaf {
                 let seconds = left.as_secs();
                 info!(seconds, "the new webhook certificate is served when API servers trust it");
                 self.waiting = leaf;
             }
-            return done;
+            return Duration::try_from(left).unwrap_or(wait).min(wait);
         }
-        done.replaced = self.served.replace(material.key.clone());
+        self.keeper.serves(material.authorities.first());
+        let replaced = self.served.replace(material.key.clone());
         self.state.serving(&material.key);
         let until = material.key.cert.first().and_then(pair::facts).map(|f| f.until.to_string());
-        info!(secret = self.secret, until, replaced = done.replaced, "serving the webhook certificate");
-        done
+        info!(secret = self.secret, until, replaced, "serving the webhook certificate");
+        wait
     }
 
-    /// Whether somebody is served with a certificate that is good now.
+    /// Whether somebody is served with a certificate that is good now, as is its authority.
     fn serves_well(&self, now: Timestamp) -> bool {
         let current = self.served.current();
-        current.and_then(|key| pair::facts(key.cert.first()?)).is_some_and(|facts| facts.is_good(now))
+        let leaf = current.and_then(|key| pair::facts(key.cert.first()?));
+        let authority = self.keeper.serving().and_then(pair::facts);
+        [leaf, authority].iter().all(|facts| facts.as_ref().is_some_and(|facts| facts.is_good(now)))
     }
 
     /// The Secret in order, made so when it is not.

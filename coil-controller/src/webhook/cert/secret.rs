@@ -186,7 +186,8 @@ fn certify(
     Ok((bundle, pair))
 }
 
-fn bundle_of(certificates: &[CertificateDer<'static>]) -> String {
+/// Certificates as a text in PEM form.
+pub(super) fn bundle_of(certificates: &[CertificateDer<'static>]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     let one =
         |der: &CertificateDer<'_>| pem::encode_config(&pem::Pem::new("CERTIFICATE", der.to_vec()), config);

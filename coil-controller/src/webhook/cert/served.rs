@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::Notify;
 use tokio_rustls::rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -11,6 +12,7 @@ use tokio_rustls::rustls::{
 #[derive(Debug, Default)]
 pub struct Served {
     current: RwLock<Option<Arc<CertifiedKey>>>,
+    replaced: Notify,
 }
 
 impl Served {
@@ -29,7 +31,15 @@ impl Served {
     /// Serves this one from now on. Tells whether another one was served before.
     pub fn replace(&self, key: Arc<CertifiedKey>) -> bool {
         let old = self.current.write().unwrap_or_else(PoisonError::into_inner).replace(key);
+        if old.is_some() {
+            self.replaced.notify_one();
+        }
         old.is_some()
+    }
+
+    /// Waits until a certificate takes the place of another. For one waiter; the first certificate does not count.
+    pub async fn replaced(&self) {
+        self.replaced.notified().await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! What kubectl says of pools and Egresses that cannot be right: the field and the fix. What needs no
 //! other object is refused as well while no webhook is configured.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use coil_lab::Lab;
 
 use crate::common::{LIMIT, check, end, get, idle_pod, items, start, wait_ready};
@@ -178,11 +178,16 @@ fn a_template_without_containers_gets_one(lab: &Lab) -> Result<()> {
 fn people_can_read_it(lab: &Lab) -> Result<()> {
     lab.apply(&idle_pod("default", "reader", "node1", ""))?;
     wait_ready(lab, "default", &["reader"])?;
+    // Which block it is depends on what earlier pods had.
+    let blocks = items(lab, "addressblocks")?;
+    let block = blocks.iter().find(|block| block["metadata"]["labels"]["coil.cybozu.com/node"] == "node1");
+    let block = block.context("node1 has no block")?;
+    let text = |field: &str| block[field].as_str().with_context(|| format!("no {field} in {block}"));
+    let (ipv4, ipv6) = (text("ipv4")?, text("ipv6")?);
+    check(ipv4.starts_with("10.64.0.") && ipv4.ends_with("/27"), || ipv4.into())?;
+    check(ipv6.starts_with("fd64::") && ipv6.ends_with("/123"), || ipv6.into())?;
     for (words, shown) in [
-        (
-            "get addressblocks",
-            &["NODE", "POOL", "IPV4", "IPV6", "node1", "default", "10.64.0.0/27", "fd64::/123"][..],
-        ),
+        ("get addressblocks", &["NODE", "POOL", "IPV4", "IPV6", "node1", "default", ipv4, ipv6][..]),
         ("get addresspools", &["BLOCKSIZE BITS", "default", "5"]),
         ("explain addresspool.spec", &["AddressPool", "blockSizeBits", "subnets", "<integer>", "-required-"]),
         ("explain egress.spec.destinations", &["destinations", "<[]string>"]),
