@@ -1,6 +1,7 @@
 //! The maps. Their names are the names of their pins.
 
 use aya_ebpf::{
+    bindings::bpf_fib_lookup,
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
@@ -111,6 +112,37 @@ static PACES: Array<Pace, 1> = Array::new();
 
 #[btf_map(name = "coil_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map(name = "coil_fib")]
+static FIB: PerCpuArray<FibWords, 1> = PerCpuArray::new();
+
+/// `struct bpf_fib_lookup` in words.
+type FibWords = [u64; 8];
+
+/// This CPU's room for a question to the routing, all zero: the stack of a deep call has none.
+#[inline(always)]
+pub(crate) fn fib_params() -> Option<&'static mut bpf_fib_lookup> {
+    const {
+        assert!(size_of::<bpf_fib_lookup>() == size_of::<FibWords>());
+        assert!(align_of::<bpf_fib_lookup>() <= align_of::<FibWords>());
+    }
+    let slot = FIB.get_ptr_mut(0)?;
+    let word = slot.cast::<u64>();
+    // Volatile, so that they are stores and not a call of memset with a stack of its own.
+    // SAFETY: the slot has eight words, of this CPU alone while the program runs.
+    unsafe {
+        word.write_volatile(0);
+        word.add(1).write_volatile(0);
+        word.add(2).write_volatile(0);
+        word.add(3).write_volatile(0);
+        word.add(4).write_volatile(0);
+        word.add(5).write_volatile(0);
+        word.add(6).write_volatile(0);
+        word.add(7).write_volatile(0);
+    }
+    // SAFETY: large enough, aligned, integers and unions of integers.
+    Some(unsafe { &mut *slot.cast() })
+}
 
 /// Memory for one decision of either family.
 #[repr(C)]

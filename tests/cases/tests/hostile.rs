@@ -155,8 +155,8 @@ fn change(case: &mut Case, change: &Change) {
         Change::Discovery { kind, code } => {
             let (protocol, header) = if v4 { (9, 20) } else { (6, 40) };
             frame[ETHERNET + protocol] = if v4 { 1 } else { 58 };
-            // IPv4 has types of its own: timestamps and the like.
-            frame[ETHERNET + header] = if v4 { 9 + kind % 5 } else { kind };
+            // IPv4 has types of its own: routers, timestamps, address masks.
+            frame[ETHERNET + header] = if v4 { [9, 10, 13, 14, 17][usize::from(kind % 5)] } else { kind };
             frame[ETHERNET + header + 1] = code;
         }
         Change::LastHop(ttl) => frame[ETHERNET + if v4 { 8 } else { 7 }] = ttl,
@@ -174,7 +174,6 @@ proptest! {
         let cases = fast();
         let mut case = cases[which % cases.len()].clone();
         change(&mut case, &what);
-        // Discovery is ICMPv6's; an ICMP error of IPv4 may be about a fast flow.
         untouched(&case, &format!("{what:?}"))?;
     }
 }
