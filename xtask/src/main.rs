@@ -9,11 +9,14 @@ mod build;
 mod build_ebpf;
 mod built;
 mod crdgen;
+mod e2e;
+mod image;
 mod lab;
 mod lint;
 mod plugin;
 mod run;
 mod setup;
+mod static_build;
 mod test;
 mod vm;
 
@@ -34,6 +37,8 @@ enum Verb {
     Test(test::Args),
     Bench(bench::Args),
     Lab(lab::Args),
+    Image(image::Args),
+    E2e(e2e::Args),
     Vm(vm::Args),
 }
 
@@ -46,6 +51,8 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Lab(args) => lab::run(&args),
+        Verb::E2e(args) => e2e::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Vm(args) => vm::run(&args),
     };
     match done {

@@ -7,6 +7,7 @@ mod admission;
 mod cel;
 mod kubectl;
 mod lists;
+mod manifests;
 mod objects;
 mod raw;
 
