@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod built;
+mod chart;
 mod crdgen;
 mod e2e;
 mod image;
@@ -33,6 +34,7 @@ enum Verb {
     Setup(setup::Args),
     BuildEbpf(build_ebpf::Args),
     Crdgen(crdgen::Args),
+    Chart(chart::Args),
     Lint(lint::Args),
     Test(test::Args),
     Bench(bench::Args),
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::BuildEbpf(args) => build_ebpf::run(&args),
         Verb::Crdgen(args) => crdgen::run(&args),
+        Verb::Chart(args) => chart::run(&args),
         Verb::Lint(args) => lint::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),

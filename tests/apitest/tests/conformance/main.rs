@@ -5,6 +5,7 @@
 
 mod admission;
 mod cel;
+mod chart;
 mod kubectl;
 mod lists;
 mod manifests;
