@@ -168,7 +168,9 @@ impl Node {
     }
 
     /// Takes over the pods that earlier runs connected. To be called before anything is added.
-    pub fn recover(&self, found: Vec<Found>) {
+    pub fn recover(&self, mut found: Vec<Found>) {
+        // Behind another plugin, the link of a pod's last container may be there still: the newest one counts.
+        found.sort_by_key(|pod| pod.link.host.index);
         if let Some(ipam) = &self.ipam {
             let own = found.iter().filter(|pod| !pod.is_chained());
             ipam.recover(own.map(Found::allocation).collect());

@@ -46,21 +46,44 @@ fn unavailable(command: Command) -> u32 {
     if command == Command::Status { code::NOT_AVAILABLE } else { code::TRY_AGAIN_LATER }
 }
 
+/// Why there is no answer.
+enum Failed {
+    /// Nobody listens, or who did has ended in between: a coild that is restarted.
+    Absent(ErrorDocument),
+    /// Anything else.
+    Refused(ErrorDocument),
+}
+
 async fn ask(command: Command, request: &Request) -> Result<Option<Vec<u8>>, ErrorDocument> {
-    let stream = match connect(command, &request.socket).await {
+    let started = Instant::now();
+    loop {
+        match ask_once(command, request).await {
+            Err(Failed::Absent(_)) if command == Command::Status && started.elapsed() < PATIENCE => {
+                time::sleep(PAUSE).await;
+            }
+            Err(Failed::Absent(e) | Failed::Refused(e)) => return Err(e),
+            Ok(answer) => return Ok(answer),
+        }
+    }
+}
+
+async fn ask_once(command: Command, request: &Request) -> Result<Option<Vec<u8>>, Failed> {
+    let stream = match UnixStream::connect(&request.socket).await {
         Ok(stream) => stream,
         // Nobody holds the socket, so nobody works on this attachment: a coild that ends holds it until its last
         // request is done. And what a coild that starts later knows of it is what the kernel has.
         Err(e) if command == Command::Del && is_absent(&e) => {
-            return alone::del(request).await.map(|()| None);
+            return alone::del(request).await.map(|()| None).map_err(Failed::Refused);
         }
         Err(e) => {
             let msg = format!("cannot reach coild on {}: {e}; is it running?", request.socket);
-            return Err(error(unavailable(command), msg));
+            let document = error(unavailable(command), msg);
+            return Err(if is_absent(&e) { Failed::Absent(document) } else { Failed::Refused(document) });
         }
     };
     let channel = channel(stream).await.map_err(|e| {
-        error(unavailable(command), format!("cannot speak to coild on {}: {e}", request.socket))
+        let msg = format!("cannot speak to coild on {}: {e}", request.socket);
+        Failed::Absent(error(unavailable(command), msg))
     })?;
     let mut client = CniClient::new(channel);
     let args = request.args.clone();
@@ -77,19 +100,7 @@ async fn ask(command: Command, request: &Request) -> Result<Option<Vec<u8>>, Err
         // Answered without coild.
         Command::Version => Ok(None),
     };
-    answer.map_err(|status| document(command, &status))
-}
-
-async fn connect(command: Command, socket: &str) -> io::Result<UnixStream> {
-    let started = Instant::now();
-    loop {
-        match UnixStream::connect(socket).await {
-            Err(e) if command == Command::Status && is_absent(&e) && started.elapsed() < PATIENCE => {
-                time::sleep(PAUSE).await;
-            }
-            answer => return answer,
-        }
-    }
+    answer.map_err(|status| failure(command, &status))
 }
 
 /// Whether no process serves the socket.
@@ -108,24 +119,28 @@ async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Error>
     Endpoint::from_static("http://coild").connect_with_connector(connector).await
 }
 
-fn document(command: Command, status: &Status) -> ErrorDocument {
+fn failure(command: Command, status: &Status) -> Failed {
     if let Some(e) = status::error_of(status) {
         let code = u32::try_from(e.code).unwrap_or(code::INTERNAL);
-        return ErrorDocument { details: e.details, ..error(code, e.msg) };
+        return Failed::Refused(ErrorDocument { details: e.details, ..error(code, e.msg) });
     }
     match status.code() {
         Code::Unimplemented => {
             let msg = format!("coild does not know {}: it is older than the plugin", command.name());
-            error(code::INTERNAL, msg)
+            Failed::Refused(error(code::INTERNAL, msg))
         }
         // coild ended, and how far it came is not known.
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => no_answer(command, status),
         // A connection that breaks before the first answer has no code of its own.
         Code::Unknown if std::error::Error::source(status).is_some() => no_answer(command, status),
-        code => error(code::INTERNAL, format!("coild failed ({code:?}): {}", status.message())),
+        code => {
+            let msg = format!("coild failed ({code:?}): {}", status.message());
+            Failed::Refused(error(code::INTERNAL, msg))
+        }
     }
 }
 
-fn no_answer(command: Command, status: &Status) -> ErrorDocument {
-    error(unavailable(command), format!("coild gave no answer: {}", status.message()))
+fn no_answer(command: Command, status: &Status) -> Failed {
+    let msg = format!("coild gave no answer: {}", status.message());
+    Failed::Absent(error(unavailable(command), msg))
 }

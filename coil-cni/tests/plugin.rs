@@ -156,8 +156,15 @@ fn without_coild() {
 async fn status_waits_for_a_coild_that_is_restarted() {
     let dir = tempfile::tempdir().unwrap();
     let socket = socket_in(&dir);
+    // It holds its socket until it has ended, and serves nobody new.
+    let ending = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let path = socket.clone();
     let asking = tokio::task::spawn_blocking(move || plugin("STATUS", &conf("1.1.0", &path), &[]));
+    ending.set_nonblocking(true).unwrap();
+    let ending = tokio::net::UnixListener::from_std(ending).unwrap();
+    drop(ending.accept().await.unwrap());
+    drop(ending);
+    std::fs::remove_file(&socket).unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let _asked = serve(&socket, Script::default());
     let (ok, document) = asking.await.unwrap();

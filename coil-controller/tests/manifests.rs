@@ -1,4 +1,4 @@
-//! The manifests in `deploy/webhooks` and the names in the code are the same.
+//! The manifests in `deploy/` and the names in the code are the same.
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// The documents of a manifest.
 fn documents(part: &str) -> Vec<Value> {
-    let path = format!("{}/../deploy/webhooks/{part}.yaml", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../deploy/{part}/webhook.yaml", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap();
     serde_yaml_ng::Deserializer::from_str(&text).map(|d| Value::deserialize(d).unwrap()).collect()
 }

@@ -1,6 +1,10 @@
 //! `cargo xtask crdgen`
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -43,13 +47,21 @@ fn generate(dir: &Path) -> Result<()> {
     run::run(&mut command)
 }
 
+/// The definitions of all folders, by folder and name. Kustomizations beside them are not generated.
 fn read(dir: &Path) -> Result<BTreeMap<String, String>> {
+    let mut files = BTreeMap::new();
+    for part in list(dir)? {
+        for path in list(&part)?.into_iter().filter(|path| !path.ends_with("kustomization.yaml")) {
+            let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            files.insert(name, text);
+        }
+    }
+    Ok(files)
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    entries
-        .map(|entry| {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Ok((name, fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?))
-        })
-        .collect()
+    entries.map(|entry| Ok(entry?.path())).collect()
 }

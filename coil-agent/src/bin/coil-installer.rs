@@ -9,7 +9,8 @@ use coil_agent::installer::{Settings, install};
 ///
 /// Environment: CNI_CONF_NAME (10-coil.conflist), CNI_ETC_DIR (/host/etc/cni/net.d), CNI_BIN_DIR
 /// (/host/opt/cni/bin), COIL_PATH (/usr/local/coil/coil), and CNI_NETCONF or CNI_NETCONF_FILE, the network
-/// configuration or a file with it.
+/// configuration or a file with it. With CNI_CHAIN=true the configuration that is in CNI_ETC_DIR is copied to
+/// CNI_CONF_NAME, which must come before it, with coil after its plugins.
 #[derive(Parser)]
 #[command(name = "coil-installer", version)]
 struct Args {

@@ -142,7 +142,23 @@ pub(super) async fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cni::fixture::{container, id, node};
+    use crate::{
+        cni::fixture::{container, id, node},
+        net::recover::Found,
+    };
+
+    #[tokio::test]
+    async fn of_two_containers_of_a_pod_the_newer_is_recovered() {
+        let node = node();
+        let found = [7, 9, 8].map(|index| {
+            let mut link = container("c").attached.link;
+            link.host.index = index;
+            let alias = Alias { pool: String::new(), owner: id("uid") };
+            Found { alias, link, netns: None, kernel_client: false }
+        });
+        node.recover(found.into());
+        assert_eq!(node.link_of(&id("uid")).map(|link| link.index), Some(9));
+    }
 
     #[tokio::test]
     async fn the_del_of_a_container_that_was_replaced_meanwhile_removes_nothing() {

@@ -9,6 +9,7 @@
 //! The plugin comes first: a runtime that sees the configuration finds the plugin. A step that
 //! fails leaves what was there before. Other plugins' files are never touched.
 
+mod chain;
 mod files;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use coil_api::names::DEFAULT_SOCKET;
 use serde_json::Value;
 
 pub use files::FileError;
@@ -31,7 +33,7 @@ pub struct Settings {
     pub bin_dir: PathBuf,
     /// `COIL_PATH`: the plugin to install.
     pub coil_path: PathBuf,
-    /// `CNI_NETCONF`, else the content of `CNI_NETCONF_FILE`.
+    /// `CNI_NETCONF`, else the content of `CNI_NETCONF_FILE`; with `CNI_CHAIN=true` neither.
     pub netconf: Netconf,
 }
 
@@ -42,6 +44,8 @@ pub enum Netconf {
     Text(String),
     /// A file with the text.
     File(PathBuf),
+    /// `CNI_CHAIN`: the configuration that is there, with coil after its plugins.
+    Chain,
 }
 
 /// What an installation changed.
@@ -95,7 +99,13 @@ impl Settings {
             return Err(InstallError::Setting { variable: "CNI_CONF_NAME", problem });
         }
         let given = |name| variable(name).filter(|value| !value.is_empty());
+        let chain = text("CNI_CHAIN", "false")?;
         let netconf = match (given("CNI_NETCONF"), given("CNI_NETCONF_FILE")) {
+            _ if chain == "true" => Netconf::Chain,
+            _ if chain != "false" => {
+                let problem = format!("{chain:?} is neither true nor false");
+                return Err(InstallError::Setting { variable: "CNI_CHAIN", problem });
+            }
             // The text wins, as in Coil v2: manifests may set both.
             (Some(_), _) => Netconf::Text(text("CNI_NETCONF", "")?),
             (None, Some(file)) => Netconf::File(file.into()),
@@ -120,21 +130,27 @@ impl Settings {
 /// # Errors
 /// When a setting, the configuration, or a file operation is at fault; nothing is half-written.
 pub fn install(settings: &Settings) -> Result<Installed, InstallError> {
-    let (netconf, origin) = match &settings.netconf {
-        Netconf::Text(text) => (text.clone(), "CNI_NETCONF".to_owned()),
-        Netconf::File(path) => (files::read_text(path)?, path.display().to_string()),
+    let target = settings.etc_dir.join(&settings.conf_name);
+    let netconf = match &settings.netconf {
+        Netconf::Text(text) => Some((text.clone(), "CNI_NETCONF".to_owned())),
+        Netconf::File(path) => Some((files::read_text(path)?, path.display().to_string())),
+        Netconf::Chain => chain::list(&settings.etc_dir, &target, DEFAULT_SOCKET)?
+            .map(|list| (list, "CNI_CHAIN".to_owned())),
     };
-    let network = network_of(&netconf, &origin)?;
+    let network = netconf.as_ref().map(|(netconf, origin)| network_of(netconf, origin)).transpose()?;
     let plugin = files::read(&settings.coil_path)?;
     files::make_folder(&settings.bin_dir)?;
     files::make_folder(&settings.etc_dir)?;
 
     let mut installed = Installed::default();
-    let target = settings.bin_dir.join("coil");
-    if files::replace(&target, &plugin, 0o755)? {
-        installed.written.push(target);
+    let binary = settings.bin_dir.join("coil");
+    if files::replace(&binary, &plugin, 0o755)? {
+        installed.written.push(binary);
     }
-    let target = settings.etc_dir.join(&settings.conf_name);
+    // Without one, the list that is there has coil in it already.
+    let Some((netconf, network)) = netconf.map(|(netconf, _)| netconf).zip(network) else {
+        return Ok(installed);
+    };
     if files::replace(&target, netconf.as_bytes(), 0o644)? {
         installed.written.push(target.clone());
     }

@@ -183,3 +183,51 @@ fn settings_come_from_the_environment() {
     let error = env(&[("CNI_NETCONF", NETCONF), ("CNI_CONF_NAME", "../x.conflist")]).unwrap_err().to_string();
     assert!(error.starts_with("CNI_CONF_NAME"), "{error}");
 }
+
+#[test]
+fn behind_another_plugin() {
+    let (_root, mut settings) = node();
+    settings.netconf = Netconf::Chain;
+    settings.conf_name = "00-coil.conflist".into();
+    let own = settings.etc_dir.join("00-coil.conflist");
+    let error = install(&settings).unwrap_err().to_string();
+    assert!(error.contains("no plugin to come after"), "{error}");
+    assert!(names(&settings.etc_dir).is_empty() && names(&settings.bin_dir).is_empty());
+
+    let theirs = r#"{"cniVersion":"0.3.1","name":"kindnet","plugins":[{"type":"ptp","mtu":1400},{"type":"portmap"}]}"#;
+    let put = |name: &str, text: &str| fs::write(settings.etc_dir.join(name), text).unwrap();
+    put("10-kindnet.conflist", theirs);
+    put("87-podman.conflist", r#"{"name":"podman","plugins":[{"type":"bridge"}]}"#);
+    put("00-notes.txt", "{");
+    install(&settings).unwrap();
+    let read = |path: &Path| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+    let list = read(&own);
+    let types = |list: &Value| plugin_types(list).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(types(&list), ["ptp", "portmap", "coil"]);
+    assert_eq!((&list["name"], &list["cniVersion"]), (&"kindnet".into(), &"0.3.1".into()));
+    assert_eq!((&list["plugins"][0]["mtu"], &list["plugins"][2]["socket"]), (&1400.into(), &"/run/coild.sock".into()));
+    assert_eq!(fs::read_to_string(settings.etc_dir.join("10-kindnet.conflist")).unwrap(), theirs);
+    assert_eq!(install(&settings).unwrap(), Installed::default());
+
+    // What the other plugin has changed is followed; a single plugin becomes a list.
+    put("10-kindnet.conflist", r#"{"cniVersion":"0.3.1","name":"kindnet","type":"ptp"}"#);
+    assert_eq!(install(&settings).unwrap().written, std::slice::from_ref(&own));
+    assert_eq!(types(&read(&own)), ["ptp", "coil"]);
+    // A list that somebody has put coil into is used as it is.
+    fs::remove_file(&own).unwrap();
+    put("10-kindnet.conflist", CHAINED);
+    assert_eq!(install(&settings).unwrap(), Installed::default());
+    // The copy must come first.
+    settings.conf_name = "50-coil.conflist".into();
+    put("10-kindnet.conflist", theirs);
+    let error = install(&settings).unwrap_err().to_string();
+    assert!(error.contains("10-kindnet.conflist comes first"), "{error}");
+}
+
+#[test]
+fn the_variable_of_a_chain() {
+    let env = |value: &'static str| Settings::from_env(move |name| (name == "CNI_CHAIN").then(|| value.into()));
+    assert_eq!(env("true").unwrap().netconf, Netconf::Chain);
+    assert!(env("yes").unwrap_err().to_string().starts_with("CNI_CHAIN"));
+    assert!(env("false").unwrap_err().to_string().starts_with("CNI_NETCONF: not set"));
+}

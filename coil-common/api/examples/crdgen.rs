@@ -4,8 +4,10 @@ use std::{error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: crdgen FOLDER")?);
-    fs::create_dir_all(&dir)?;
     for crd in coil_api::crd::definitions() {
+        // Each half of Coil can be installed without the other.
+        let dir = dir.join(if crd.spec.names.kind == "Egress" { "egress" } else { "ipam" });
+        fs::create_dir_all(&dir)?;
         let file = dir.join(format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural));
         let text = serde_yaml_ng::to_string(&crd)?;
         fs::write(

@@ -1,4 +1,4 @@
-//! Names of the webhooks, as Coil v2 has them. The manifests in `deploy/webhooks` say the same; a test
+//! Names of the webhooks, as Coil v2 has them. The manifests in `deploy/` say the same; a test
 //! compares them.
 
 /// The webhooks of one program.

@@ -39,7 +39,7 @@ async fn judged(cluster: &Cluster, judge: impl Judge) -> (Replica, TempDir) {
     std::fs::write(files.path().join("tls.crt"), &certificate).unwrap();
     let replica = Replica::start(cluster, judge, Source::Files(files.path().to_owned()), false);
 
-    let path = format!("{}/../deploy/webhooks/{}.yaml", env!("CARGO_MANIFEST_DIR"), of.part);
+    let path = format!("{}/../deploy/{}/webhook.yaml", env!("CARGO_MANIFEST_DIR"), of.part);
     let text = std::fs::read_to_string(path).unwrap();
     for document in serde_yaml_ng::Deserializer::from_str(&text).take(2) {
         let mut configuration = DynamicObject::deserialize(document).unwrap();

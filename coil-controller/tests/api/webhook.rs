@@ -366,7 +366,7 @@ pub(crate) async fn install(cluster: &Cluster, of: &Webhook) {
     use k8s_openapi::api::admissionregistration::v1::{
         MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
     };
-    let path = format!("{}/../deploy/webhooks/{}.yaml", env!("CARGO_MANIFEST_DIR"), of.part);
+    let path = format!("{}/../deploy/{}/webhook.yaml", env!("CARGO_MANIFEST_DIR"), of.part);
     let text = std::fs::read_to_string(path).unwrap();
     let mut documents = serde_yaml_ng::Deserializer::from_str(&text);
     let mutating: MutatingWebhookConfiguration =

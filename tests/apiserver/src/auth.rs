@@ -1,5 +1,4 @@
-//! Who is asking: bearer tokens. Every known user may do everything; role-based
-//! authorization is not part of this server.
+//! Who is asking: bearer tokens. What they may do is [`crate::rbac`]'s.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};

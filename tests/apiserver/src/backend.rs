@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::admission::Admission;
 use crate::auth::Tokens;
+use crate::rbac::Authorizer;
 use crate::registry::{Registry, Resource};
 use crate::services::ServiceIps;
 use crate::status::{ApiError, Result};
@@ -19,6 +20,7 @@ pub(crate) struct Backend {
     pub(crate) registry: Registry,
     pub(crate) services: Arc<ServiceIps>,
     pub(crate) tokens: Tokens,
+    pub(crate) authorizer: Authorizer,
     pub(crate) admission: Admission,
     pub(crate) pages: Pages,
     /// PEM of the CA that signed the server's certificate.
@@ -90,6 +92,7 @@ impl Backend {
             let (crds, _) = self.store.list(&resource.table, None);
             self.registry.set_crds(crds.iter().map(|crd| crd.value()));
         }
+        self.authorizer.configured(&resource.table, self);
         self.admission.configured(resource.table.as_str(), self);
     }
 }

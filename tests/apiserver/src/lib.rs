@@ -11,8 +11,8 @@
 //!
 //! # What differs on purpose
 //!
-//! - **Users.** Bearer tokens, no client certificates. Whoever is known may do everything: roles and
-//!   bindings are stored, and nobody is asked about them.
+//! - **Users.** Bearer tokens, no client certificates, no impersonation. Roles and bindings decide as on a real server;
+//!   of a role's own making nobody is asked whether he holds what it gives, and no role is aggregated.
 //! - **State** is in memory. A watch can go back [`Config::watch_window`] events of its resource; a list
 //!   in pages is remembered until 64 others have been begun.
 //! - **Kinds.** The built-in ones of `registry::builtin`. Their types, names, and the rules that tests
@@ -30,6 +30,7 @@
 //!   makes another type than string. Types that cannot be told are accepted.
 //! - **Owned fields.** Maps have no `.` entry of their own, and old updaters are never merged.
 //!
+//! - **Reviews.** Of rules (`kubectl auth can-i --list`) there is none.
 //! - **Answers.** What is not there is told by a `Status` also where a real server answers in plain text.
 //!
 //! # What differed, and was mended
@@ -61,6 +62,7 @@ mod names;
 mod openapi;
 mod patch;
 mod protobuf;
+mod rbac;
 mod registry;
 mod schema;
 mod selector;
@@ -75,5 +77,6 @@ mod verbs;
 
 pub use auth::User;
 pub use kubeconfig::kubeconfig;
+pub use rbac::{Attributes, Policy, Question};
 pub use server::{ApiServer, Config, ServiceResolver, StartError};
 pub use tls::TlsError;

@@ -32,18 +32,17 @@ struct Args {
     /// URL for the kubeconfigs [default: the listening address].
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
-    /// Further user, optionally with groups: NAME[:GROUP,...]; repeatable.
+    /// File to which every question of a user about rights is appended, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    requests: Option<PathBuf>,
+    /// Further user, optionally with groups: NAME[=GROUP,...]; repeatable.
     #[arg(long, value_name = "USER", value_parser = parse_user)]
     user: Vec<(String, Vec<String>)>,
 }
 
-/// `NAME[:GROUP,…]`; names of system users contain colons, so a group list is what follows
-/// the last colon of a name that does not start with `system:`.
+/// `NAME[=GROUP,…]`.
 fn parse_user(text: &str) -> Result<(String, Vec<String>), String> {
-    let (name, groups) = match text.rsplit_once(':') {
-        Some((name, groups)) if !text.starts_with("system:") => (name, groups),
-        _ => (text, ""),
-    };
+    let (name, groups) = text.split_once('=').unwrap_or((text, ""));
     if name.is_empty() {
         return Err("a user needs a name".into());
     }
@@ -64,8 +63,13 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).with_context(|| format!("listening on {}", args.listen))?;
     let users: Vec<User> = args.user.into_iter().map(|(name, groups)| User::new(name, groups)).collect();
     let names: Vec<String> = users.iter().map(|user| user.name.clone()).chain(["admin".to_owned()]).collect();
-    let config =
-        Config { service_ranges: args.service_cidr, extra_sans: args.san, users, ..Config::default() };
+    let config = Config {
+        service_ranges: args.service_cidr,
+        extra_sans: args.san,
+        users,
+        requests: args.requests,
+        ..Config::default()
+    };
     let server = ApiServer::start(listener, config)?;
     let url = args.advertise.unwrap_or_else(|| server.url());
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::auth::{Tokens, User};
 use crate::backend::Backend;
 use crate::kubeconfig::kubeconfig;
 use crate::registry::Registry;
+use crate::rbac::{Authorizer, Record};
 use crate::services::ServiceIps;
 use crate::store::Store;
 use crate::tls::{Tls, TlsError};
@@ -39,6 +41,8 @@ pub struct Config {
     pub users: Vec<User>,
     /// How many events per resource a watch can go back.
     pub watch_window: usize,
+    /// File to which every question of a user about rights is appended, for tests of roles.
+    pub requests: Option<PathBuf>,
     /// Where the Services of webhooks are. What it does not know is looked up in the
     /// server's own EndpointSlices.
     pub services: Option<ServiceResolver>,
@@ -83,6 +87,7 @@ impl Default for Config {
             extra_sans: Vec::new(),
             users: Vec::new(),
             watch_window: 16_384,
+            requests: None,
             services: None,
         }
     }
@@ -97,6 +102,9 @@ pub enum StartError {
     /// The listener is not usable.
     #[error("listening for API requests")]
     Listen(#[source] std::io::Error),
+    /// The record of requests cannot be written.
+    #[error("writing the record of requests")]
+    Record(#[source] std::io::Error),
     /// Two service ranges of one family, or more than two.
     #[error("service ranges {0:?}: give one range, or one of each family")]
     ServiceRanges(Vec<IpNet>),
@@ -137,6 +145,7 @@ impl ApiServer {
             names.push(address.ip().to_string());
         }
         let tls = Tls::new(&names)?;
+        let record = config.requests.as_deref().map(Record::open).transpose().map_err(StartError::Record)?;
 
         let (store, removed) = Store::new(config.watch_window);
         let (collector, work) = mpsc::unbounded_channel();
@@ -145,6 +154,7 @@ impl ApiServer {
             registry: Registry::new(),
             services,
             tokens: Tokens::default(),
+            authorizer: Authorizer::new(record),
             admission: Admission::new(Arc::new(config.services)),
             pages: Pages::default(),
             ca: tls.ca,

@@ -147,6 +147,18 @@ impl ApiError {
         )
     }
 
+    /// Rules do not allow it: `asked` says what.
+    pub(crate) fn not_allowed(group: &str, resource: &str, name: &str, asked: impl fmt::Display) -> Self {
+        let plural = resource.split('/').next().unwrap_or_default();
+        let object = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            format!("{}{object} is forbidden: {asked}", qualified(group, plural)),
+            json!({"name": name, "group": group, "kind": plural}),
+        )
+    }
+
     pub(crate) fn not_found(group: &str, plural: &str, name: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,

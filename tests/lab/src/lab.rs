@@ -9,11 +9,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use coil_apiserver::Question;
+
 use crate::{
     config::Options,
     keeper::{self, Owned},
+    programs,
     remains::Remains,
     state::StateDir,
+    supervisor::REQUESTS,
 };
 
 const POLL: Duration = Duration::from_millis(50);
@@ -166,6 +170,44 @@ impl Lab {
         let mut command = Command::new(&self.program);
         command.args(verb).arg("--").args(words.split_whitespace());
         run(command, format!("lab {} -- {words}", verb.join(" ")), "")
+    }
+
+    /// What users asked the embedded API server for, and whether they might; nothing on a real one.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn questions(&self) -> Result<Vec<Question>> {
+        let path = self.logs().join(REQUESTS);
+        match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            text => {
+                let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+                text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+            }
+        }
+    }
+
+    /// What was denied to Coil's programs: what the embedded API server says, and the programs' own logs.
+    ///
+    /// # Errors
+    /// When logs cannot be read.
+    pub fn denials(&self) -> Result<Vec<String>> {
+        let asked = self.questions()?.into_iter().filter(|question| !question.allowed);
+        let mut denials: Vec<String> = asked.map(|question| question.asked.to_string()).collect();
+        let logs = self.logs();
+        for entry in std::fs::read_dir(&logs).with_context(|| format!("cannot read {}", logs.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let text = String::from_utf8_lossy(&text);
+                denials.extend(text.lines().filter(|line| line.contains(" is forbidden: User ")).map(str::to_owned));
+            }
+        }
+        Ok(denials)
+    }
+
+    fn logs(&self) -> PathBuf {
+        programs::logs_beside(&self.program, &self.options.name)
     }
 
     /// Process id of a program inside the lab: `("node1", "coild")`.

@@ -18,6 +18,7 @@
 pub mod config;
 
 mod access;
+mod capabilities;
 mod cli;
 mod cluster;
 mod demo;

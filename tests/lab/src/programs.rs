@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tokio::{process::Command, sync::mpsc, time};
 
-use crate::{keeper::own_program, place::OpenPlace, state::StateDir};
+use crate::{capabilities::Kept, keeper::own_program, place::OpenPlace, state::StateDir};
 
 /// Wait before a program that ended is started again.
 const RESTART_AFTER: Duration = Duration::from_millis(300);
@@ -75,6 +75,8 @@ pub(crate) struct Program {
     pub(crate) path: PathBuf,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
+    /// What it keeps of root's capabilities; none for all.
+    pub(crate) capabilities: Option<Kept>,
     pub(crate) on_exit: OnExit,
 }
 
@@ -114,6 +116,10 @@ async fn once(program: &Program, state: &StateDir, log: &Path) -> Result<std::pr
         .stdin(Stdio::null())
         .stdout(append(log)?)
         .stderr(append(log)?);
+    if let Some(kept) = program.capabilities {
+        // After the place was entered, which takes more than the program has.
+        kept.apply(&mut command);
+    }
     let mut child = Command::from(command)
         .spawn()
         .with_context(|| format!("cannot start {} in {}", program.path.display(), program.place_name))?;

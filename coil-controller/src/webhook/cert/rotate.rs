@@ -183,7 +183,7 @@ impl Rotator {
             if !exists && !told {
                 warn!(
                     configuration = configuration.name,
-                    "does not exist: apply deploy/webhooks to have objects judged"
+                    "does not exist: apply webhook.yaml of deploy/ipam or deploy/egress to have objects judged"
                 );
                 self.missing.push(configuration.name.clone());
             } else if exists && told {

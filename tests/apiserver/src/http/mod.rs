@@ -50,9 +50,14 @@ async fn route(backend: &Arc<Backend>, request: Request<Incoming>) -> Result<Res
     if let (&Method::POST, ["apis", group, "v1", plural]) = (request.method(), parts.as_slice())
         && verbs::REVIEWS.iter().any(|(have, name, _)| have == group && name == plural)
     {
+        // Everybody may ask about himself.
+        if !plural.starts_with("selfsubject") {
+            backend.authorizer.check(&user, &verbs::question(&user, group, plural))?;
+        }
         return review(backend, &user, (*group).to_owned(), (*plural).to_owned(), request).await;
     }
     let target = route::target(&backend.registry, &segments)?;
+    backend.authorizer.check(&user, &target.attributes(&user, &request))?;
     resource::handle(backend, target, request, user).await
 }
 
@@ -93,7 +98,7 @@ async fn review(
     request: Request<Incoming>,
 ) -> Result<Response<Body>> {
     let body: Value = body::read(request).await?;
-    let answer = verbs::review(&backend.tokens, user, &group, &plural, body);
+    let answer = verbs::review(backend, user, &group, &plural, body);
     answer.map(|answer| body::json(StatusCode::CREATED, &answer)).ok_or_else(ApiError::no_such_path)
 }
 

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use hyper::{Method, Request};
 use percent_encoding::percent_decode_str;
 
+use super::query::Query;
+use crate::auth::User;
+use crate::rbac::Attributes;
 use crate::registry::{Registry, Resource};
 use crate::status::{ApiError, Result};
 
@@ -14,6 +18,39 @@ pub(crate) struct Target {
     pub(crate) namespace: Option<String>,
     pub(crate) name: Option<String>,
     pub(crate) subresource: Option<String>,
+}
+
+impl Target {
+    /// What the request asks for, in the words of rules.
+    pub(crate) fn attributes<B>(&self, user: &User, request: &Request<B>) -> Attributes {
+        let query = Query::parse(request.uri().query());
+        // A list of the one object with this name is a request for that object.
+        let selected = || query.get("fieldSelector")?.strip_prefix("metadata.name=").map(str::to_owned);
+        let name = self.name.clone().or_else(selected).filter(|name| !name.contains(','));
+        let verb = match (request.method(), &self.name) {
+            (&Method::GET | &Method::HEAD, _) if query.flag("watch") => "watch",
+            (&Method::GET | &Method::HEAD, Some(_)) => "get",
+            (&Method::GET | &Method::HEAD, None) => "list",
+            (&Method::POST, _) => "create",
+            (&Method::PUT, _) => "update",
+            (&Method::PATCH, _) => "patch",
+            (&Method::DELETE, Some(_)) => "delete",
+            (&Method::DELETE, None) => "deletecollection",
+            (other, _) => other.as_str(),
+        };
+        let below = self.subresource.as_ref().map(|sub| format!("/{sub}")).unwrap_or_default();
+        // A namespace is in itself.
+        let itself = || name.clone().filter(|_| self.resource.table.as_str() == "namespaces");
+        Attributes {
+            user: user.name.clone(),
+            groups: user.groups.clone(),
+            verb: verb.to_owned(),
+            group: self.resource.group.clone(),
+            resource: format!("{}{below}", self.resource.plural),
+            namespace: self.namespace.clone().or_else(itself).unwrap_or_default(),
+            name: name.unwrap_or_default(),
+        }
+    }
 }
 
 /// The segments of a path, decoded.

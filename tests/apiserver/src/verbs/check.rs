@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Place;
 use crate::meta;
 use crate::names;
+use crate::rbac;
 use crate::status::{ApiError, FieldError, Result};
 use crate::strategy;
 
@@ -12,6 +13,10 @@ use crate::strategy;
 pub(super) fn check(place: Place<'_>, object: &Value, old: Option<&Value>) -> Result<()> {
     let resource = place.resource;
     let name = meta::name(object);
+    let given = |object: &Value| [object["roleRef"].clone(), object["subjects"].clone()];
+    if old.map(given) != Some(given(object)) {
+        rbac::check_binding(place, object)?;
+    }
     let mut errors = Vec::new();
     if old.is_none() {
         errors.extend(resource.name_rule.check(name));

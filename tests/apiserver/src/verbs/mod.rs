@@ -22,7 +22,7 @@ use crate::registry::Resource;
 pub(crate) use delete::{DeleteOptions, Deleted, collection as delete_collection, delete};
 pub(crate) use list::{ListOptions, Pages, get, list};
 pub(crate) use patch::patch;
-pub(crate) use reviews::{REVIEWS, review};
+pub(crate) use reviews::{REVIEWS, question, review};
 pub(crate) use subresource::{bind, evict, get_scale, issue_token, patch_scale, put_scale};
 pub(crate) use view::{ListMeta, list as shown_list, object as shown};
 pub(crate) use watch::{WatchOptions, watch};

@@ -18,6 +18,8 @@ use crate::{
 /// Ports of etcd, on control's loopback.
 const ETCD_PORT: u16 = 2379;
 const ETCD_PEER_PORT: u16 = 2380;
+/// What users asked the embedded API server for, beside the logs.
+pub(crate) const REQUESTS: &str = "requests.jsonl";
 /// Everything is allowed to it; the stand-in for the kubelet does more than a kubelet may.
 const MASTERS: &str = "system:masters";
 
@@ -52,9 +54,9 @@ impl Lab {
             format!("--san={}", Ipv4Addr::LOCALHOST),
         ];
         args.extend(self.options.family.each().iter().map(|ip| format!("--service-cidr={}", ip.services())));
-        args.extend(
-            self.options.node_names().iter().map(|node| format!("--user={}", state::node_user(node))),
-        );
+        let nodes = self.options.node_names();
+        args.extend(nodes.iter().map(|node| format!("--user={}={MASTERS}", state::node_user(node))));
+        args.push(format!("--requests={}", self.logs.join(REQUESTS).display()));
         let path = programs::find("coil-apiserver")?;
         self.launch(CONTROL, "coil-apiserver", path, args, Vec::new(), OnExit::Fatal)
     }

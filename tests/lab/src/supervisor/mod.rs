@@ -8,17 +8,25 @@
 mod api;
 mod bird;
 mod bootstrap;
+mod install;
+mod manifests;
 mod proxy;
 mod routes;
 mod webhooks;
 
-use std::{path::PathBuf, time::Duration};
+pub(crate) use api::REQUESTS;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use coil_api::names::ENV_NODE_NAME;
+use kube::Client;
 use tokio::{sync::mpsc, time};
 
+use self::manifests::Manifests;
 use crate::{
+    access::Access,
+    capabilities,
     config::{CONTROL, Family, Options, Routing, WORLD},
     keeper::{self, own_program, say},
     kubelet::Role,
@@ -84,16 +92,17 @@ impl Lab {
     async fn start(&self) -> Result<()> {
         say("starting the API server");
         let access = self.start_api_server().await?;
+        let access_inside = Access::read(&self.state.inner_kubeconfig(ADMIN))?;
         let client = access.client().await?;
         bootstrap::wait_for_api(&client).await?;
-        bootstrap::install_crds(&client).await?;
-        bootstrap::create_roles(&client).await?;
+        let manifests = Manifests::read()?;
+        install::objects(&client, &manifests, self.options.api_address()).await?;
         say("starting controllers, kubelets, coild and coil-router");
         self.start_world()?;
-        webhooks::install(&client, self.options.api_address()).await?;
-        self.start_controllers()?;
+        let coil = Coil::new(&client, manifests, &access_inside, &self.state).await?;
+        self.start_controllers(&coil)?;
         for node in self.options.node_names() {
-            self.start_node(&node)?;
+            self.start_node(&coil, &node)?;
         }
         bootstrap::create_pools(&client, self.options.family).await?;
         say("waiting for the nodes");
@@ -104,12 +113,24 @@ impl Lab {
         self.places.get(name).cloned().with_context(|| format!("there is no place {name:?}"))
     }
 
-    /// Starts a program with access to the API, and keeps it running.
-    fn run(&self, place: &str, program: &str, args: Vec<String>, env: &[(&str, &str)]) -> Result<()> {
-        let path = programs::find(program)?;
+    /// Starts a program as its manifest says, with more flags and variables, and keeps it running.
+    fn run(&self, coil: &Coil, place: &str, name: &str, more: &[&str], env: &[(&str, &str)]) -> Result<()> {
+        let workload = coil.manifests.workload(name)?;
         let mut env: Vec<(String, String)> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-        env.push(("KUBECONFIG".into(), self.state.inner_kubeconfig(ADMIN).display().to_string()));
-        self.launch(place, program, path, args, env, OnExit::Restart)
+        env.push(("KUBECONFIG".into(), coil.kubeconfig(name)?.display().to_string()));
+        let program = workload.program()?;
+        let program = Program {
+            name: program.to_owned(),
+            place_name: place.to_owned(),
+            place: self.place(place)?,
+            path: programs::find(program)?,
+            args: workload.args()?.into_iter().chain(more.iter().map(|flag| (*flag).to_owned())).collect(),
+            env,
+            capabilities: Some(capabilities::parse(&workload.capabilities()?)?),
+            on_exit: OnExit::Restart,
+        };
+        programs::run(program, self.state.clone(), self.logs.clone(), self.fatal.clone());
+        Ok(())
     }
 
     /// Starts the lab's own program in another role; the lab ends with it.
@@ -134,6 +155,7 @@ impl Lab {
             path,
             args,
             env,
+            capabilities: None,
             on_exit,
         };
         programs::run(program, self.state.clone(), self.logs.clone(), self.fatal.clone());
@@ -173,28 +195,47 @@ impl Lab {
         Ok(())
     }
 
-    fn start_controllers(&self) -> Result<()> {
+    fn start_controllers(&self, coil: &Coil) -> Result<()> {
         let kubeconfig = self.state.inner_kubeconfig(ADMIN).display().to_string();
         let collect = self.options.real_api()?.map(|_| "--collect".to_owned());
         self.run_own(CONTROL, "cluster", std::iter::once(kubeconfig).chain(collect).collect())?;
-        // As in a cluster that has nobody else to make certificates.
-        let certificates = || "--enable-cert-rotation=true".to_owned();
         // Often, as Coil v2's own end-to-end tests have it.
-        self.run(CONTROL, "coil-ipam-controller", vec!["--gc-interval=10s".to_owned(), certificates()], &[])?;
+        self.run(coil, CONTROL, "coil-ipam-controller", &["--gc-interval=10s"], &[])?;
         // A container's command comes from the machine's own files: the image is a name only.
-        self.run(CONTROL, "coil-egress-controller", vec!["--image=coil".to_owned(), certificates()], &[])
+        self.run(coil, CONTROL, "coil-egress-controller", &["--image=coil"], &[])
     }
 
-    fn start_node(&self, node: &str) -> Result<()> {
+    fn start_node(&self, coil: &Coil, node: &str) -> Result<()> {
         let role = Role { node: node.to_owned(), options: self.options.clone(), logs: self.logs.clone() };
         self.run_own(node, "kubelet", vec![serde_json::to_string(&role)?])?;
         let env = [(ENV_NODE_NAME, node)];
-        let datapath = vec!["--datapath".to_owned(), self.options.datapath.clone()];
-        self.run(node, "coild", datapath, &env)?;
+        self.run(coil, node, "coild", &["--datapath", &self.options.datapath], &env)?;
         match self.options.routing {
-            Routing::Router => self.run(node, "coil-router", Vec::new(), &env),
+            Routing::Router => self.run(coil, node, "coil-router", &[], &env),
             Routing::Bird => Ok(()),
         }
+    }
+}
+
+/// What is shipped, and the service accounts in it.
+struct Coil {
+    manifests: Manifests,
+    /// By workload.
+    kubeconfigs: BTreeMap<String, PathBuf>,
+}
+
+impl Coil {
+    async fn new(client: &Client, manifests: Manifests, access: &Access, state: &StateDir) -> Result<Self> {
+        let mut kubeconfigs = BTreeMap::new();
+        for (name, workload) in &manifests.workloads {
+            let account = (&*workload.namespace, workload.account()?);
+            kubeconfigs.insert(name.clone(), install::account(client, account, access, state).await?);
+        }
+        Ok(Self { manifests, kubeconfigs })
+    }
+
+    fn kubeconfig(&self, workload: &str) -> Result<&PathBuf> {
+        self.kubeconfigs.get(workload).with_context(|| format!("{workload} has no account"))
     }
 }
 

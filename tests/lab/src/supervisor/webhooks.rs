@@ -1,9 +1,9 @@
-//! The shipped webhook configurations, and the way to the controllers that answer: these are no pods
-//! here, so their Services get their endpoints from the lab.
+//! The way to the controllers that judge objects: these are no pods here, so their Services get their
+//! endpoints from the lab.
 
 use std::{net::IpAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use k8s_openapi::{
     api::{
         core::v1::{Service, ServicePort},
@@ -11,65 +11,16 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::{
-    Api, Client, ResourceExt as _,
-    api::{DynamicObject, ObjectMeta, PostParams},
-    core::{ApiResource, GroupVersionKind, TypeMeta},
-};
-use serde::Deserialize as _;
+use kube::{ResourceExt as _, api::ObjectMeta};
 use tokio::time;
 
 use super::bootstrap::POLL;
 
-/// As they are shipped.
-const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/webhooks");
 /// How long the controllers may take until they have certificates and are trusted.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Creates everything of `deploy/webhooks`; the controllers listen at `control`.
-pub(super) async fn install(client: &Client, control: IpAddr) -> Result<()> {
-    let files = std::fs::read_dir(MANIFESTS).with_context(|| format!("cannot read {MANIFESTS}"))?;
-    for path in files.flatten().map(|file| file.path()).filter(|p| p.extension().is_some_and(|e| e == "yaml"))
-    {
-        let text =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        for object in objects(&text).with_context(|| format!("{} is no manifest", path.display()))? {
-            let name = object.name_any();
-            create(client, object, control).await.with_context(|| format!("cannot create {name}"))?;
-        }
-    }
-    Ok(())
-}
-
-fn objects(manifest: &str) -> Result<Vec<DynamicObject>> {
-    let documents = serde_yaml_ng::Deserializer::from_str(manifest);
-    Ok(documents.map(DynamicObject::deserialize).collect::<Result<_, _>>()?)
-}
-
-async fn create(client: &Client, object: DynamicObject, control: IpAddr) -> Result<()> {
-    let types = object.types.clone().context("it has no kind")?;
-    let parameters = PostParams::default();
-    if types.kind == "Service" {
-        let mut service: Service = object.try_parse()?;
-        let namespace = service.namespace().context("it has no namespace")?;
-        let slice = slice(&service, control)?;
-        service.spec.get_or_insert_default().selector = None;
-        Api::namespaced(client.clone(), &namespace).create(&parameters, &service).await?;
-        Api::namespaced(client.clone(), &namespace).create(&parameters, &slice).await?;
-        return Ok(());
-    }
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(&types)?);
-    api.create(&parameters, &object).await?;
-    Ok(())
-}
-
-fn resource(types: &TypeMeta) -> Result<ApiResource> {
-    let kind = GroupVersionKind::try_from(types).context("its apiVersion is malformed")?;
-    Ok(ApiResource::from_gvk(&kind))
-}
-
 /// What the Service's selector would have found.
-fn slice(service: &Service, control: IpAddr) -> Result<EndpointSlice> {
+pub(super) fn slice(service: &Service, control: IpAddr) -> Result<EndpointSlice> {
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let name = service.name_any();
     let port = |port: &ServicePort| EndpointPort {
@@ -110,28 +61,5 @@ pub(super) async fn once_answered<T>(write: impl AsyncFn() -> Result<T, kube::Er
             }
             Err(error) => return Err(error.into()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_services_endpoints_are_where_the_controller_listens() {
-        let mut found = 0;
-        for file in std::fs::read_dir(MANIFESTS).unwrap().flatten() {
-            for object in objects(&std::fs::read_to_string(file.path()).unwrap()).unwrap() {
-                let types = object.types.clone().unwrap();
-                assert!(!resource(&types).unwrap().plural.is_empty());
-                if types.kind == "Service" {
-                    let slice = slice(&object.try_parse().unwrap(), "fd00::1".parse().unwrap()).unwrap();
-                    assert_eq!(slice.address_type, "IPv6");
-                    assert!(matches!(slice.ports.unwrap()[0].port, Some(9443 | 9444)));
-                    found += 1;
-                }
-            }
-        }
-        assert_eq!(found, 2);
     }
 }
