@@ -194,7 +194,8 @@ fn behind_another_plugin() {
     assert!(error.contains("no plugin to come after"), "{error}");
     assert!(names(&settings.etc_dir).is_empty() && names(&settings.bin_dir).is_empty());
 
-    let theirs = r#"{"cniVersion":"0.3.1","name":"kindnet","plugins":[{"type":"ptp","mtu":1400},{"type":"portmap"}]}"#;
+    let theirs =
+        r#"{"cniVersion":"0.3.1","name":"kindnet","plugins":[{"type":"ptp","mtu":1400},{"type":"portmap"}]}"#;
     let put = |name: &str, text: &str| fs::write(settings.etc_dir.join(name), text).unwrap();
     put("10-kindnet.conflist", theirs);
     put("87-podman.conflist", r#"{"name":"podman","plugins":[{"type":"bridge"}]}"#);
@@ -205,7 +206,10 @@ fn behind_another_plugin() {
     let types = |list: &Value| plugin_types(list).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(types(&list), ["ptp", "portmap", "coil"]);
     assert_eq!((&list["name"], &list["cniVersion"]), (&"kindnet".into(), &"0.3.1".into()));
-    assert_eq!((&list["plugins"][0]["mtu"], &list["plugins"][2]["socket"]), (&1400.into(), &"/run/coild.sock".into()));
+    assert_eq!(
+        (&list["plugins"][0]["mtu"], &list["plugins"][2]["socket"]),
+        (&1400.into(), &"/run/coild.sock".into())
+    );
     assert_eq!(fs::read_to_string(settings.etc_dir.join("10-kindnet.conflist")).unwrap(), theirs);
     assert_eq!(install(&settings).unwrap(), Installed::default());
 
@@ -226,7 +230,8 @@ fn behind_another_plugin() {
 
 #[test]
 fn the_variable_of_a_chain() {
-    let env = |value: &'static str| Settings::from_env(move |name| (name == "CNI_CHAIN").then(|| value.into()));
+    let env =
+        |value: &'static str| Settings::from_env(move |name| (name == "CNI_CHAIN").then(|| value.into()));
     assert_eq!(env("true").unwrap().netconf, Netconf::Chain);
     assert!(env("yes").unwrap_err().to_string().starts_with("CNI_CHAIN"));
     assert!(env("false").unwrap_err().to_string().starts_with("CNI_NETCONF: not set"));

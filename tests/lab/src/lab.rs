@@ -200,7 +200,9 @@ impl Lab {
             if path.extension().is_some_and(|extension| extension == "log") {
                 let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 let text = String::from_utf8_lossy(&text);
-                denials.extend(text.lines().filter(|line| line.contains(" is forbidden: User ")).map(str::to_owned));
+                denials.extend(
+                    text.lines().filter(|line| line.contains(" is forbidden: User ")).map(str::to_owned),
+                );
             }
         }
         Ok(denials)

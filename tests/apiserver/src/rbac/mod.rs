@@ -80,7 +80,8 @@ impl Authorizer {
 /// Refuses a binding to a role whose rules its writer neither has nor may give: nobody raises himself.
 pub(crate) fn check_binding(place: Place<'_>, binding: &Value) -> Result<()> {
     let Place { backend, resource, namespace, caller } = place;
-    if resource.group != GROUP || !matches!(resource.plural.as_str(), "clusterrolebindings" | "rolebindings") {
+    if resource.group != GROUP || !matches!(resource.plural.as_str(), "clusterrolebindings" | "rolebindings")
+    {
         return Ok(());
     }
     let text = |path: &[&str]| meta::at(binding, path).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -102,7 +103,8 @@ pub(crate) fn check_binding(place: Place<'_>, binding: &Value) -> Result<()> {
     let role = backend
         .get(&backend.registry.builtin(GROUP, plural), role_namespace, &name)
         .map_err(|_| ApiError::not_allowed(GROUP, plural, &name, &asked))?;
-    let within = policy::granted(role.value(), &asked).all(|each| backend.authorizer.allows(&caller.user, &each));
+    let within =
+        policy::granted(role.value(), &asked).all(|each| backend.authorizer.allows(&caller.user, &each));
     if within {
         return Ok(());
     }

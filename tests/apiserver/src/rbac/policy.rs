@@ -88,9 +88,7 @@ fn is(subject: &Value, asked: &Attributes) -> bool {
     let name = text(subject, &["name"]);
     match text(subject, &["kind"]) {
         "User" => name == asked.user,
-        "Group" => {
-            name == "system:authenticated" || asked.groups.iter().any(|group| group == name)
-        }
+        "Group" => name == "system:authenticated" || asked.groups.iter().any(|group| group == name),
         "ServiceAccount" => {
             let namespace = text(subject, &["namespace"]);
             asked.user == format!("system:serviceaccount:{namespace}:{name}")
@@ -134,7 +132,8 @@ mod tests {
     #[test]
     fn rules_bindings_and_namespaces() {
         let rule = |group: &str, resource: &str, verb: &str| json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]});
-        let named = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"], "resourceNames": ["s"]});
+        let named =
+            json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"], "resourceNames": ["s"]});
         let subject = json!([{"kind": "ServiceAccount", "name": "a", "namespace": "n"}]);
         let bound = |kind: &str, namespace: Option<&str>, role: (&str, &str), subjects: &Value| {
             json!({"kind": kind, "metadata": {"name": "b", "namespace": namespace},
@@ -164,7 +163,11 @@ mod tests {
             ("u", "list - pods", "m", "", true),
             ("u", "list - pods", "", "", false),
         ] {
-            assert_eq!(policy.allows(&asked(user, what, namespace, name)), allowed, "{user}: {what} {namespace}/{name}");
+            assert_eq!(
+                policy.allows(&asked(user, what, namespace, name)),
+                allowed,
+                "{user}: {what} {namespace}/{name}"
+            );
         }
     }
 }

@@ -108,7 +108,8 @@ mod tests {
             let types = object.types.clone().unwrap();
             assert!(!resource(&types).unwrap().plural.is_empty());
             if types.kind == "Service" {
-                let slice = webhooks::slice(&object.try_parse().unwrap(), "fd00::1".parse().unwrap()).unwrap();
+                let slice =
+                    webhooks::slice(&object.try_parse().unwrap(), "fd00::1".parse().unwrap()).unwrap();
                 assert_eq!(slice.address_type, "IPv6");
                 assert!(matches!(slice.ports.unwrap()[0].port, Some(9443 | 9444)));
                 services += 1;

@@ -48,8 +48,8 @@ impl Manifests {
                 Some("Deployment" | "DaemonSet") => {
                     let name = object.name_any();
                     let template = object.data["spec"]["template"].clone();
-                    let template =
-                        serde_json::from_value(template).with_context(|| format!("{name} has no template"))?;
+                    let template = serde_json::from_value(template)
+                        .with_context(|| format!("{name} has no template"))?;
                     let namespace = object.namespace().unwrap_or_default();
                     manifests.workloads.insert(name, Workload { namespace, template });
                 }
@@ -66,7 +66,7 @@ impl Manifests {
 }
 
 impl Workload {
-    fn container(&self) -> Result<&Container> {
+    pub(super) fn container(&self) -> Result<&Container> {
         let spec = self.template.spec.as_ref();
         spec.and_then(|spec| spec.containers.first()).context("a workload without containers")
     }
@@ -91,7 +91,8 @@ impl Workload {
     /// The capabilities that it keeps.
     pub(super) fn capabilities(&self) -> Result<Vec<String>> {
         let context = self.container()?.security_context.as_ref();
-        let capabilities = context.and_then(|c| c.capabilities.as_ref()).context("it drops no capabilities")?;
+        let capabilities =
+            context.and_then(|c| c.capabilities.as_ref()).context("it drops no capabilities")?;
         if capabilities.drop.as_deref() != Some(&["ALL".to_owned()]) {
             bail!("it does not drop all capabilities");
         }
@@ -111,6 +112,7 @@ mod tests {
         for (name, workload) in &manifests.workloads {
             assert_eq!((workload.program().unwrap(), workload.account().unwrap()), (&**name, &**name));
             let capabilities = workload.capabilities().unwrap();
+            assert!(workload.probes_name_ports().unwrap(), "{name}");
             assert_eq!(capabilities.is_empty(), name.ends_with("controller"), "{name}: {capabilities:?}");
         }
         assert!(manifests.workload("nobody").is_err());
