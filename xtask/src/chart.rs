@@ -37,7 +37,8 @@ struct Edit {
     to: &'static str,
 }
 
-const IMAGE: Edit = Edit { from: "image: coil\n", to: "image: \"{{ .Values.image.name }}:{{ .Values.image.tag }}\"\n" };
+const IMAGE: Edit =
+    Edit { from: "image: coil\n", to: "image: \"{{ .Values.image.name }}:{{ .Values.image.tag }}\"\n" };
 
 const FAMILIES: Edit = Edit {
     from: "spec:\n  selector:\n",
@@ -152,7 +153,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     for dir in GENERATED {
         match fs::remove_dir_all(chart.join(dir)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("cannot clear {dir}: {error}"),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                bail!("cannot clear {dir}: {error}")
+            }
             _ => {}
         }
     }
@@ -189,9 +192,7 @@ fn generate(deploy: &Path) -> Result<BTreeMap<PathBuf, String>> {
             let text = read(&path)?;
             let (template, own): (String, &[&str]) = match name {
                 "webhook" => (edited(&path, &text, &[FAMILIES])?, &[]),
-                "deployment" => {
-                    (edited(&path, &text, &[IMAGE, ROTATION, MOUNT])?.replace("PART", part), &[])
-                }
+                "deployment" => (edited(&path, &text, &[IMAGE, ROTATION, MOUNT])?.replace("PART", part), &[]),
                 "certs" => (text, &["not .Values.webhooks.ownCertificates"]),
                 _ => (text, &[]),
             };
@@ -211,7 +212,8 @@ fn generate(deploy: &Path) -> Result<BTreeMap<PathBuf, String>> {
         let dir = deploy.join("crds").join(part);
         for path in list(&dir)?.into_iter().filter(|path| !path.ends_with("kustomization.yaml")) {
             let name = path.file_name().context("a path without a name")?;
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             files.insert(Path::new("crds").join(name), text);
         }
     }
@@ -233,7 +235,8 @@ fn read(chart: &Path) -> Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
     for dir in GENERATED {
         for path in list(&chart.join(dir))? {
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             files.insert(path.strip_prefix(chart).unwrap_or(&path).to_owned(), text);
         }
     }

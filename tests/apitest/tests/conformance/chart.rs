@@ -21,10 +21,15 @@ fn read(path: &str) -> String {
 }
 
 fn objects(text: &str) -> Objects {
-    let documents = serde_yaml_ng::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap());
+    let documents =
+        serde_yaml_ng::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap());
     let named = documents.filter(|document| !document.is_null()).map(|object| {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let key = (text(&object["kind"]), text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+        let key = (
+            text(&object["kind"]),
+            text(&object["metadata"]["namespace"]),
+            text(&object["metadata"]["name"]),
+        );
         (key, object)
     });
     named.collect()
@@ -32,7 +37,8 @@ fn objects(text: &str) -> Objects {
 
 /// An overlay, with the hash taken off the name of its configuration.
 fn overlay(name: &str) -> Objects {
-    let done = Command::new("kubectl").arg("kustomize").arg(Path::new(DEPLOY).join("overlays").join(name)).output();
+    let done =
+        Command::new("kubectl").arg("kustomize").arg(Path::new(DEPLOY).join("overlays").join(name)).output();
     let text = String::from_utf8(done.unwrap().stdout).unwrap();
     let hashed = text.lines().find_map(|line| {
         let name = line.trim().strip_prefix("name: ")?;
@@ -89,7 +95,9 @@ fn value(expression: &str, values: &Value, item: &Value) -> Value {
     if expression == "." {
         return item.clone();
     }
-    let path = expression.strip_prefix(".Values.").unwrap_or_else(|| panic!("{expression:?} is not understood here"));
+    let path = expression
+        .strip_prefix(".Values.")
+        .unwrap_or_else(|| panic!("{expression:?} is not understood here"));
     path.split('.').fold(values.clone(), |value, key| value[key].clone())
 }
 
@@ -142,7 +150,8 @@ fn block(lines: &[&str], values: &Value, item: &Value, out: &mut String) {
             }
             end += 1;
         }
-        let (first, second) = (&lines[at..middle.unwrap_or(end - 1)], middle.map(|middle| &lines[middle + 1..end - 1]));
+        let (first, second) =
+            (&lines[at..middle.unwrap_or(end - 1)], middle.map(|middle| &lines[middle + 1..end - 1]));
         if let Some(list) = words.strip_prefix("range ") {
             for item in value(list, values, item).as_array().unwrap() {
                 block(first, values, item, out);
@@ -223,7 +232,9 @@ fn the_schema_knows_every_value_and_no_other() {
     let schema: Value = serde_json::from_str(&read("chart/values.schema.json")).unwrap();
     check(&schema, &serde_yaml_ng::from_str(&read("chart/values.yaml")).unwrap(), "values");
     let values: Value = serde_yaml_ng::from_str(&read("chart/values.yaml")).unwrap();
-    for (name, schema) in schema["properties"].as_object().unwrap().iter().filter(|(name, _)| *name != "global") {
+    for (name, schema) in
+        schema["properties"].as_object().unwrap().iter().filter(|(name, _)| *name != "global")
+    {
         for key in schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key) {
             assert!(!values[name][key].is_null(), "{name}.{key} has no default");
         }
