@@ -39,8 +39,7 @@ async fn dry_run(cluster: &Cluster, object: &DynamicObject) -> Result<(), kube::
         Some(namespace) => Api::namespaced_with(cluster.client.clone(), &namespace, &resource),
         None => Api::all_with(cluster.client.clone(), &resource),
     };
-    // The server has the definitions already, of another owner.
-    let mut params = PatchParams::apply("test").dry_run().force();
+    let mut params = PatchParams::apply("test").force().dry_run();
     params.field_validation = Some(ValidationDirective::Strict);
     api.patch(&object.name_any(), &params, &Patch::Apply(object)).await.map(drop)
 }
