@@ -38,7 +38,7 @@ where
         match api.delete(&object.name_any(), &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             other => {
-                other.map(drop).with_context(|| format!("cannot delete {kind} {}", object.name_any()))?
+                other.map(drop).with_context(|| format!("cannot delete {kind} {}", object.name_any()))?;
             }
         }
     }

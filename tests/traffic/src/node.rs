@@ -38,7 +38,7 @@ pub(super) async fn routes(table: u32) -> Result<String> {
                 continue; // the end of the list, or a table that nobody has written to
             };
             // Old kernels answer with all tables.
-            if route.attributes.iter().any(|a| *a == RouteAttribute::Table(table)) {
+            if route.attributes.contains(&RouteAttribute::Table(table)) {
                 lines.push(shown(&route));
             }
         }

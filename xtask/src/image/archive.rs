@@ -110,7 +110,7 @@ fn add(archive: &mut Builder<impl io::Write>, image: &Image<'_>, layer: &[u8]) -
     file(archive, "index.json", index.to_string().as_bytes(), 0o644)?;
     file(archive, "manifest.json", docker.to_string().as_bytes(), 0o644)?;
     for blob in [&config, &layer, &manifest] {
-        file(archive, &blob.path(), &blob.content, 0o644)?;
+        file(archive, blob.path(), &blob.content, 0o644)?;
     }
     Ok(())
 }
