@@ -1,6 +1,8 @@
 //! What no fast packet may be: cut at any length, with options, extension headers, of a fragment, tagged, to many, or
 //! neighbour discovery. It stays as it is, and the kernel gets it or it is dropped.
 
+#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
+
 use coil_cases::{Case, host};
 use coil_packet::{Class, Path, Reason};
 use proptest::prelude::*;

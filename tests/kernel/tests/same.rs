@@ -1,6 +1,8 @@
 //! Whatever a pod sends, the eBPF path brings it to the same place with the same bytes as the kernel: random packets
 //! through both, compared frame by frame. The fabric is that of `tests/journey.rs`.
 
+#![expect(clippy::cast_possible_truncation, reason = "small random numbers, and constants of the C library")]
+
 use std::{
     collections::BTreeMap,
     io,

@@ -29,7 +29,7 @@ async fn forwards(cluster: &Cluster, wanted: &str, after: &str) -> Result<()> {
 
 /// A link that comes and goes makes coild look before its half minute is over.
 fn poke() -> Result<()> {
-    ip("link add poke type dummy")?;
+    ip("link add poke type veth peer name poked")?;
     ip("link del poke").map(drop)
 }
 

@@ -24,6 +24,9 @@ const METRICS: [(&str, Measure); 5] = [
 const PATHS: [(&str, By); 3] =
     [("kernel", By::Kernel), ("kernel+services", By::KernelWithServices), ("ebpf", By::Ebpf)];
 
+/// Values, and their ratios to the bare pair of the same round.
+type Series = (Vec<f64>, Vec<f64>);
+
 /// Measures everything; the answer is one result a line.
 pub(crate) fn all(rounds: u32, time: Duration, v4: bool) -> Result<Vec<Value>> {
     let bare = place::bare(v4)?;
@@ -31,8 +34,8 @@ pub(crate) fn all(rounds: u32, time: Duration, v4: bool) -> Result<Vec<Value>> {
     for (number, (path, by)) in PATHS.into_iter().enumerate() {
         clusters.push((path, Cluster::new(&number.to_string(), by, v4)?));
     }
-    // By scenario, path and metric: the values, and their ratios to the bare pair in the same round.
-    let mut found: BTreeMap<(&str, &str, &str), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    // By scenario, path and metric.
+    let mut found: BTreeMap<_, Series> = BTreeMap::new();
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
         for (metric, measure) in METRICS {

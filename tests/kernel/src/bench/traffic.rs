@@ -26,7 +26,7 @@ use crate::place::End;
 /// Bytes of a small datagram.
 const SMALL: usize = 18;
 /// Datagrams of one system call.
-const BATCH: usize = 32;
+const BATCH: u8 = 32;
 const PORT: u16 = 7000;
 /// How long anything may take that is over in a moment when all is well.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,13 +78,13 @@ impl Batch {
     fn send(&mut self, socket: &UdpSocket) -> Result<()> {
         let mut part = libc::iovec { iov_base: self.payload.as_mut_ptr().cast(), iov_len: SMALL };
         // SAFETY: integers and pointers; zero is a value of each.
-        let mut messages: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+        let mut messages: [libc::mmsghdr; BATCH as usize] = unsafe { std::mem::zeroed() };
         for message in &mut messages {
             message.msg_hdr.msg_iov = &raw mut part;
             message.msg_hdr.msg_iovlen = 1;
         }
         // SAFETY: messages, their one part and its bytes live longer than the call.
-        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), BATCH as u32, 0) };
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), BATCH.into(), 0) };
         match std::io::Error::last_os_error() {
             _ if sent > 0 => Ok(()),
             full if full.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),

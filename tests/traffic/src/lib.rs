@@ -1,10 +1,11 @@
-//! The traffic tools of demo and tests: servers and clients that compare what they get.
+//! The traffic tools of the tests: servers, and clients that compare what they get.
 //!
-//! They are part of `coil-lab`, so that a lab needs nothing else installed.
+//! The lab has them in `coil-lab tool`, the end-to-end tests in an image of their own.
 
 mod data;
 mod http;
-pub(crate) mod serve;
+mod node;
+pub mod serve;
 mod tcp;
 mod udp;
 
@@ -15,11 +16,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+/// Where `coil-traffic` leaves what it says: the termination message of a pod.
+pub const RESULT: &str = "/run/coil-traffic-result";
+
 /// Traffic tools for pods, nodes and the world.
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Tool {
-    /// Serve a TCP sink on PORT (answers each connection with length and checksum) and TCP and
-    /// UDP echo on PORT+1
+pub enum Tool {
+    /// Serve a TCP sink on PORT (answers each connection with length and checksum), TCP and UDP
+    /// echo on PORT+1, and on PORT+2 the address of who connects
     Serve {
         /// First of the two ports
         port: u16,
@@ -31,6 +35,7 @@ pub(crate) enum Tool {
         /// How many bytes
         #[arg(long, default_value_t = 10 << 20)]
         bytes: usize,
+        /// How long to wait
         #[command(flatten)]
         timeout: Timeout,
     },
@@ -47,6 +52,7 @@ pub(crate) enum Tool {
         /// Milliseconds between two times
         #[arg(long, default_value_t = 0)]
         pause: u64,
+        /// How long to wait
         #[command(flatten)]
         timeout: Timeout,
     },
@@ -63,13 +69,54 @@ pub(crate) enum Tool {
         /// Milliseconds between two
         #[arg(long, default_value_t = 0)]
         pause: u64,
+        /// How long to wait
         #[command(flatten)]
         timeout: Timeout,
     },
+    /// As `serve`, on addresses that the node has only meanwhile
+    World {
+        /// First of the three ports
+        port: u16,
+        /// The addresses
+        #[arg(required = true)]
+        addresses: Vec<IpAddr>,
+    },
+    /// All that `serve` offers, one after the other; print the address that it sees
+    Visit {
+        /// The server's address
+        address: IpAddr,
+        /// First of its three ports
+        port: u16,
+        /// How often a megabyte is echoed
+        #[arg(long, default_value_t = 5)]
+        times: usize,
+        /// How long to wait
+        #[command(flatten)]
+        timeout: Timeout,
+    },
+    /// Ask `serve` for the address that it sees
+    Whoami {
+        /// ADDRESS:PORT
+        to: SocketAddr,
+        /// How long to wait
+        #[command(flatten)]
+        timeout: Timeout,
+    },
+    /// Print the destinations of a routing table
+    Routes {
+        /// Number of the table
+        table: u32,
+    },
+    /// Print the names of all links
+    Links,
     /// Fetch a URL (http, an address for a host) and print the body
     HttpGet {
         /// http://ADDRESS[:PORT]/PATH
         url: String,
+        /// Fail unless the body has this word; repeatable. Then the body is not printed
+        #[arg(long)]
+        contains: Vec<String>,
+        /// How long to wait
         #[command(flatten)]
         timeout: Timeout,
     },
@@ -77,7 +124,7 @@ pub(crate) enum Tool {
 
 /// How long a tool waits for its peer.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Timeout {
+pub struct Timeout {
     /// Seconds to wait for the peer each time
     #[arg(long, default_value_t = 10)]
     timeout: u64,
@@ -89,12 +136,19 @@ impl Timeout {
     }
 }
 
-/// Runs a tool to its end.
-pub(crate) fn main(tool: Tool) -> Result<()> {
+/// Runs a tool to its end; what it has to say.
+///
+/// # Errors
+/// When what comes back is not what was sent, or nothing does.
+pub fn run(tool: Tool) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match tool {
-            Tool::Serve { port } => serve::sink_and_echo(port).await,
+            Tool::Serve { port } => serve::all(&[[0_u16; 8].into()], port).await.map(|()| String::new()),
+            Tool::World { port, addresses } => {
+                let served = node::with_addresses(&addresses, serve::all(&addresses, port)).await;
+                served.map(|()| String::new())
+            }
             Tool::TcpSend { to, bytes, timeout } => tcp::send(to, bytes, timeout.get()).await,
             Tool::TcpEcho { to, bytes, times, pause, timeout } => {
                 tcp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
@@ -102,9 +156,26 @@ pub(crate) fn main(tool: Tool) -> Result<()> {
             Tool::UdpEcho { to, bytes, times, pause, timeout } => {
                 udp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
             }
-            Tool::HttpGet { url, timeout } => http::get(&url, timeout.get()).await,
+            Tool::Visit { address, port, times, timeout } => visit(address, port, times, timeout.get()).await,
+            Tool::Whoami { to, timeout } => tcp::whoami(to, timeout.get()).await,
+            Tool::HttpGet { url, contains, timeout } => http::get(&url, &contains, timeout.get()).await,
+            Tool::Routes { table } => node::routes(table).await,
+            Tool::Links => node::links().await,
         }
     })
+}
+
+/// The size of what is echoed on a visit.
+const MEGABYTE: usize = 1 << 20;
+
+async fn visit(address: IpAddr, port: u16, times: usize, limit: Duration) -> Result<String> {
+    let at = |more| SocketAddr::new(address, port.saturating_add(more));
+    // TCP first: it waits while routers hear of a new pod.
+    let seen = tcp::whoami(at(2), limit).await?;
+    tcp::send(at(0), MEGABYTE, limit).await?;
+    tcp::echo(at(1), MEGABYTE, times, Duration::ZERO, limit).await?;
+    udp::echo(at(1), 1000, 20, Duration::ZERO, limit).await?;
+    Ok(seen)
 }
 
 /// The part of a future's life that a tool waits for.
