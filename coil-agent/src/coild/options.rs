@@ -180,9 +180,8 @@ impl Options {
             return Err(OptionsError::NothingToDo);
         }
         let flags = &self.not_here;
-        let asked = [
-            (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
-        ];
+        let asked =
+            [(flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend")];
         match asked.into_iter().find(|(asked, _)| *asked) {
             Some((_, flag)) => Err(OptionsError::Unsupported(flag)),
             None => Ok(()),
@@ -245,10 +244,7 @@ mod tests {
 
     #[test]
     fn what_is_not_here_is_refused() {
-        for flag in ["--backend=other"] {
-            let error = parse(flag).unwrap().check().unwrap_err().to_string();
-            let name = flag.split('=').next().unwrap();
-            assert!(error.contains(name), "{error}");
-        }
+        let error = parse("--backend=other").unwrap().check().unwrap_err().to_string();
+        assert!(error.contains("--backend"), "{error}");
     }
 }
