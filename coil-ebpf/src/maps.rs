@@ -9,9 +9,9 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
-        Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost, Maglev,
-        NatKey, NatRevKey, NatRevValue, NatValue, PACE, Pace, PinKey, PinValue, PodValue, PolicyKey, PoolValue,
-        UplinkValue,
+        Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost,
+        Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, Pace, PinKey, PinValue, PodValue, PolicyKey,
+        PoolValue, UplinkValue,
     },
     counter_index,
 };

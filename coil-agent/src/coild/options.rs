@@ -180,9 +180,8 @@ impl Options {
             return Err(OptionsError::NothingToDo);
         }
         let flags = &self.not_here;
-        let asked = [
-            (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
-        ];
+        let asked =
+            [(flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend")];
         match asked.into_iter().find(|(asked, _)| *asked) {
             Some((_, flag)) => Err(OptionsError::Unsupported(flag)),
             None => Ok(()),
