@@ -182,7 +182,7 @@ impl<A: Side> Tables<A> for Kernel {
             };
         }
         // Without room the client has no limit.
-        let _ = A::lent().insert(client, &returned.wrapping_add(1), 0);
+        let _ = A::lent().insert(client, returned.wrapping_add(1), 0);
         true
     }
 
