@@ -3,6 +3,7 @@
 mod attachments;
 mod gateways;
 mod kernel;
+mod resync;
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +19,11 @@ use std::{
 use coil_api::annotation::{AnnotationError, EgressRef};
 use coil_netns::NetNs;
 use kube::Client;
+use prometheus::{IntCounterVec, Opts};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
-    datapath::obstacle,
     egress::{
         gateway::GatewayPod,
         kernel::plan::Wanted,
@@ -30,12 +31,11 @@ use crate::{
     },
     ipam::{AttachmentId, NodeIpam},
     net::{
-        self, Rtnl, RtnlError,
+        Rtnl,
         chained::Chained,
-        host::HostAddresses,
         monitor::{Monitor, is_about_node},
         name,
-        pod::{HostSide, PodLink, PodNetwork, RoutePolicy},
+        pod::{PodLink, PodNetwork, RoutePolicy},
         recover::Found,
     },
     plane::{Plane, PlaneError},
@@ -46,6 +46,7 @@ use crate::{
 };
 
 pub use attachments::{Attachment, Connected};
+pub use resync::drift;
 
 /// What the node looks for by itself, besides what is announced.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -67,6 +68,8 @@ pub struct Settings {
     pub protocol: u8,
     /// `--devices`; empty to find the uplinks.
     pub devices: Vec<String>,
+    /// Priority of the rule to the routes to pods; none when those are another plugin's.
+    pub pod_rule: Option<u32>,
     /// What the flags say of [`NodeFacts`].
     pub facts: NodeFacts,
 }
@@ -95,6 +98,10 @@ pub struct Node {
     /// Held while the insides of pods follow the index.
     following: tokio::sync::Mutex<()>,
     applied: AtomicBool,
+    /// What was not as it was left, by kind.
+    pub drift: IntCounterVec,
+    /// The reason of the last Event about the datapath.
+    told: Mutex<String>,
 }
 
 /// One connected pod.
@@ -143,6 +150,16 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+fn drift_counter() -> IntCounterVec {
+    let help = "What of Coil's in the kernel was not as it had been left, and was put right.";
+    let counter = IntCounterVec::new(Opts::new("coil_datapath_drift_total", help), &["kind"])
+        .expect("the name and the label are valid");
+    for kind in drift::ALL {
+        counter.with_label_values(&[kind]);
+    }
+    counter
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The data is whole after each statement, so a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -174,6 +191,8 @@ impl Node {
             applying: tokio::sync::Mutex::default(),
             following: tokio::sync::Mutex::default(),
             applied: AtomicBool::new(false),
+            drift: drift_counter(),
+            told: Mutex::default(),
         })
     }
 
@@ -360,70 +379,6 @@ impl Node {
         }
     }
 
-    /// Looks again at the node's own links and addresses.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub async fn look_at_node(&self) -> Result<(), RtnlError> {
-        let mut facts = self.settings.facts.clone();
-        let internal = self.feed.read(|index| {
-            let own = index.nodes.iter().find(|(key, _)| key.name == self.settings.name);
-            own.map(|(_, addresses)| addresses.clone()).unwrap_or_default()
-        });
-        if self.settings.devices.is_empty() {
-            facts.uplinks = net::host::uplinks(&self.rtnl, &internal).await?;
-        } else {
-            for link in self.rtnl.links().await? {
-                if self.settings.devices.contains(&link.name) {
-                    facts.uplinks.insert(link.index);
-                }
-            }
-        }
-        facts.own_addresses = net::host::own_addresses(&self.rtnl).await?;
-        facts.own_addresses.extend(&internal);
-        facts.own_addresses.sort_unstable();
-        facts.own_addresses.dedup();
-        if facts.forward {
-            self.look_for_obstacles(&mut facts);
-        }
-        *lock(&self.facts) = facts;
-        if !internal.is_empty() {
-            let side =
-                HostSide { addresses: HostAddresses::of(&internal), mtu: net::host::mtu(&self.rtnl).await? };
-            if self.network.follow(side) {
-                info!(addresses = ?internal, mtu = side.mtu, "new pods follow the node's network");
-            }
-        }
-        Ok(())
-    }
-
-    /// Looks at what would treat pods' packets differently on the way that the programs cut short.
-    fn look_for_obstacles(&self, facts: &mut NodeFacts) {
-        let links = lock(&self.pods).values().map(|entry| entry.attached.link.host.index).collect();
-        let (obstacle, foreign) =
-            tokio::task::block_in_place(|| (obstacle::find(), obstacle::foreign_links(&links)));
-        facts.obstacle = obstacle;
-        match foreign {
-            Ok(foreign) => facts.foreign_links = foreign,
-            Err(e) => facts.obstacle = Some(format!("pods' queues cannot be read: {e}")),
-        }
-        let before = lock(&self.facts).obstacle.clone();
-        match (&before, &facts.obstacle) {
-            (before, Some(now)) if before.as_ref() != Some(now) => {
-                warn!(reason = now, "the kernel alone forwards from pod to pod");
-            }
-            (Some(_), None) => info!("eBPF forwards from pod to pod"),
-            _ => {}
-        }
-    }
-
-    /// The datapath's mode, and why it is not eBPF or not for all packets.
-    #[must_use]
-    pub fn datapath_state(&self) -> (&'static str, String) {
-        let obstacle = lock(&self.facts).obstacle.clone();
-        (self.plane.mode(), obstacle.unwrap_or_else(|| self.plane.reason().to_owned()))
-    }
-
     /// Follows the index, and the node's own links and addresses, for ever.
     pub async fn run(self: Arc<Self>, mut monitor: Monitor) {
         let mut changes = self.feed.changes();
@@ -439,6 +394,9 @@ impl Node {
                 next_look = Instant::now() + RESYNC;
                 if let Err(e) = self.look_at_node().await {
                     error!(error = %e, "cannot look at the node's links; what was found before stays in use");
+                }
+                if let Err(e) = self.repair().await {
+                    error!(error = %e, "cannot compare the kernel with what it was given; will try again");
                 }
             }
             if let Err(e) = self.reconcile().await {

@@ -5,9 +5,12 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use tracing::debug;
+use tracing::{debug, info};
 
-use crate::datapath::{Datapath, Desired, Reading, Report, monotonic_seconds};
+use crate::datapath::{Datapath, Desired, Drift, Reading, Report, monotonic_seconds};
+
+/// Dropped packets that are shown at a sweep.
+const SHOWN: usize = 3;
 
 /// What moves pods' packets beside the kernel.
 pub trait Dataplane: Send {
@@ -47,6 +50,12 @@ pub trait Dataplane: Send {
     /// When the map cannot be written.
     fn forget_decisions(&mut self) -> Result<(), PlaneError>;
 
+    /// Compares with the kernel what was last made of it; the next [`Self::apply`] makes it good.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn check(&mut self) -> Result<Drift, PlaneError>;
+
     /// What the programs counted.
     ///
     /// # Errors
@@ -83,11 +92,22 @@ impl Dataplane for Datapath {
     fn sweep(&mut self) -> Result<(), PlaneError> {
         let swept = Self::sweep(self, monotonic_seconds())?;
         debug!(?swept, "removed what had expired");
+        let dropped = self.dropped();
+        for dropped in dropped.iter().take(SHOWN) {
+            info!("{dropped}");
+        }
+        for dropped in dropped.iter().skip(SHOWN) {
+            debug!("{dropped}");
+        }
         Ok(())
     }
 
     fn forget_decisions(&mut self) -> Result<(), PlaneError> {
         Ok(Self::forget_decisions(self)?)
+    }
+
+    fn check(&mut self) -> Result<Drift, PlaneError> {
+        Ok(Self::check(self)?)
     }
 
     fn counters(&self) -> Result<Vec<Reading>, PlaneError> {
@@ -97,6 +117,9 @@ impl Dataplane for Datapath {
 
 /// A dataplane's own error.
 pub type PlaneError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The reason for the kernel alone when it was asked for.
+pub const CHOSEN: &str = "--datapath kernel";
 
 /// The chosen datapath.
 pub struct Plane {

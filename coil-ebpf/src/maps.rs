@@ -1,15 +1,17 @@
 //! The maps. Their names are the names of their pins.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    bindings::bpf_fib_lookup,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
-        Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost, Maglev,
-        NatKey, NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, PoolValue,
-        UplinkValue,
+        Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost,
+        Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, Pace, PinKey, PinValue, PodValue, PolicyKey,
+        PoolValue, UplinkValue,
     },
     counter_index,
 };
@@ -23,6 +25,8 @@ const EGRESSES: usize = 512;
 const UPLINKS: usize = 64;
 const FLOWS: usize = 65536;
 const DATAGRAMS: usize = 65536;
+/// Bytes of the ring of events: a few hundred of them.
+const EVENTS: usize = 32768;
 const NATS: usize = 1_000_000;
 const PINS: usize = 65536;
 const FRAGMENTS: usize = 4096;
@@ -131,8 +135,44 @@ static LOST: Array<Lost, 1> = Array::new();
 #[btf_map(name = "coil_counters")]
 static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
+#[btf_map(name = "coil_events")]
+static DROPPED: RingBuf<Event, EVENTS> = RingBuf::new();
+#[btf_map(name = "coil_pace")]
+static PACES: Array<Pace, 1> = Array::new();
+
 #[btf_map(name = "coil_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map(name = "coil_fib")]
+static FIB: PerCpuArray<FibWords, 1> = PerCpuArray::new();
+
+/// `struct bpf_fib_lookup` in words.
+type FibWords = [u64; 8];
+
+/// This CPU's room for a question to the routing, all zero: the stack of a deep call has none.
+#[inline(always)]
+pub(crate) fn fib_params() -> Option<&'static mut bpf_fib_lookup> {
+    const {
+        assert!(size_of::<bpf_fib_lookup>() == size_of::<FibWords>());
+        assert!(align_of::<bpf_fib_lookup>() <= align_of::<FibWords>());
+    }
+    let slot = FIB.get_ptr_mut(0)?;
+    let word = slot.cast::<u64>();
+    // Volatile, so that they are stores and not a call of memset with a stack of its own.
+    // SAFETY: the slot has eight words, of this CPU alone while the program runs.
+    unsafe {
+        word.write_volatile(0);
+        word.add(1).write_volatile(0);
+        word.add(2).write_volatile(0);
+        word.add(3).write_volatile(0);
+        word.add(4).write_volatile(0);
+        word.add(5).write_volatile(0);
+        word.add(6).write_volatile(0);
+        word.add(7).write_volatile(0);
+    }
+    // SAFETY: large enough, aligned, integers and unions of integers.
+    Some(unsafe { &mut *slot.cast() })
+}
 
 /// Memory for one decision of either family.
 #[repr(C)]
@@ -169,6 +209,23 @@ pub(crate) fn lost() -> Option<*mut Lost> {
 #[inline(always)]
 pub(crate) fn is_uplink(ifindex: u32) -> bool {
     UPLINK_LINKS.get_ptr(ifindex).is_some()
+}
+
+/// Tells the agent of a packet, unless it has just been told of another.
+#[inline(always)]
+pub(crate) fn tell(event: &Event) {
+    let Some(pace) = PACES.get_ptr_mut(0) else { return };
+    // SAFETY: the helper takes nothing and reads a clock.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a pointer into the map's value; CPUs that meet here tell of one packet more.
+    unsafe {
+        if (*pace).next > now {
+            return;
+        }
+        (*pace).next = now + PACE;
+    }
+    // A full ring loses it: it is a sample.
+    let _ = DROPPED.output_untyped::<Event>(event, 0);
 }
 
 /// Adds a packet to its counter.

@@ -1,7 +1,9 @@
 //! What all programs do: look at the frame, decide, count, apply, send.
 
 use coil_packet::{
-    Addr, Decision, Deliver, Family, Path, Reason, Verdict, abi::way_kind, answer, apply, forward,
+    Addr, Class, Decision, Deliver, Family, Path, Reason, Verdict,
+    abi::{Event, way_kind},
+    answer, apply, forward,
 };
 
 use crate::{
@@ -58,12 +60,34 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
         reason = Reason::Rewrite;
     }
     maps::count(H::PATH, <A as Addr>::FAMILY, reason, len);
+    if matches!(reason.class(), Class::Drop) {
+        report::<H, A>(skb, decision, reason, len);
+    }
     if action == FAULT { DROP } else { action }
 }
 
 #[inline(never)]
 fn decide<H: Hook, A: Side>(skb: &Buffer, decision: &mut Decision<A>) -> Reason {
     H::decide::<A>(skb, &mut Kernel::new(skb), decision)
+}
+
+/// Tells of a packet that was dropped.
+#[inline(never)]
+fn report<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>, reason: Reason, len: u32) {
+    let packet = &decision.packet;
+    let (src, dst) = (packet.src.words(), packet.dst.words());
+    maps::tell(&Event {
+        src: [src.0, src.1],
+        dst: [dst.0, dst.1],
+        ifindex: skb.ifindex(),
+        len,
+        sport: packet.sport,
+        dport: packet.dport,
+        protocol: packet.protocol,
+        path: H::PATH as u8,
+        family: <A as Addr>::FAMILY as u8,
+        reason: reason as u8,
+    });
 }
 
 #[inline(never)]

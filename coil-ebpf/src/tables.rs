@@ -1,6 +1,6 @@
 //! Maps and the kernel's FIB, as the decisions see them.
 
-use core::mem::{size_of, zeroed};
+use core::mem::size_of;
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -27,6 +27,8 @@ const EEXIST: i32 = -17;
 const FIB_SUCCESS: i64 = 0;
 const FIB_NO_NEIGH: i64 = 7;
 const FIB_FRAG_NEEDED: i64 = 8;
+/// No answer of the kernel.
+const FIB_NOT_ASKED: i64 = -1;
 
 /// A family with its maps and its part of `struct bpf_fib_lookup`.
 pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps {
@@ -180,7 +182,7 @@ impl<A: Side> Tables<A> for Kernel {
             };
         }
         // Without room the client has no limit.
-        let _ = A::lent().insert(client, &returned.wrapping_add(1), 0);
+        let _ = A::lent().insert(client, returned.wrapping_add(1), 0);
         true
     }
 
@@ -286,17 +288,11 @@ struct FibAnswer {
     via: [u32; 4],
 }
 
-/// Aligned to words, so that zeroing it is a few stores and not a call of memset.
-#[repr(C, align(8))]
-struct Aligned(bpf_fib_lookup);
-
 /// Asks the kernel's routing. Not inlined: a stack of its own.
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "a longer segment fits no route's MTU, however cut")]
 fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
-    // SAFETY: integers and unions of integers; zero is a value.
-    let mut aligned: Aligned = unsafe { zeroed() };
-    let params = &mut aligned.0;
+    let Some(params) = maps::fib_params() else { return FIB_NOT_ASKED };
     A::write_fib(params, query.src, query.dst);
     params.l4_protocol = query.protocol;
     params.sport = query.sport.to_be();

@@ -32,7 +32,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
 }
 
 /// Where coil-agent's build script looks for the object.
-fn object() -> PathBuf {
+pub(crate) fn object() -> PathBuf {
     run::target_dir().join("bpf").join(PACKAGE)
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{build_ebpf, crdgen, run, setup};
+use crate::{build_ebpf, chart, crdgen, run, setup};
 
 /// Check formatting, lints of every crate (the eBPF one for its own target), and generated files.
 #[derive(clap::Args)]
@@ -16,5 +16,6 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     let mut clippy = run::cargo();
     clippy.args(["clippy", "--workspace", "--exclude", "coil-ebpf", "--all-targets", "--", "-D", "warnings"]);
     run::run(&mut clippy)?;
-    crdgen::run(&crdgen::Args::check())
+    crdgen::run(&crdgen::Args::check())?;
+    chart::run(&chart::Args::check())
 }

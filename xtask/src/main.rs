@@ -8,12 +8,16 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod built;
+mod chart;
 mod crdgen;
+mod e2e;
+mod image;
 mod lab;
 mod lint;
 mod plugin;
 mod run;
 mod setup;
+mod static_build;
 mod test;
 mod vm;
 
@@ -30,10 +34,13 @@ enum Verb {
     Setup(setup::Args),
     BuildEbpf(build_ebpf::Args),
     Crdgen(crdgen::Args),
+    Chart(chart::Args),
     Lint(lint::Args),
     Test(test::Args),
     Bench(bench::Args),
     Lab(lab::Args),
+    Image(image::Args),
+    E2e(e2e::Args),
     Vm(vm::Args),
 }
 
@@ -42,10 +49,13 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::BuildEbpf(args) => build_ebpf::run(&args),
         Verb::Crdgen(args) => crdgen::run(&args),
+        Verb::Chart(args) => chart::run(&args),
         Verb::Lint(args) => lint::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Lab(args) => lab::run(&args),
+        Verb::E2e(args) => e2e::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Vm(args) => vm::run(&args),
     };
     match done {

@@ -1,13 +1,16 @@
 //! The `coil` plugin as it is installed on nodes.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::run;
+use crate::{
+    run,
+    static_build::{self, Programs},
+};
 
 /// Cargo's profile for it.
-const PROFILE: &str = "plugin";
+pub(crate) const PROFILE: &str = "plugin";
 
 /// Where the plugin is when it is built; the lab, the tests and packages take it from there.
 pub(crate) fn path() -> PathBuf {
@@ -16,25 +19,9 @@ pub(crate) fn path() -> PathBuf {
 
 /// Builds the plugin: small, and linked statically, so that it runs on any distribution.
 pub(crate) fn build() -> Result<()> {
-    let target = host_target()?;
-    let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
-    let mut command = run::cargo();
-    command.args([
-        "build",
-        "--package",
-        "coil-cni",
-        "--bin",
-        "coil",
-        "--profile",
-        PROFILE,
-        "--target",
-        &target,
-    ]);
-    // With a target of its own, build scripts and macros are built without the flag.
-    command.env(variable, "-Ctarget-feature=+crt-static");
-    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    run::run(&mut command)?;
-    let built = run::target_dir().join(&target).join(PROFILE).join("coil");
+    let target = static_build::host_target()?;
+    let programs = Programs { of: &[("coil-cni", &["coil"])], profile: PROFILE, target: &target };
+    let built = static_build::build(&programs)?.join("coil");
     let path = path();
     let dir = path.parent().unwrap_or(&path);
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -43,13 +30,4 @@ pub(crate) fn build() -> Result<()> {
     fs::copy(&built, &new)
         .with_context(|| format!("cannot copy {} to {}", built.display(), new.display()))?;
     fs::rename(&new, &path).with_context(|| format!("cannot put {} in its place", path.display()))
-}
-
-/// The compiler's own target.
-fn host_target() -> Result<String> {
-    let text = run::output(Command::new("rustc").arg("-vV"))?;
-    match text.lines().find_map(|line| line.strip_prefix("host: ")) {
-        Some(target) => Ok(target.to_owned()),
-        None => bail!("`rustc -vV` names no host target"),
-    }
 }

@@ -72,12 +72,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Installs what is missing; without root, fails with the commands to run.
 pub(crate) fn ensure() -> Result<()> {
-    let missing = Missing::find();
+    provide(Missing::find)
+}
+
+/// As [`ensure`], for building alone: the lab's tools may be missing.
+pub(crate) fn ensure_build() -> Result<()> {
+    provide(Missing::to_build)
+}
+
+fn provide(find: fn() -> Missing) -> Result<()> {
+    let missing = find();
     if missing.is_empty() {
         return Ok(());
     }
     carry_out(&missing.commands(), !missing.packages.is_empty())?;
-    let still = Missing::find();
+    let still = find();
     if !still.is_empty() {
         bail!("still missing after the installation:\n{}", still.commands().join("\n"));
     }
@@ -147,7 +156,13 @@ struct Missing {
 
 impl Missing {
     fn find() -> Self {
-        let mut packages = packages_of(&TOOLS);
+        let build = Self::to_build();
+        let tools = packages_of(&TOOLS);
+        Self { packages: tools.into_iter().chain(build.packages).collect(), ..build }
+    }
+
+    fn to_build() -> Self {
+        let mut packages = Vec::new();
         let compiler = bpf_compiler();
         if compiler.is_none() {
             packages.extend(["rustc-web", "libstd-rust-web-dev-bpf"].map(str::to_owned));

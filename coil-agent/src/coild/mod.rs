@@ -6,6 +6,7 @@
 //!                         ipam ─▶ blocks ─▶ table 119
 //! ```
 
+mod datapath;
 mod export;
 pub mod options;
 
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::{Api, Client};
 use tokio::sync::watch;
@@ -32,7 +33,7 @@ use crate::{
         server::{self, CniService},
         socket,
     },
-    datapath::{Datapath, DatapathConfig, NetworkChanges, obstacle},
+    datapath::NetworkChanges,
     egress::{plan::NodeFacts, support},
     ipam::NodeIpam,
     metrics,
@@ -45,11 +46,10 @@ use crate::{
         route::Owned,
     },
     node::{Node, Settings},
-    plane::Plane,
     watch::{Feed, Scope, index::Index, objects},
 };
 use export::Exporter;
-use options::{Mode, Options};
+use options::Options;
 
 /// How long to wait before asking the API server again at the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -65,6 +65,9 @@ const CHANGES_SETTLE: Duration = Duration::from_millis(5);
 /// # Errors
 /// When it cannot start, with what to do about it.
 pub async fn run(options: Options) -> Result<()> {
+    if options.cleanup {
+        return datapath::cleanup();
+    }
     options.check()?;
     if let Some(flag) = options.without_effect() {
         warn!("no effect: {flag}");
@@ -92,6 +95,7 @@ pub async fn run(options: Options) -> Result<()> {
     };
     metrics::DatapathInfo::register(node.clone(), &registry)?;
     metrics::DatapathCounters::register(node.clone(), &registry)?;
+    registry.register(Box::new(node.drift.clone()))?;
     let service = CniService::new(node.clone(), health, &registry)?;
     let listener = socket::listen(&options.socket).context("cannot start")?;
     let _until_the_end = socket::hold(&listener).context("cannot start")?;
@@ -136,7 +140,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
-    let plane = choose_plane(options.datapath)?;
+    let plane = datapath::choose(options.datapath)?;
     let kernel_egress_missing = kernel_egress(options.enable_egress);
     let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
     feed.start(
@@ -152,11 +156,15 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         kernel_egress_missing,
         protocol: options.protocol_id,
         devices: options.devices.clone(),
+        pod_rule: options.enable_ipam.then_some(options.pod_rule_prio),
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
             fast_udp: options.fast_udp,
             // Calico's policies, and another plugin's, are in the host's stack: no packet may pass it by.
-            forward: plane.mode() == "ebpf" && options.enable_ipam && !options.compat_calico,
+            forward: plane.mode() == "ebpf"
+                && options.enable_ipam
+                && !options.compat_calico
+                && !options.host_stack,
             fou_port: options.egress_port,
             mark: options.mark.0,
             originating_only: options.enable_originating_only,
@@ -212,37 +220,6 @@ fn kernel_egress(enabled: bool) -> Option<String> {
         None => info!("the kernel has what egress needs"),
     }
     missing
-}
-
-fn choose_plane(mode: Mode) -> Result<Plane> {
-    match mode {
-        Mode::Kernel => Ok(Plane::kernel("--datapath kernel")),
-        Mode::Auto | Mode::Ebpf => match open_ebpf() {
-            Ok(plane) => {
-                if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find()) {
-                    bail!(
-                        "--datapath ebpf is not possible here: {obstacle}; with --datapath auto the kernel forwards \
-                         from pod to pod as long as that is so"
-                    );
-                }
-                Ok(plane)
-            }
-            Err(e) if mode == Mode::Ebpf => {
-                bail!(
-                    "--datapath ebpf is not possible here: {e:#}; --datapath auto would use the kernel alone"
-                )
-            }
-            Err(e) => {
-                warn!(reason = format!("{e:#}"), "eBPF is not possible here: the kernel alone forwards");
-                Ok(Plane::kernel(format!("{e:#}")))
-            }
-        },
-    }
-}
-
-fn open_ebpf() -> Result<Plane> {
-    let datapath = Datapath::open(&DatapathConfig::default())?;
-    Ok(Plane::ebpf(Box::new(datapath)))
 }
 
 /// Tells the node's IPAM which pools are being deleted.

@@ -17,8 +17,11 @@ use ipnet::IpNet;
 #[command(name = "coild", version)]
 pub struct Options {
     /// Name of this node in the API
-    #[arg(long, env = ENV_NODE_NAME)]
+    #[arg(long, env = ENV_NODE_NAME, default_value = "", hide_default_value = true)]
     pub node_name: String,
+    /// Detach every eBPF program of Coil, remove every pin, and end; for a node that Coil leaves. Pods stay connected
+    #[arg(long)]
+    pub cleanup: bool,
     /// Where to serve /metrics
     #[arg(long, default_value = ":9384")]
     pub metrics_addr: ListenAddr,
@@ -59,6 +62,10 @@ pub struct Options {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     pub fast_udp: bool,
+    /// Every packet from pod to pod passes the host's stack, for whoever looks at them there
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub host_stack: bool,
     /// The bit of packets' marks that Coil's own packets carry between two of its programs
     #[arg(long, default_value = "0x2000")]
     pub mark: Mark,
@@ -133,7 +140,6 @@ pub enum Mode {
 struct NotHere {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    host_stack: bool,
     #[arg(long, hide = true)]
     backend: Option<String>,
 }
@@ -144,6 +150,9 @@ pub enum OptionsError {
     /// It is not in this version.
     #[error("{0} is not supported in this version of coild: remove it")]
     Unsupported(&'static str),
+    /// Nobody says which node this is.
+    #[error("which node is this? Set --node-name, or {ENV_NODE_NAME} in the environment")]
+    NoNode,
     /// Nothing is left to do.
     #[error("--enable-ipam=false and --enable-egress=false leave coild nothing to do: remove one of them")]
     NothingToDo,
@@ -164,14 +173,15 @@ impl Options {
     /// # Errors
     /// Names the first such flag.
     pub fn check(&self) -> Result<(), OptionsError> {
+        if self.node_name.is_empty() {
+            return Err(OptionsError::NoNode);
+        }
         if !self.enable_ipam && !self.enable_egress {
             return Err(OptionsError::NothingToDo);
         }
         let flags = &self.not_here;
-        let asked = [
-            (flags.host_stack, "--host-stack"),
-            (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
-        ];
+        let asked =
+            [(flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend")];
         match asked.into_iter().find(|(asked, _)| *asked) {
             Some((_, flag)) => Err(OptionsError::Unsupported(flag)),
             None => Ok(()),
@@ -215,6 +225,13 @@ mod tests {
     }
 
     #[test]
+    fn the_node_needs_a_name_unless_it_is_left() {
+        let options = Options::try_parse_from(["coild", "--node-name="]).unwrap();
+        assert_eq!(options.check().unwrap_err(), OptionsError::NoNode);
+        assert!(Options::try_parse_from(["coild", "--cleanup"]).unwrap().cleanup);
+    }
+
+    #[test]
     fn behind_another_plugin() {
         let options =
             parse("--enable-ipam=false --enable-egress=true --pod-table-id=0 --protocol-id=2").unwrap();
@@ -227,10 +244,7 @@ mod tests {
 
     #[test]
     fn what_is_not_here_is_refused() {
-        for flag in ["--host-stack", "--backend=other"] {
-            let error = parse(flag).unwrap().check().unwrap_err().to_string();
-            let name = flag.split('=').next().unwrap();
-            assert!(error.contains(name), "{error}");
-        }
+        let error = parse("--backend=other").unwrap().check().unwrap_err().to_string();
+        assert!(error.contains("--backend"), "{error}");
     }
 }

@@ -48,6 +48,11 @@ impl Program {
         matches!(self.side(), TcAttachType::Egress)
     }
 
+    /// The names of the programs of one side, for messages.
+    pub(super) const fn anywhere_on(side: TcAttachType) -> &'static str {
+        if matches!(side, TcAttachType::Egress) { "to_pod or to_net" } else { "from_pod or from_net" }
+    }
+
     /// The hook.
     const fn side(self) -> TcAttachType {
         match self {
@@ -202,9 +207,91 @@ impl Attachments {
         Ok(())
     }
 
+    /// Compares with the kernel: what is not there any more will be attached again, and a filter of ours where none
+    /// belongs goes. Returns how many places were not as they should be.
+    pub(super) fn check(&mut self, ebpf: &mut Ebpf) -> Result<usize, DatapathError> {
+        let mut drift = 0;
+        let mut filters = BTreeMap::new();
+        for (ifindex, name) in filter::links().map_err(DatapathError::Links)? {
+            for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                let failed = |source| DatapathError::Filters { link: name.clone(), source };
+                if let Some(program) = filter::program(ifindex, side).map_err(failed)? {
+                    filters.insert((ifindex, matches!(side, TcAttachType::Egress)), (name.clone(), program));
+                }
+            }
+        }
+        for place in self.attached.clone() {
+            // What a link that is gone carried is nobody's loss.
+            let Some(interface) = interface(place.ifindex) else { continue };
+            let ours = id(classifier(ebpf, place.program)?, place.program)?;
+            let there = match place.hook {
+                Hook::Filter => {
+                    let filter = filters.remove(&(place.ifindex, place.program.is_outward()));
+                    filter.is_some_and(|(_, program)| program == ours)
+                }
+                Hook::Tcx => self.pin(place).exists() && runs(place.program, &interface, ours)?,
+            };
+            if !there {
+                drift += 1;
+                self.attached.remove(&place);
+                if place.hook == Hook::Tcx && self.pin(place).exists() {
+                    self.found.insert(place);
+                }
+            }
+        }
+        for ((_, outward), (interface, _)) in filters {
+            let side = if outward { TcAttachType::Egress } else { TcAttachType::Ingress };
+            filter::detach(&interface, side).map_err(|source| DatapathError::Program {
+                name: Program::anywhere_on(side),
+                action: format!("detach it from {interface}, where it does not belong"),
+                source: Box::new(source),
+            })?;
+            drift += 1;
+        }
+        Ok(drift)
+    }
+
     fn pin(&self, place: Place) -> PathBuf {
         self.dir.join(format!("{}-{}", place.program.name(), place.ifindex))
     }
+}
+
+/// Removes the pins of one side's links, and with them the links.
+pub(super) fn unpin_all(dir: &Path, side: TcAttachType) -> Result<usize, DatapathError> {
+    let failed = |source| DatapathError::Pins { action: "read", path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(failed)?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let place = entry.file_name().to_str().and_then(place);
+        if place.is_some_and(|place| place.program.side() == side) {
+            unpin(&entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// The kernel's number of a loaded program.
+fn id(code: &SchedClassifier, program: Program) -> Result<u32, DatapathError> {
+    Ok(code.info().map_err(program_error(program, "look at it for", "its links"))?.id())
+}
+
+/// True when the interface runs the program of that id by a TCX link.
+fn runs(program: Program, interface: &str, id: u32) -> Result<bool, DatapathError> {
+    match SchedClassifier::query_tcx(interface, program.side()) {
+        Ok((_, programs)) => Ok(programs.iter().any(|program| program.id() == id)),
+        // The link went in this moment.
+        Err(_) if self::interface(interface_index(interface)).is_none() => Ok(true),
+        Err(source) => Err(program_error(program, "look for it on", interface)(source)),
+    }
+}
+
+fn interface_index(interface: &str) -> u32 {
+    nix::net::if_::if_nametoindex(interface).unwrap_or(0)
 }
 
 /// The place that a pin's name states.

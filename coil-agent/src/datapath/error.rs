@@ -57,6 +57,26 @@ pub enum DatapathError {
         /// Why it failed.
         source: aya::maps::MapError,
     },
+    /// Another agent has the datapath.
+    #[error(
+        "another coild runs on this node and owns its datapath (a lock on {}): stop it first",
+        path.display()
+    )]
+    Owned {
+        /// The directory of the pins.
+        path: PathBuf,
+    },
+    /// The links of the node cannot be listed.
+    #[error("cannot list the links of this node")]
+    Links(#[source] io::Error),
+    /// The filters of a link cannot be looked at.
+    #[error("cannot look at the filters of {link}")]
+    Filters {
+        /// Its name.
+        link: String,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// Connection tracking cannot be asked.
     #[error("connection tracking: cannot ask the kernel")]
     Conntrack(#[source] io::Error),

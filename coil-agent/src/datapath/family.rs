@@ -107,6 +107,15 @@ impl<A: HostAddr> FamilyTables<A> {
         Ok(changes)
     }
 
+    /// Compares all of it with the maps; see [`Table::check`].
+    pub(super) fn check(&mut self) -> Result<usize, DatapathError> {
+        Ok(self.pods.check()?
+            + self.pools.check()?
+            + self.policy.check()?
+            + self.gateways.check()?
+            + self.maglev.check()?)
+    }
+
     /// Takes the pod with this link and these addresses out; an address that a newer pod has by now stays its.
     /// Its flows and translations lead nowhere without it; they are removed together with those of others, as
     /// all of the tables has to be read for that.

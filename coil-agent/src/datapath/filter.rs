@@ -5,16 +5,100 @@
 //! with the lock of all network configuration held: every pod that starts or ends would wait for every
 //! other. A filter too works on while no agent runs, and gets a new program without losing a packet.
 
+use std::io;
+
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
+
+use super::netlink::{ACK, DUMP, REQUEST, exchange, find, message};
 
 /// Before a filter whose maker asked for no place (49152), with room for others in front.
 pub(super) const PRIORITY: u16 = 50;
 /// By it an agent finds the filter of an earlier one.
 const HANDLE: TcHandle = TcHandle::new(0, 0xc011);
+
+/// `RTM_DELQDISC`, `RTM_GETTFILTER`; length of `struct tcmsg`.
+const DELETE_QDISC: u16 = 37;
+const GET_FILTER: u16 = 46;
+pub(super) const TCMSG: usize = 20;
+/// `TCA_OPTIONS`, and `TCA_BPF_ID` inside.
+const OPTIONS: u16 = 2;
+const PROGRAM_ID: u16 = 11;
+/// `TC_H_CLSACT`, and as a parent its two sides.
+const CLSACT: u32 = 0xffff_fff1;
+const INGRESS: u32 = 0xffff_fff2;
+const EGRESS: u32 = 0xffff_fff3;
+
+/// A filter on a link, whoever made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) priority: u32,
+    pub(super) handle: u32,
+    /// The id of its program; none when it is another kind of filter.
+    pub(super) program: Option<u32>,
+}
+
+/// Every link of this network namespace: its index and its name.
+pub(super) fn links() -> io::Result<Vec<(u32, String)>> {
+    let links = nix::net::if_::if_nameindex()?;
+    Ok(links.iter().map(|link| (link.index(), link.name().to_string_lossy().into_owned())).collect())
+}
+
+/// The filters on one side of a link; none when the link is gone.
+pub(super) fn list(link: u32, side: TcAttachType) -> io::Result<Vec<Entry>> {
+    let parent = if matches!(side, TcAttachType::Egress) { EGRESS } else { INGRESS };
+    let mut entries = vec![];
+    let header = tcmsg(link, 0, parent);
+    let done = exchange(NETLINK_ROUTE, &message(GET_FILTER, REQUEST | DUMP, &header, &[]), |body| {
+        let (Some(handle), Some(info)) = (word(body, 8), word(body, 16)) else { return };
+        // Each priority has an entry of its own, without a handle.
+        if handle == 0 {
+            return;
+        }
+        let options = body.get(TCMSG..).and_then(|list| find(list, OPTIONS)).unwrap_or_default();
+        let program = find(options, PROGRAM_ID).and_then(|id| word(id, 0));
+        // The upper half of `tcm_info` is the priority.
+        entries.push(Entry { priority: info >> 16, handle, program });
+    });
+    match done {
+        // The link is gone, or has no such qdisc.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Ok(vec![])
+        }
+        done => done.map(|()| entries),
+    }
+}
+
+/// The id of the program in our filter on one side of a link.
+pub(super) fn program(link: u32, side: TcAttachType) -> io::Result<Option<u32>> {
+    let ours = |entry: &Entry| entry.priority == u32::from(PRIORITY) && entry.handle == u32::from(HANDLE);
+    Ok(list(link, side)?.into_iter().find(ours).and_then(|entry| entry.program))
+}
+
+/// Removes the link's clsact qdisc unless somebody has a filter there. True when it was removed.
+pub(super) fn leave(link: u32) -> io::Result<bool> {
+    if !list(link, TcAttachType::Ingress)?.is_empty() || !list(link, TcAttachType::Egress)?.is_empty() {
+        return Ok(false);
+    }
+    let header = tcmsg(link, 0xffff_0000, CLSACT);
+    match exchange(NETLINK_ROUTE, &message(DELETE_QDISC, REQUEST | ACK, &header, &[]), |_| ()) {
+        Err(e) if is_gone(e.raw_os_error()) => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+/// `struct tcmsg`.
+fn tcmsg(link: u32, handle: u32, parent: u32) -> Vec<u8> {
+    [[0; 4], link.to_ne_bytes(), handle.to_ne_bytes(), parent.to_ne_bytes(), [0; 4]].concat()
+}
+
+pub(super) fn word(body: &[u8], at: usize) -> Option<u32> {
+    body.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
+}
 
 /// Attaches a program, in place of the one that an earlier agent attached.
 pub(super) fn attach(

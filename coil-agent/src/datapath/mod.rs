@@ -12,13 +12,16 @@
 
 mod attach;
 mod changes;
+mod cleanup;
 mod conntrack;
 mod desired;
 mod error;
+mod events;
 mod family;
 mod filter;
 mod flows;
 mod image;
+mod lock;
 mod maglev;
 pub(crate) mod netlink;
 mod object;
@@ -27,12 +30,12 @@ mod pins;
 mod state;
 mod table;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
-    programs::{ProgramError, SchedClassifier},
+    programs::{ProgramError, SchedClassifier, TcAttachType},
     util::KernelVersion,
 };
 use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
@@ -40,13 +43,17 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use attach::{Attachments, Hook, Place, Program, classifier};
+use events::Events;
 use family::FamilyTables;
+use lock::Lock;
 use state::Counters;
 use table::Table;
 
 pub use changes::NetworkChanges;
+pub use cleanup::{Removed, cleanup};
 pub use desired::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId};
 pub use error::DatapathError;
+pub use events::Dropped;
 pub use object::{OBJECT, PINNED_MAPS};
 pub use state::{NatEntry, Reading, Swept, monotonic_seconds};
 pub use table::Changes;
@@ -54,16 +61,21 @@ pub use table::Changes;
 /// Where the pins are unless told otherwise.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/coil";
 
+/// How long an agent that is being replaced may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How to open the datapath.
 #[derive(Clone, Debug)]
 pub struct DatapathConfig {
     /// Directory of the pins, inside a bpf file system; made when missing.
     pub pin_root: PathBuf,
+    /// How long to wait for another agent to end.
+    pub patience: Duration,
 }
 
 impl Default for DatapathConfig {
     fn default() -> Self {
-        Self { pin_root: PIN_ROOT.into() }
+        Self { pin_root: PIN_ROOT.into(), patience: PATIENCE }
     }
 }
 
@@ -78,8 +90,18 @@ pub struct Report {
     pub detached: usize,
 }
 
-/// The datapath of this node. One per node; the caller sees to that.
+/// What was not as this agent had left it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Map entries.
+    pub entries: usize,
+    /// Attachments of programs.
+    pub programs: usize,
+}
+
+/// The datapath of this node. One per node: the directory of the pins is locked as long as it lives.
 pub struct Datapath {
+    _lock: Lock,
     ebpf: Ebpf,
     pin_root: PathBuf,
     attachments: Attachments,
@@ -89,8 +111,11 @@ pub struct Datapath {
     v4: FamilyTables<[u8; 4]>,
     v6: FamilyTables<[u8; 16]>,
     counters: Counters,
+    events: Events,
     /// Pools as last wanted.
     pools: Vec<IpNet>,
+    /// The configuration as last written.
+    stated: Option<Config>,
     /// How programs are attached to uplinks, and to links that somebody else wants the qdisc of.
     link_hook: Hook,
 }
@@ -99,9 +124,11 @@ impl Datapath {
     /// Loads the programs and adopts pinned maps and links. Attaches nothing yet.
     ///
     /// # Errors
-    /// On a kernel before 5.10, without a bpf file system, or when the kernel refuses the programs.
+    /// On a kernel before 5.10, without a bpf file system, while another agent has the datapath, or when the kernel
+    /// refuses the programs.
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
         let link_hook = require_kernel()?;
+        let lock = Lock::take(&config.pin_root, config.patience)?;
         let maps = config.pin_root.join("maps");
         pins::prepare(&maps)?;
         let mut loader = EbpfLoader::new();
@@ -125,7 +152,10 @@ impl Datapath {
             v4: FamilyTables::adopt(&mut ebpf, &family::V4)?,
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             counters: Counters::adopt(&mut ebpf)?,
+            events: Events::adopt(&mut ebpf)?,
             pools: vec![],
+            stated: None,
+            _lock: lock,
             link_hook,
             pin_root: config.pin_root.clone(),
             ebpf,
@@ -210,6 +240,25 @@ impl Datapath {
         Ok(report)
     }
 
+    /// Compares maps and attachments with what this agent has made of them. What differs is made good by the next
+    /// [`Self::apply`]. To be called after a first [`Self::apply`] only.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn check(&mut self) -> Result<Drift, DatapathError> {
+        let programs = self.attachments.check(&mut self.ebpf)?;
+        let mut entries = self.uplinks.check()? + self.v4.check()? + self.v6.check()?;
+        let there = self.read_config()?;
+        if self.stated.is_some_and(|stated| Config { epoch: there.epoch, ..stated } != there) {
+            entries += 1;
+        }
+        let drift = Drift { entries, programs };
+        if drift != Drift::default() {
+            self.forget_decisions()?;
+        }
+        Ok(drift)
+    }
+
     fn read_config(&self) -> Result<Config, DatapathError> {
         self.config.get(&0, 0).map_err(|source| DatapathError::Map {
             name: "coil_config",
@@ -222,6 +271,7 @@ impl Datapath {
     fn put_config(&mut self, config: Config) -> Result<usize, DatapathError> {
         let there = self.read_config()?;
         let config = Config { epoch: there.epoch, ..config };
+        self.stated = Some(config);
         if there == config {
             return Ok(0);
         }
@@ -294,6 +344,11 @@ impl Datapath {
         self.counters.read()
     }
 
+    /// Packets that the programs dropped since the last time: at most five a second are told of.
+    pub fn dropped(&mut self) -> Vec<Dropped> {
+        self.events.take()
+    }
+
     /// The live translations of the gateways of this node, at `now` in [`monotonic_seconds`].
     ///
     /// # Errors
@@ -330,7 +385,16 @@ impl Datapath {
     /// Names the pin that cannot be removed.
     pub fn detach_all(mut self) -> Result<(), DatapathError> {
         self.attachments.detach_others(&BTreeMap::new())?;
-        pins::remove(&self.pin_root)
+        cleanup::all(&self.pin_root).map(drop)
+    }
+
+    /// How programs are attached to uplinks, for people.
+    #[must_use]
+    pub const fn uplinks_by(&self) -> &'static str {
+        match self.link_hook {
+            Hook::Tcx => "TCX links",
+            Hook::Filter => "clsact filters",
+        }
     }
 
     /// The loaded object, for tests that run a program on a packet.
@@ -362,8 +426,9 @@ fn require_kernel() -> Result<Hook, DatapathError> {
     if version < KernelVersion::new(5, 10, 0) {
         return Err(DatapathError::OldKernel(format!("{version:?}")));
     }
-    // TCX came with Linux 6.6 (commit e420bed02507).
-    Ok(if version < KernelVersion::new(6, 6, 0) { Hook::Filter } else { Hook::Tcx })
+    // TCX came with Linux 6.6 (commit e420bed02507), where it is configured.
+    let tcx = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
+    Ok(if tcx { Hook::Tcx } else { Hook::Filter })
 }
 
 /// How often the verifier is tried again when a signal interrupted it.

@@ -7,6 +7,10 @@ use aya_obj::Object;
 
 use super::{DatapathError, OBJECT, PINNED_MAPS};
 
+/// Maps of flows, and the map that says whether flows may be fast.
+const FLOWS: [&str; 4] = ["coil_flows4", "coil_flows6", "coil_datagrams4", "coil_datagrams6"];
+const CONFIG: &str = "coil_config";
+
 /// Makes the directory, and removes pins of maps whose layout is not the object's: an upgrade that
 /// changes a layout begins with an empty map, which the agent fills again.
 pub(super) fn prepare(dir: &Path) -> Result<(), DatapathError> {
@@ -26,6 +30,17 @@ pub(super) fn prepare(dir: &Path) -> Result<(), DatapathError> {
             && there.max_entries() == wanted.max_entries();
         if !fits {
             remove_file(&path)?;
+            // Flows that are forgotten may be the kernel's. Programs of before keep the configuration that they have;
+            // in the new one nothing is fast until the kernel's flows are marked again.
+            if FLOWS.contains(&name) {
+                match fs::remove_file(dir.join(CONFIG)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        let path = dir.join(CONFIG);
+                        return Err(DatapathError::Pins { action: "remove", path, source: error });
+                    }
+                    _ => {}
+                }
+            }
         }
     }
     Ok(())

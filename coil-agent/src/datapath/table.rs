@@ -60,11 +60,14 @@ impl std::ops::AddAssign for Changes {
     }
 }
 
+/// Entries by the bytes of their keys.
+type Mirror<K, V> = BTreeMap<Vec<u8>, (K, V)>;
+
 /// A map with a copy of what is in it.
 pub(super) struct Table<K, V, S> {
     name: &'static str,
     store: S,
-    mirror: BTreeMap<Vec<u8>, (K, V)>,
+    mirror: Mirror<K, V>,
     identify: fn(&K) -> Vec<u8>,
 }
 
@@ -75,10 +78,31 @@ impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
         store: S,
         identify: fn(&K) -> Vec<u8>,
     ) -> Result<Self, DatapathError> {
+        let mirror = Self::read(name, &store, identify)?;
+        Ok(Self { name, store, mirror, identify })
+    }
+
+    /// Compares with the map: what differs from the copy is what somebody else has written. Returns how many entries
+    /// differ; the next writing of what is wanted makes them good.
+    pub(super) fn check(&mut self) -> Result<usize, DatapathError> {
+        let there = Self::read(self.name, &self.store, self.identify)?;
+        let lost = self
+            .mirror
+            .iter()
+            .filter(|(id, (_, value))| there.get(*id).is_none_or(|(_, there)| there != value));
+        let drift = lost.count() + there.keys().filter(|id| !self.mirror.contains_key(*id)).count();
+        self.mirror = there;
+        Ok(drift)
+    }
+
+    fn read(
+        name: &'static str,
+        store: &S,
+        identify: fn(&K) -> Vec<u8>,
+    ) -> Result<Mirror<K, V>, DatapathError> {
         let entries =
             store.entries().map_err(|source| DatapathError::Map { name, action: "read it", source })?;
-        let mirror = entries.into_iter().map(|(key, value)| (identify(&key), (key, value))).collect();
-        Ok(Self { name, store, mirror, identify })
+        Ok(entries.into_iter().map(|(key, value)| (identify(&key), (key, value))).collect())
     }
 
     /// True when a wanted key is missing.
@@ -222,6 +246,19 @@ mod tests {
         assert_eq!(table.store.entries, [(1, 10)].into());
         assert_eq!((table.get(&1), table.get(&2)), (Some(10), None));
         assert_eq!(table.put_all(&[(2, 20)]).unwrap().put, 1, "it is known to be gone");
+    }
+
+    #[test]
+    fn what_others_write_is_found_and_made_good() {
+        let mut table = table(&[(1, 10), (2, 20), (3, 30)]);
+        assert_eq!(table.check().unwrap(), 0);
+        table.store.entries = [(1, 10), (2, 21), (4, 40)].into();
+        assert_eq!(table.check().unwrap(), 3, "one changed, one lost, one too many");
+        let wanted = [(1, 10), (2, 20), (3, 30)];
+        table.put_all(&wanted).unwrap();
+        table.remove_others(&wanted).unwrap();
+        assert_eq!(table.store.entries, wanted.into());
+        assert_eq!(table.check().unwrap(), 0);
     }
 
     #[test]

@@ -253,7 +253,9 @@ proptest! {
                         let known = pods.get(&n);
                         prop_assert!(known.is_none_or(|k| *k == a));
                         prop_assert!(pods.iter().all(|(m, b)| *m == n || (a.ipv4 != b.ipv4 && a.ipv6 != b.ipv6)));
-                        prop_assert!(api.values().any(|b| b.networks.iter().any(|n| n.contains(&IpAddr::from(a.ipv4.unwrap())))));
+                        let of = |b: &&BlockInfo| b.networks.iter().any(|n| n.contains(&IpAddr::from(a.ipv4.unwrap())));
+                        let from = api.values().find(of);
+                        prop_assert!(from.is_some_and(|b| known.is_some() || !doubted.contains(&b.name)));
                         pods.insert(n, a);
                     }
                     None => {
@@ -269,16 +271,12 @@ proptest! {
                     prop_assert_eq!(freed.as_ref().map(|f| &f.0), had.as_ref());
                     leaving.extend(freed.into_iter().flat_map(|f| f.1));
                 }
-                Step::Gc => {
-                    let idle = t.depart_idle();
-                    idle.iter().for_each(|d| { doubted.remove(&d.name); });
-                    leaving.extend(idle);
-                }
+                Step::Gc => leaving.extend(t.depart_idle()),
                 Step::Ends(how) => if let Some(d) = leaving.pop_front() {
                     let empty = |a: &Allocation| !api[&d.name].networks.iter().any(|n| n.contains(&IpAddr::from(a.ipv4.unwrap())));
                     prop_assert!(pods.values().all(empty), "a departing block has no pods");
                     match how {
-                        0 => { api.remove(&d.name); t.remove(&d.name, &d.uid); }
+                        0 => { api.remove(&d.name); doubted.remove(&d.name); t.remove(&d.name, &d.uid); }
                         1 => t.stays(&d),
                         _ => { t.doubtful(&d); doubted.insert(d.name.clone()); }
                     }

@@ -44,19 +44,20 @@ impl HostAddresses {
     }
 }
 
-/// Lets the node forward, and looks up `table` for every packet, with `priority`.
+/// Lets the node forward, and looks up `table` for every packet, with `priority`. Returns how many rules were missing.
 ///
 /// # Errors
 /// When a setting or a rule cannot be written.
-pub async fn prepare(rtnl: &Rtnl, table: u32, priority: u32) -> Result<(), RtnlError> {
+pub async fn prepare(rtnl: &Rtnl, table: u32, priority: u32) -> Result<usize, RtnlError> {
     forward()?;
+    let mut added = 0;
     for family in FAMILIES {
         if family == AddressFamily::Inet6 && !sysctl::has_ipv6() {
             continue;
         }
-        add_rule(rtnl, family, table, priority).await?;
+        added += usize::from(add_rule(rtnl, family, table, priority).await?);
     }
-    Ok(())
+    Ok(added)
 }
 
 /// Lets the node forward.
@@ -71,7 +72,7 @@ pub fn forward() -> Result<(), RtnlError> {
     Ok(())
 }
 
-async fn add_rule(rtnl: &Rtnl, family: AddressFamily, table: u32, priority: u32) -> Result<(), RtnlError> {
+async fn add_rule(rtnl: &Rtnl, family: AddressFamily, table: u32, priority: u32) -> Result<bool, RtnlError> {
     let mut filter = RuleMessage::default();
     filter.header.family = family;
     let found = rtnl.dump(RouteNetlinkMessage::GetRule(filter.clone()), "the routing rules").await?;
@@ -90,14 +91,14 @@ async fn add_rule(rtnl: &Rtnl, family: AddressFamily, table: u32, priority: u32)
         _ => false,
     });
     if there {
-        return Ok(());
+        return Ok(false);
     }
     let mut rule = filter;
     rule.header.action = RuleAction::ToTable;
     rule.header.table = u8::try_from(table).unwrap_or_default();
     rule.attributes = vec![RuleAttribute::Table(table), RuleAttribute::Priority(priority)];
     let doing = || format!("add the routing rule {priority} to table {table}");
-    rtnl.change(RouteNetlinkMessage::NewRule(rule), Mode::Create, doing).await
+    rtnl.change(RouteNetlinkMessage::NewRule(rule), Mode::Create, doing).await.map(|()| true)
 }
 
 /// Links with a default route in the main table, of either family.

@@ -11,8 +11,8 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage, Prop,
-            State,
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkLayerType,
+            LinkMessage, Prop, State,
         },
     },
 };
@@ -110,6 +110,8 @@ pub struct Link {
     pub running: bool,
     /// True for a link that is not made by software: it has no kind.
     pub physical: bool,
+    /// Its frames have MAC addresses.
+    pub ethernet: bool,
     /// Of a veth: this namespace's id for the one that the peer is in.
     pub peer_nsid: Option<i32>,
     /// Index of the lower link or of the veth's peer.
@@ -125,7 +127,12 @@ impl Link {
     }
 
     fn parse(message: &LinkMessage) -> Self {
-        let mut link = Self { index: message.header.index, physical: true, ..Self::default() };
+        let mut link = Self {
+            index: message.header.index,
+            physical: true,
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            ..Self::default()
+        };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),

@@ -14,7 +14,7 @@ use super::{
     link::{Link, Mac},
     name::{self, PodIdentity},
     plan::{PodGateways, host_net, pod_routes},
-    route::{Changes, MAIN_TABLE, Owned},
+    route::{Changes, MAIN_TABLE, Owned, Path},
     rtnl::{Rtnl, RtnlError},
 };
 use crate::ipam::{Allocation, AttachmentId};
@@ -175,6 +175,38 @@ impl PodNetwork {
         let inner = inside.link_by_name(ifname).await?.ok_or_else(what)?;
         let routes = pod_routes(self.gateways(pod), inner.index, inner.mtu, policy);
         Ok(self.inside_routes().sync(&inside, &routes).await?)
+    }
+
+    /// The table of the routes to pods.
+    #[must_use]
+    pub const fn pod_table(&self) -> u32 {
+        self.routes.table
+    }
+
+    /// Sets the routes to these pods that are missing or lead elsewhere; returns how many. Pods whose links are
+    /// gone are left out.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or refuses.
+    pub async fn restore_routes(&self, pods: &[PodLink]) -> Result<usize, RtnlError> {
+        let found = self.routes.list(&self.rtnl).await?;
+        let mut restored = 0;
+        for pod in pods {
+            let path = Path { ifindex: Some(pod.host.index), ..Path::default() };
+            for address in pod.addresses() {
+                let dst = host_net(address);
+                if !found.contains(&(dst, path.clone())) {
+                    match self.routes.put(&self.rtnl, dst, &path).await {
+                        Err(e) if e.is_absent() => {}
+                        done => {
+                            done?;
+                            restored += 1;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(restored)
     }
 
     /// Disconnects a pod; also when its namespace, or everything, is gone.

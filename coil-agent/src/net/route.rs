@@ -118,6 +118,14 @@ impl Owned {
         self.set(rtnl, dst, path, Mode::Create).await
     }
 
+    /// Sets a route, in place of whatever leads there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn put(self, rtnl: &Rtnl, dst: IpNet, path: &Path) -> Result<(), RtnlError> {
+        self.set(rtnl, dst, path, Mode::Replace).await
+    }
+
     /// Removes a route; one that is not there is as good as removed.
     ///
     /// # Errors

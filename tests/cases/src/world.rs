@@ -216,6 +216,8 @@ impl World {
         let pool = if v4 { ([10, 64, 0, 0].into(), 16) } else { ([0xfd64, 0, 0, 0, 0, 0, 0, 0].into(), 112) };
         let link_local =
             if v4 { ([169, 254, 0, 0].into(), 16) } else { ([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10) };
+        let multicast =
+            if v4 { ([224, 0, 0, 0].into(), 4) } else { ([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8) };
         let there = |block: u8| {
             if v4 {
                 [10, 64, block, 0].into()
@@ -240,6 +242,7 @@ impl World {
                 ((net.world_originating, whole), Some(ORIGINATING)),
                 (pool, None),
                 (link_local, None),
+                (multicast, None),
             ],
             leaving: vec![net.leaving_gateway],
             egresses: vec![

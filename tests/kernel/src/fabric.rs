@@ -59,8 +59,8 @@ pub struct Fabric {
     prefix: String,
     v4: bool,
     spaces: BTreeMap<&'static str, NetNs>,
-    datapaths: Vec<Mutex<Datapath>>,
-    _pins: Vec<Pins>,
+    datapaths: Vec<Mutex<Option<Datapath>>>,
+    pins: Vec<Pins>,
 }
 
 impl Fabric {
@@ -72,7 +72,7 @@ impl Fabric {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pins = vec![Pins::new()?, Pins::new()?];
         let prefix = format!("coil-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut fabric = Self { prefix, v4, spaces: BTreeMap::new(), datapaths: vec![], _pins: pins };
+        let mut fabric = Self { prefix, v4, spaces: BTreeMap::new(), datapaths: vec![], pins };
         std::fs::create_dir_all("/run/netns").context("cannot make /run/netns")?;
         let names = PODS.map(|(_, name, ..)| name);
         for name in [SWITCH].into_iter().chain(NODES).chain(names) {
@@ -85,14 +85,8 @@ impl Fabric {
         }
         fabric.make_world()?;
         for (index, node) in NODES.into_iter().enumerate() {
-            let desired = fabric.desired(index);
-            let config = fabric._pins[index].config();
-            let datapath = fabric.space(node)?.run(|| -> Result<_> {
-                let mut datapath = Datapath::open(&config)?;
-                datapath.apply(&desired)?;
-                Ok(datapath)
-            })??;
-            fabric.datapaths.push(Mutex::new(datapath));
+            let datapath = fabric.space(node)?.run(|| fabric.open(index))??;
+            fabric.datapaths.push(Mutex::new(Some(datapath)));
         }
         Ok(fabric)
     }
@@ -165,8 +159,44 @@ impl Fabric {
         work: impl FnOnce(&mut Datapath) -> Result<T> + Send,
     ) -> Result<T> {
         self.on_node(node, || {
-            work(&mut self.datapaths[node].lock().expect("no test panics with a datapath in its hands"))
+            let mut datapath =
+                self.datapaths[node].lock().expect("no test panics with a datapath in its hands");
+            work(datapath.as_mut().context("the node's agent has ended")?)
         })?
+    }
+
+    fn open(&self, node: usize) -> Result<Datapath> {
+        let mut datapath = Datapath::open(&self.pins[node].config())?;
+        datapath.apply(&self.desired(node))?;
+        Ok(datapath)
+    }
+
+    /// The agent of a node ends, `meanwhile` happens, and another takes over with `desired`.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or what `meanwhile` fails with.
+    pub fn replace_agent(
+        &self,
+        node: usize,
+        desired: &Desired,
+        meanwhile: impl FnOnce() -> Result<()> + Send,
+    ) -> Result<()> {
+        self.on_node(node, || {
+            let mut datapath =
+                self.datapaths[node].lock().expect("no test panics with a datapath in its hands");
+            *datapath = None;
+            meanwhile()?;
+            let mut next = Datapath::open(&self.pins[node].config())?;
+            next.apply(desired)?;
+            *datapath = Some(next);
+            Ok(())
+        })?
+    }
+
+    /// The directory of a node's pinned maps.
+    #[must_use]
+    pub fn maps(&self, node: usize) -> PathBuf {
+        self.pins[node].config().pin_root.join("maps")
     }
 
     /// The state of a node as it was stated, for a change of it.
@@ -204,7 +234,7 @@ impl Fabric {
     pub fn readings(&self) -> Vec<(Reason, u64)> {
         let readings = self.datapaths.iter().flat_map(|datapath| {
             let datapath = datapath.lock().expect("no test panics with a datapath in its hands");
-            datapath.counters().unwrap_or_default()
+            datapath.as_ref().and_then(|datapath| datapath.counters().ok()).unwrap_or_default()
         });
         readings.map(|reading| (reading.reason, reading.packets)).collect()
     }

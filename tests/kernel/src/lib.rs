@@ -13,10 +13,14 @@ pub use node::{MARK, Node, desired};
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use coil_agent::datapath::{Datapath, DatapathConfig};
+
+/// How long a second agent waits for the first.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// A directory for pins of one test, removed at the end.
 #[derive(Debug)]
@@ -45,7 +49,7 @@ impl Pins {
     /// The configuration of a datapath with these pins.
     #[must_use]
     pub fn config(&self) -> DatapathConfig {
-        DatapathConfig { pin_root: self.root.clone() }
+        DatapathConfig { pin_root: self.root.clone(), patience: PATIENCE }
     }
 
     /// Opens a datapath.

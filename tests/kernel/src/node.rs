@@ -43,7 +43,7 @@ impl Drop for Namespace {
 
 /// A node on which programs run on packets.
 pub struct Node {
-    datapath: Datapath,
+    datapath: Option<Datapath>,
     maps: PathBuf,
     desired: Desired,
 }
@@ -79,13 +79,21 @@ impl Node {
             let mut datapath = pins.open()?;
             let desired = desired()?;
             datapath.apply(&desired)?;
-            work(&mut Self { datapath, maps: pins.config().pin_root.join("maps"), desired })
+            work(&mut Self { datapath: Some(datapath), maps: pins.config().pin_root.join("maps"), desired })
         })?
     }
 
     /// The datapath.
-    pub fn datapath(&mut self) -> &mut Datapath {
-        &mut self.datapath
+    ///
+    /// # Errors
+    /// After [`Self::end_agent`].
+    pub fn datapath(&mut self) -> Result<&mut Datapath> {
+        self.datapath.as_mut().context("the agent has ended")
+    }
+
+    /// The agent ends; what it made stays.
+    pub fn end_agent(&mut self) {
+        self.datapath = None;
     }
 
     /// Runs a case on tables that hold what it states and nothing else.
@@ -95,7 +103,8 @@ impl Node {
     pub fn case(&mut self, case: &Case) -> Result<Outcome> {
         if self.desired.fast_udp != case.fast_udp {
             self.desired.fast_udp = case.fast_udp;
-            self.datapath.apply(&self.desired)?;
+            let desired = self.desired.clone();
+            self.datapath()?.apply(&desired)?;
         }
         if case.net.is_v4() {
             self.case_in::<[u8; 4]>(case, "4")
@@ -131,14 +140,14 @@ impl Node {
     /// # Errors
     /// When the kernel cannot run it.
     pub fn marked_packet(&mut self, program: &str, ingress: u32, frame: &[u8], mark: u32) -> Result<Outcome> {
-        let before = self.datapath.counters()?;
+        let before = self.datapath()?.counters()?;
         let mut context = [0; SK_BUFF_SIZE];
         context[IFINDEX_OFFSET..IFINDEX_OFFSET + 4].copy_from_slice(&ingress.to_ne_bytes());
         context[MARK_OFFSET..MARK_OFFSET + 4].copy_from_slice(&mark.to_ne_bytes());
         let mut context_out = context;
         let mut output = vec![0; frame.len() + 128];
         let code: &SchedClassifier =
-            self.datapath.ebpf().program(program).context("no such program")?.try_into()?;
+            self.datapath()?.ebpf().program(program).context("no such program")?.try_into()?;
         let result = code
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -149,7 +158,7 @@ impl Node {
             })
             .with_context(|| format!("cannot run {program} on a packet"))?;
         output.truncate(result.data_size_out as usize);
-        let counted = self.datapath.counters()?.into_iter().zip(before);
+        let counted = self.datapath()?.counters()?.into_iter().zip(before);
         let counted =
             counted.filter(|(after, before)| after.packets != before.packets).map(|(after, _)| after);
         let mark = context_out[MARK_OFFSET..].first_chunk().map_or(0, |mark| u32::from_ne_bytes(*mark));

@@ -72,7 +72,7 @@ fn maps_show_the_names_of_their_fields() -> Result<()> {
 #[test]
 fn a_new_agent_takes_over() -> Result<()> {
     let pins = Pins::new()?;
-    Node::run(&pins, |_| {
+    Node::run(&pins, |node| {
         let desired = coil_kernel_tests::desired()?;
         let links = pins.config().pin_root.join("links");
         let before = link_ids(&links)?;
@@ -80,6 +80,9 @@ fn a_new_agent_takes_over() -> Result<()> {
         let filters = filters(&desired)?;
         ensure!(filters.len() == 6, "three pods, both ways: {filters:?}");
 
+        let refused = Datapath::open(&pins.config()).err().context("two agents own one datapath")?;
+        ensure!(refused.to_string().contains("another coild"), "{refused}");
+        node.end_agent();
         let mut next = Datapath::open(&pins.config())?;
         let report = next.apply(&desired)?;
         ensure!(report == Report { attached: 8, ..Report::default() }, "only programs are new: {report:?}");
@@ -107,7 +110,8 @@ fn a_new_agent_takes_over() -> Result<()> {
 #[test]
 fn what_a_newer_pod_has_stays() -> Result<()> {
     let pins = Pins::new()?;
-    Node::run(&pins, |_| {
+    Node::run(&pins, |node| {
+        node.end_agent();
         let desired = coil_kernel_tests::desired()?;
         let mut datapath = Datapath::open(&pins.config())?;
         datapath.apply(&desired)?;

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
+use coil_traffic::Tool;
 
 use crate::{
     cluster,
@@ -12,9 +13,7 @@ use crate::{
     enter::{self, Where},
     init, keeper, kubelet, programs, signals,
     state::{self, StateDir},
-    supervisor,
-    tool::{self, Tool},
-    world,
+    supervisor, world,
 };
 
 /// A Coil cluster in network namespaces of this machine.
@@ -154,7 +153,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Down(lab) => down::down(&lab.name)?,
         Verb::Demo(args) => return demo::run(&args),
-        Verb::Tool { tool } => tool::main(tool)?,
+        Verb::Tool { tool } => match coil_traffic::run(tool)? {
+            said if said.is_empty() => {}
+            said => println!("{}", said.trim_end_matches('\n')),
+        },
         Verb::Keeper { options } => keeper::main(&options)?,
         Verb::Init { options } => init::main(&options)?,
         Verb::Supervisor { options } => supervisor::main(&options)?,

@@ -12,7 +12,7 @@
 //! - `topology`: namespaces and wires; `place`: a network with a mount namespace.
 //! - `keeper`, `init`, `supervisor`: from a command to a running lab, and how nothing is left of it.
 //! - `kubelet`, `cluster`: what stands in for the parts of Kubernetes that Coil works with.
-//! - `demo`: shows that all of it works; `tool`: the traffic tools.
+//! - `demo`: shows that all of it works; the traffic tools are `coil-traffic`'s.
 //! - [`Lab`]: the same for tests.
 
 pub mod config;
@@ -34,7 +34,6 @@ mod remains;
 mod signals;
 mod state;
 mod supervisor;
-mod tool;
 mod topology;
 mod world;
 

@@ -19,10 +19,9 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{
-    config::Family,
-    tool::serve::{self, Seen},
-};
+use coil_traffic::serve::{self, Seen};
+
+use crate::config::Family;
 
 const ECHO_PORT: u16 = 7;
 const HTTP_PORT: u16 = 80;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{build_ebpf, run, setup};
 
 mod cni;
+mod datapath;
 mod ipam;
 
 /// Measure the release-built programs. Needs root.
@@ -34,6 +35,7 @@ pub(crate) struct Args {
 enum What {
     Ipam(ipam::Args),
     Cni(cni::Args),
+    Datapath(datapath::Args),
 }
 
 /// One result.
@@ -50,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let results = match &args.what {
         What::Ipam(ipam) => ipam::run(ipam)?,
         What::Cni(cni) => return cni::run(cni, args.json.as_deref()),
+        What::Datapath(datapath) => return datapath::run(datapath, args.json.as_deref()),
     };
     ensure!(!results.is_empty(), "nothing was measured");
     for m in &results {

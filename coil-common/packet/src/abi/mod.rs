@@ -4,12 +4,14 @@
 //! always zero, sizes asserted. Ports are in the machine's byte order, so that a map dump
 //! shows them as people write them. A layout that changes gets a new map name.
 
+mod event;
 mod flow;
 mod nat;
 mod node;
 #[cfg(feature = "user")]
 mod user;
 
+pub use event::{Event, PACE, Pace};
 pub use flow::{FlowKey, FlowValue, Lost, Way, way_kind};
 pub use nat::{FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey, PinValue};
 pub use node::{

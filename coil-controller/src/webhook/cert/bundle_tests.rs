@@ -62,7 +62,7 @@ fn an_authority_that_the_secret_lost_is_kept_until_every_replica_has_changed() {
     }
     first.serves(Some(&new));
     told.round(&second, &material, at(301));
-    assert_eq!(told.0, [new.clone()]);
+    assert_eq!(told.0, std::slice::from_ref(&new));
     // What the Secret says, to the byte.
     assert_eq!(told.round(&first, &material, at(302)), material.bundle);
 }
@@ -77,7 +77,7 @@ fn what_is_served_is_trusted_whatever_its_name_and_replicas_do_not_write_against
     told.round(&late, &material, at(1000));
     assert_eq!(told.0, [new.clone(), old.clone()]);
     told.round(&other, &material, at(1000));
-    assert_eq!(told.0, [new.clone()], "a stranger's is not kept for others");
+    assert_eq!(told.0, std::slice::from_ref(&new), "a stranger's is not kept for others");
 
     let old = authority(NAME);
     late.serves(Some(&old));

@@ -5,8 +5,10 @@
 
 mod admission;
 mod cel;
+mod chart;
 mod kubectl;
 mod lists;
+mod manifests;
 mod objects;
 mod raw;
 

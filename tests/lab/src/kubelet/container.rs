@@ -87,7 +87,7 @@ pub(super) async fn run(index: usize, plan: Plan, mut stop: Stop, updates: mpsc:
             }
         };
         report.ready = false;
-        report.state = State::Terminated(code, since, Timestamp::now());
+        report.state = State::Terminated(code, since, Timestamp::now(), plan.message());
         tell(&report);
         if stop.borrow().is_some() || !restarts(&plan.restart_policy, code) {
             return;
@@ -151,6 +151,27 @@ struct Run<'a> {
     plan: &'a Plan,
     report: &'a mut ContainerReport,
     updates: &'a mpsc::UnboundedSender<Update>,
+}
+
+/// More of a message is not kept.
+const MESSAGE_MAX: u64 = 4096;
+
+impl Plan {
+    /// What the container left as its last words. Only below /run a pod of the lab has files of its own.
+    fn message(&self) -> String {
+        let path =
+            self.container.termination_message_path.as_deref().filter(|path| path.starts_with("/run/"));
+        let read = |path: &str| {
+            self.place.run(|| {
+                use std::io::Read as _;
+                let mut message = Vec::new();
+                std::fs::File::open(path)?.take(MESSAGE_MAX).read_to_end(&mut message)?;
+                Ok(String::from_utf8_lossy(&message).into_owned())
+            })
+        };
+        // Most leave none.
+        path.and_then(|path| read(path).ok()).unwrap_or_default()
+    }
 }
 
 impl Run<'_> {

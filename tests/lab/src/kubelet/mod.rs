@@ -47,6 +47,9 @@ pub(crate) struct Role {
     pub(crate) logs: PathBuf,
 }
 
+/// Annotation of pods that stand for something that somebody else runs.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// What every part of the kubelet needs.
 struct Context {
     role: Role,
@@ -123,6 +126,9 @@ async fn watch_pods(context: &Arc<Context>) -> Result<()> {
 }
 
 fn wanted(workers: &mut HashMap<String, Worker>, context: &Arc<Context>, pod: Pod) {
+    if pod.annotations().contains_key(MIRROR) {
+        return;
+    }
     let wanted = Wanted { pod: Arc::new(pod), gone: false };
     let uid = wanted.pod.uid().unwrap_or_default();
     if let Some(worker) = workers.get(&uid) {

@@ -37,6 +37,7 @@ async fn once(probe: &Probe, container: &Container, ip: IpAddr) -> Result<()> {
         .await;
     }
     if let Some(tcp) = &probe.tcp_socket {
+        let ip = tcp.host.as_deref().map_or(Ok(ip), str::parse).context("host is no address")?;
         let to = SocketAddr::new(ip, port(&tcp.port, container)?);
         return TcpStream::connect(to).await.map(drop).with_context(|| format!("cannot connect to {to}"));
     }

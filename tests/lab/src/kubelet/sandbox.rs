@@ -114,7 +114,10 @@ fn furnished_place(context: &Context, namespace: &str, token: &str, net: Option<
         None => node,
     };
     place.with_own_mounts(|| {
-        place::mount_fs("sysfs", Path::new("/sys"), None)?;
+        if net.is_some() {
+            // The view of another network; a pod in the node's own sees what the node sees.
+            place::mount_fs("sysfs", Path::new("/sys"), None)?;
+        }
         // Hides the node's sockets, and holds the files of the service account: /var/run is /run.
         place::mount_fs("tmpfs", Path::new("/run"), Some("mode=0755"))?;
         let dir = Path::new(SERVICE_ACCOUNT);

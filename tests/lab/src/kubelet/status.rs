@@ -16,7 +16,7 @@ pub(super) enum State {
     /// Running since.
     Running(Timestamp),
     /// Ended: exit code, start and end.
-    Terminated(i32, Timestamp, Timestamp),
+    Terminated(i32, Timestamp, Timestamp, String),
 }
 
 /// A container as its pod's worker knows it.
@@ -88,7 +88,7 @@ pub(super) fn of(input: &Input<'_>) -> Value {
 
 fn phase(input: &Input<'_>) -> &'static str {
     let ended = |report: &ContainerReport| match report.state {
-        State::Terminated(code, _, _) => Some(code),
+        State::Terminated(code, ..) => Some(code),
         _ => None,
     };
     let codes: Vec<Option<i32>> = input.containers.iter().map(|(_, report)| ended(report)).collect();
@@ -126,8 +126,8 @@ fn state(state: &State) -> Value {
         State::Waiting(reason, message) if message.is_empty() => json!({"waiting": {"reason": reason}}),
         State::Waiting(reason, message) => json!({"waiting": {"reason": reason, "message": message}}),
         State::Running(since) => json!({"running": {"startedAt": since}}),
-        State::Terminated(code, from, to) => json!({"terminated": {
-            "exitCode": code, "startedAt": from, "finishedAt": to,
+        State::Terminated(code, from, to, message) => json!({"terminated": {
+            "exitCode": code, "startedAt": from, "finishedAt": to, "message": message,
             "reason": if *code == 0 { "Completed" } else { "Error" },
         }}),
     }
@@ -158,7 +158,7 @@ mod tests {
     fn phases() {
         let now = Timestamp::UNIX_EPOCH;
         let running = report(State::Running(now), true);
-        let ended = |code| report(State::Terminated(code, now, now), false);
+        let ended = |code| report(State::Terminated(code, now, now, String::new()), false);
         for (reports, policy, phase) in [
             (vec![ContainerReport::default()], "Always", "Pending"),
             (vec![running.clone()], "Always", "Running"),

@@ -66,7 +66,7 @@ impl Manifests {
 }
 
 impl Workload {
-    fn container(&self) -> Result<&Container> {
+    pub(super) fn container(&self) -> Result<&Container> {
         let spec = self.template.spec.as_ref();
         spec.and_then(|spec| spec.containers.first()).context("a workload without containers")
     }
@@ -112,6 +112,7 @@ mod tests {
         for (name, workload) in &manifests.workloads {
             assert_eq!((workload.program().unwrap(), workload.account().unwrap()), (&**name, &**name));
             let capabilities = workload.capabilities().unwrap();
+            assert!(workload.probes_name_ports().unwrap(), "{name}");
             assert_eq!(capabilities.is_empty(), name.ends_with("controller"), "{name}: {capabilities:?}");
         }
         assert!(manifests.workload("nobody").is_err());

@@ -10,6 +10,7 @@ mod bird;
 mod bootstrap;
 mod install;
 mod manifests;
+mod mirror;
 mod proxy;
 mod routes;
 mod webhooks;
@@ -19,15 +20,15 @@ pub(crate) use api::REQUESTS;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use coil_api::names::ENV_NODE_NAME;
+use coil_api::names::{ENV_NODE_NAME, ENV_POD_NAME, ENV_POD_NAMESPACE};
 use kube::Client;
 use tokio::{sync::mpsc, time};
 
-use self::manifests::Manifests;
+use self::{manifests::Manifests, mirror::Mirror};
 use crate::{
     access::Access,
     capabilities,
-    config::{CONTROL, Family, Options, Routing, WORLD},
+    config::{self, CONTROL, CONTROL_HOST, Family, Options, Routing, WORLD},
     keeper::{self, own_program, say},
     kubelet::Role,
     place::OpenPlace,
@@ -100,9 +101,9 @@ impl Lab {
         say("starting controllers, kubelets, coild and coil-router");
         self.start_world()?;
         let coil = Coil::new(&client, manifests, &access_inside, &self.state).await?;
-        self.start_controllers(&coil)?;
+        self.start_controllers(&coil).await?;
         for node in self.options.node_names() {
-            self.start_node(&coil, &node)?;
+            self.start_node(&coil, &node).await?;
         }
         bootstrap::create_pools(&client, self.options.family).await?;
         say("waiting for the nodes");
@@ -113,8 +114,16 @@ impl Lab {
         self.places.get(name).cloned().with_context(|| format!("there is no place {name:?}"))
     }
 
-    /// Starts a program as its manifest says, with more flags and variables, and keeps it running.
-    fn run(&self, coil: &Coil, place: &str, name: &str, more: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    /// Starts a program as its manifest says, with more flags and variables, and keeps it running; the API shows
+    /// a pod of it.
+    async fn run(
+        &self,
+        coil: &Coil,
+        place: &str,
+        name: &str,
+        more: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<()> {
         let workload = coil.manifests.workload(name)?;
         let mut env: Vec<(String, String)> = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         env.push(("KUBECONFIG".into(), coil.kubeconfig(name)?.display().to_string()));
@@ -129,7 +138,22 @@ impl Lab {
             capabilities: Some(capabilities::parse(&workload.capabilities()?)?),
             on_exit: OnExit::Restart,
         };
+        let addresses = match place {
+            CONTROL => self.options.family.each().iter().map(|ip| ip.lan(CONTROL_HOST).addr()).collect(),
+            node => config::node_addresses(self.options.family, node)?,
+        };
+        let mirror = Mirror {
+            client: coil.client.clone(),
+            workload: workload.clone(),
+            name: pod_name(name, place),
+            place_name: place.to_owned(),
+            place: self.place(place)?,
+            addresses,
+            state: self.state.clone(),
+        };
+        mirror.create().await?;
         programs::run(program, self.state.clone(), self.logs.clone(), self.fatal.clone());
+        mirror.keep();
         Ok(())
     }
 
@@ -195,23 +219,27 @@ impl Lab {
         Ok(())
     }
 
-    fn start_controllers(&self, coil: &Coil) -> Result<()> {
+    async fn start_controllers(&self, coil: &Coil) -> Result<()> {
         let kubeconfig = self.state.inner_kubeconfig(ADMIN).display().to_string();
         let collect = self.options.real_api()?.map(|_| "--collect".to_owned());
         self.run_own(CONTROL, "cluster", std::iter::once(kubeconfig).chain(collect).collect())?;
         // Often, as Coil v2's own end-to-end tests have it.
-        self.run(coil, CONTROL, "coil-ipam-controller", &["--gc-interval=10s"], &[])?;
-        // A container's command comes from the machine's own files: the image is a name only.
-        self.run(coil, CONTROL, "coil-egress-controller", &["--image=coil"], &[])
+        self.run(coil, CONTROL, "coil-ipam-controller", &["--gc-interval=10s"], &[]).await?;
+        // It takes its own pod's image; a container's command comes from the machine's own files.
+        let egress = "coil-egress-controller";
+        let workload = coil.manifests.workload(egress)?;
+        let pod = pod_name(egress, CONTROL);
+        let env = [(ENV_POD_NAMESPACE, &*workload.namespace), (ENV_POD_NAME, &*pod)];
+        self.run(coil, CONTROL, egress, &[], &env).await
     }
 
-    fn start_node(&self, coil: &Coil, node: &str) -> Result<()> {
+    async fn start_node(&self, coil: &Coil, node: &str) -> Result<()> {
         let role = Role { node: node.to_owned(), options: self.options.clone(), logs: self.logs.clone() };
         self.run_own(node, "kubelet", vec![serde_json::to_string(&role)?])?;
         let env = [(ENV_NODE_NAME, node)];
-        self.run(coil, node, "coild", &["--datapath", &self.options.datapath], &env)?;
+        self.run(coil, node, "coild", &["--datapath", &self.options.datapath], &env).await?;
         match self.options.routing {
-            Routing::Router => self.run(coil, node, "coil-router", &[], &env),
+            Routing::Router => self.run(coil, node, "coil-router", &[], &env).await,
             Routing::Bird => Ok(()),
         }
     }
@@ -219,6 +247,7 @@ impl Lab {
 
 /// What is shipped, and the service accounts in it.
 struct Coil {
+    client: Client,
     manifests: Manifests,
     /// By workload.
     kubeconfigs: BTreeMap<String, PathBuf>,
@@ -231,12 +260,17 @@ impl Coil {
             let account = (&*workload.namespace, workload.account()?);
             kubeconfigs.insert(name.clone(), install::account(client, account, access, state).await?);
         }
-        Ok(Self { manifests, kubeconfigs })
+        Ok(Self { client: client.clone(), manifests, kubeconfigs })
     }
 
     fn kubeconfig(&self, workload: &str) -> Result<&PathBuf> {
         self.kubeconfigs.get(workload).with_context(|| format!("{workload} has no account"))
     }
+}
+
+/// The pod of a workload on a member of the lab.
+fn pod_name(workload: &str, place: &str) -> String {
+    format!("{workload}-{place}")
 }
 
 /// What `serve-world` is told.

@@ -6,10 +6,12 @@
 //! - `demo`: the demo itself, in each family and with the kernel's datapath.
 //! - `addresses`: pools, pods and blocks through kubectl.
 //! - `certificates`: webhook certificates are changed under load.
+//! - `e2e`: the end-to-end tests for any cluster.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
 //! - `egress`: Egresses as their users change them; every kind of packet; failover.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
+//! - `roles`: each permission of the shipped roles is needed.
 //! - `restart`: coild killed while packets flow.
 //! - `routing`: routed addresses, the path's MTU, BIRD.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
@@ -18,10 +20,12 @@ mod addresses;
 mod certificates;
 mod common;
 mod demo;
+mod e2e;
 mod egress;
 mod failures;
 mod ipam;
 mod lifecycle;
 mod refusals;
 mod restart;
+mod roles;
 mod routing;

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::within;
 
-pub(super) async fn get(url: &str, limit: Duration) -> Result<()> {
+pub(super) async fn get(url: &str, contains: &[String], limit: Duration) -> Result<String> {
     let (to, path) = parse(url)?;
     let mut stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
@@ -21,9 +21,11 @@ pub(super) async fn get(url: &str, limit: Duration) -> Result<()> {
     let (head, body) =
         answer.split_once("\r\n\r\n").with_context(|| format!("{to}: the answer is not HTTP"))?;
     let status = head.lines().next().unwrap_or_default();
-    print!("{body}");
-    ensure!(status.split(' ').nth(1) == Some("200"), "{url}: {status}");
-    Ok(())
+    ensure!(status.split(' ').nth(1) == Some("200"), "{url}: {status}\n{body}");
+    for word in contains {
+        ensure!(body.contains(word), "{url}: there is no {word:?}");
+    }
+    Ok(if contains.is_empty() { body.to_owned() } else { format!("{contains:?} are there") })
 }
 
 fn parse(url: &str) -> Result<(SocketAddr, String)> {

@@ -13,7 +13,7 @@ pub(super) async fn echo(
     times: usize,
     pause: Duration,
     limit: Duration,
-) -> Result<()> {
+) -> Result<String> {
     let socket = UdpSocket::bind(unspecified(to)).await.context("cannot make a UDP socket")?;
     socket.connect(to).await.with_context(|| format!("{to}: no route"))?;
     let mut lost = 0;
@@ -26,9 +26,8 @@ pub(super) async fn echo(
         ensure!(lost < times, "{to}: none of {times} datagrams came back");
         time::sleep(pause).await;
     }
-    println!("{times} datagrams of {count} bytes sent, {} came back equal, {lost} lost", times - lost);
     ensure!(lost == 0, "{to}: {lost} of {times} datagrams were lost");
-    Ok(())
+    Ok(format!("{times} datagrams of {count} bytes sent, all came back equal"))
 }
 
 async fn exchange(socket: &UdpSocket, data: &[u8]) -> std::io::Result<()> {

@@ -17,7 +17,7 @@ use super::{
     within,
 };
 
-pub(super) async fn send(to: SocketAddr, count: usize, limit: Duration) -> Result<()> {
+pub(super) async fn send(to: SocketAddr, count: usize, limit: Duration) -> Result<String> {
     let mut stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
     let data = data::bytes(count, 1);
     let mut sum = Checksum::default();
@@ -29,8 +29,7 @@ pub(super) async fn send(to: SocketAddr, count: usize, limit: Duration) -> Resul
     within(limit, "read the checksum", to, stream.read_to_string(&mut answer)).await?;
     let expected = format!("{count} {sum}");
     ensure!(answer == expected, "{to}: sent {expected:?} (bytes, checksum), received {answer:?}");
-    println!("{count} bytes in {:.3} s, checksum {sum} on both sides", began.elapsed().as_secs_f64());
-    Ok(())
+    Ok(format!("{count} bytes in {:.3} s, checksum {sum} on both sides", began.elapsed().as_secs_f64()))
 }
 
 pub(super) async fn echo(
@@ -39,7 +38,7 @@ pub(super) async fn echo(
     times: usize,
     pause: Duration,
     limit: Duration,
-) -> Result<()> {
+) -> Result<String> {
     let stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
     let local = stream.local_addr()?;
     let (mut read, mut write) = stream.into_split();
@@ -56,10 +55,17 @@ pub(super) async fn echo(
         longest = longest.max(turn_began.elapsed());
         time::sleep(pause).await;
     }
-    println!(
+    Ok(format!(
         "{count} bytes echoed {times} times, all equal, in {:.3} s; slowest turn {:.3} s; from {local}",
         began.elapsed().as_secs_f64(),
         longest.as_secs_f64()
-    );
-    Ok(())
+    ))
+}
+
+/// The address that the server sees.
+pub(super) async fn whoami(to: SocketAddr, limit: Duration) -> Result<String> {
+    let mut stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
+    let mut answer = String::new();
+    within(limit, "read the answer", to, stream.read_to_string(&mut answer)).await?;
+    Ok(answer)
 }

@@ -1,40 +1,58 @@
-//! Servers: echo over TCP and UDP, and a sink that answers with a checksum.
+//! Servers: echo over TCP and UDP, a sink that answers with a checksum, and one that tells who connects.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UdpSocket},
+    task::JoinSet,
     time,
 };
 
 use super::data::Checksum;
 
 /// Called with each peer of a server.
-pub(crate) type Seen = Arc<dyn Fn(&str, SocketAddr) + Send + Sync>;
+pub type Seen = Arc<dyn Fn(&str, SocketAddr) + Send + Sync>;
 
 const DATAGRAM_MAX: usize = 65536;
 
-pub(super) async fn sink_and_echo(port: u16) -> Result<()> {
-    let next = port.checked_add(1).context("there is no port after the last")?;
+/// All servers, on each of the addresses.
+pub(super) async fn all(addresses: &[IpAddr], port: u16) -> Result<()> {
     let seen: Seen = Arc::new(|_, _| ());
-    let sink = listener(any(port)).await?;
-    tokio::try_join!(
-        serve(sink, "sink", seen.clone(), sink_connection),
-        tcp_echo(any(next), seen.clone()),
-        udp_echo(any(next), seen)
-    )?;
-    Ok(())
+    let mut servers = JoinSet::new();
+    for address in addresses {
+        let at = |more: u16| {
+            let port = port.checked_add(more).context("there is no port after the last")?;
+            Ok::<_, anyhow::Error>(SocketAddr::new(*address, port))
+        };
+        let (sink, whoami) = (listener(at(0)?).await?, listener(at(2)?).await?);
+        servers.spawn(serve(sink, "sink", seen.clone(), sink_connection));
+        servers.spawn(serve(whoami, "whoami", seen.clone(), whoami_connection));
+        servers.spawn(tcp_echo(at(1)?, seen.clone()));
+        servers.spawn(udp_echo(at(1)?, seen.clone()));
+    }
+    match servers.join_next().await {
+        Some(ended) => ended.context("a server panicked")?,
+        None => Ok(()),
+    }
 }
 
-/// Every address of both families.
-fn any(port: u16) -> SocketAddr {
-    SocketAddr::from(([0_u16; 8], port))
+async fn whoami_connection(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    stream.write_all(peer.ip().to_string().as_bytes()).await?;
+    stream.shutdown().await
 }
 
 /// Echoes what TCP connections bring.
-pub(crate) async fn tcp_echo(at: SocketAddr, seen: Seen) -> Result<()> {
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn tcp_echo(at: SocketAddr, seen: Seen) -> Result<()> {
     serve(listener(at).await?, "tcp/7", seen, echo_connection).await
 }
 
@@ -43,12 +61,10 @@ async fn listener(at: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Serves connections until the process ends.
-pub(crate) async fn serve<F, R>(
-    listener: TcpListener,
-    service: &'static str,
-    seen: Seen,
-    handler: F,
-) -> Result<()>
+///
+/// # Errors
+/// Never.
+pub async fn serve<F, R>(listener: TcpListener, service: &'static str, seen: Seen, handler: F) -> Result<()>
 where
     F: Fn(TcpStream, SocketAddr) -> R,
     R: Future<Output = io::Result<()>> + Send + 'static,
@@ -93,7 +109,10 @@ async fn sink_connection(mut stream: TcpStream, _: SocketAddr) -> io::Result<()>
 }
 
 /// Echoes datagrams.
-pub(crate) async fn udp_echo(at: SocketAddr, seen: Seen) -> Result<()> {
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn udp_echo(at: SocketAddr, seen: Seen) -> Result<()> {
     let socket = UdpSocket::bind(at).await.with_context(|| format!("cannot listen on udp {at}"))?;
     let mut buffer = vec![0; DATAGRAM_MAX];
     loop {

@@ -1,0 +1,49 @@
+//! The command line.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use ipnet::IpNet;
+
+/// End-to-end tests of a running cluster with Coil installed
+///
+/// Needed: two nodes or more, and the image of the traffic tool on them (`cargo xtask image --e2e`).
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask e2e", bin_name = "cargo xtask e2e")]
+pub(crate) struct Options {
+    /// How to reach the cluster [default: KUBECONFIG, as kubectl does]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Only this scenario; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub(crate) only: Vec<String>,
+    /// Write the results for machines, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+    /// Print the names of the scenarios
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Image of the traffic tool
+    #[arg(long, default_value = "coil-e2e:dev")]
+    pub(crate) image: String,
+    /// Addresses that no pool has: they become a pool of the tests. Those of families that the nodes have are used
+    #[arg(long, value_delimiter = ',', default_values = ["10.231.0.0/24", "fd31::/120"])]
+    pub(crate) pool: Vec<IpNet>,
+    /// Addresses that stand for the world: a node gets them while egress is tested
+    #[arg(long, value_delimiter = ',', default_values = ["9.9.9.9", "2606:4700:4700::9999"])]
+    pub(crate) world: Vec<IpAddr>,
+    /// Seconds that something may take that takes a few
+    #[arg(long, default_value_t = 120)]
+    limit: u64,
+}
+
+impl Options {
+    /// Whether a scenario is to be run.
+    pub(crate) fn chooses(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_secs(self.limit)
+    }
+}

@@ -1,0 +1,246 @@
+//! Egress NAT: from clients on one node through gateways on another to a world on a third; where there is none, the
+//! gateways' node itself has the world's addresses.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use coil_api::{
+    crd::Egress,
+    names::{
+        ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
+        LABEL_APP_NAME,
+    },
+};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Node, Service},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::Outcome;
+use crate::{
+    cluster::{Cluster, NAMESPACE, node_addresses},
+    pods::{ECHO, PORT, Traffic},
+    wait::until,
+};
+
+const EGRESS: &str = "nat";
+/// How often a megabyte is echoed.
+const TIMES: usize = 101;
+/// How long a client talks while its Egress changes: turns, and milliseconds between two.
+const TALK: (usize, u64) = (100, 100);
+
+pub(super) async fn fixed_port(cluster: &Cluster) -> Result<Outcome> {
+    through_gateways(cluster, false).await
+}
+
+pub(super) async fn auto_port(cluster: &Cluster) -> Result<Outcome> {
+    through_gateways(cluster, true).await
+}
+
+async fn through_gateways(cluster: &Cluster, auto_port: bool) -> Result<Outcome> {
+    if !cluster.egress {
+        return Ok(Outcome::NotHere("Coil does no egress NAT here"));
+    }
+    let (near, far) = cluster.two()?;
+    serve_world(cluster, far).await?;
+    make_egress(cluster, far, auto_port).await?;
+    let selector = format!(
+        "{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS},{LABEL_APP_INSTANCE}={EGRESS}"
+    );
+    let gateways = cluster.gateways(&selector).await?;
+    for ip in cluster.world() {
+        let seen = cluster.run(&client(near, &format!("visit --times {TIMES} {ip} {PORT}"))).await?;
+        let seen: IpAddr = seen.parse().with_context(|| format!("{seen:?} is no address"))?;
+        ensure!(gateways.contains(&seen), "{ip} saw {seen}, which is none of the gateways {gateways:?}");
+        println!("   {ip} echoed {TIMES} MiB and saw the gateway {seen}");
+    }
+    one_tunnel_at_most(&cluster.run(&client(near, "links")).await?)?;
+    survives_an_update(cluster, near).await?;
+    change_ports(cluster, near, !auto_port).await?;
+    remove_egress(cluster).await?;
+    remove_world(cluster).await?;
+    Ok(Outcome::Passed)
+}
+
+/// The world's server, on addresses that a node has for it; the gateways' node has routes there.
+async fn serve_world(cluster: &Cluster, gateways: &str) -> Result<()> {
+    let list = |ips: &[IpAddr], by: &str| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(by);
+    let world = list(cluster.world(), " ");
+    let third = cluster.nodes.get(2).map(String::as_str);
+    let first = cluster.world().first().copied();
+    let words = format!("world {PORT} {world}");
+    let pod = Traffic {
+        host: true,
+        probe: Some(first),
+        ..Traffic::new("world", third.unwrap_or(gateways), &words)
+    };
+    cluster.serve(&pod).await?;
+    if let Some(third) = third {
+        let node = Api::<Node>::all(cluster.client.clone()).get(third).await.context("cannot read a Node")?;
+        let words = format!("route {world} --via {}", list(&node_addresses(&node), ","));
+        let pod = Traffic { host: true, ..Traffic::new("route", gateways, &words) };
+        cluster.serve(&pod).await?;
+    }
+    Ok(())
+}
+
+async fn remove_world(cluster: &Cluster) -> Result<()> {
+    cluster.remove("route").await?;
+    cluster.remove("world").await
+}
+
+fn egresses(cluster: &Cluster) -> Api<Egress> {
+    Api::namespaced(cluster.client.clone(), NAMESPACE)
+}
+
+/// An Egress to the world, with two gateways on a node and a budget; waits until both serve.
+async fn make_egress(cluster: &Cluster, node: &str, auto_port: bool) -> Result<()> {
+    let destinations: Vec<String> =
+        cluster.world().iter().map(|ip| ipnet::IpNet::from(*ip).to_string()).collect();
+    let egress: Egress = serde_json::from_value(json!({
+        "apiVersion": Egress::api_version(&()), "kind": Egress::kind(&()),
+        "metadata": {"name": EGRESS},
+        "spec": {
+            "replicas": 2, "destinations": destinations, "fouSourcePortAuto": auto_port,
+            "podDisruptionBudget": {"maxUnavailable": 1},
+            "template": {"spec": {
+                "nodeSelector": {"kubernetes.io/hostname": node}, "tolerations": [{"operator": "Exists"}],
+                "terminationGracePeriodSeconds": 5, "containers": [{"name": "egress"}],
+            }},
+        },
+    }))?;
+    egresses(cluster).create(&PostParams::default(), &egress).await.context("cannot create an Egress")?;
+    until("both gateways are available", cluster.limit, async || {
+        let egress = egresses(cluster).get(EGRESS).await.context("cannot read the Egress")?;
+        let replicas = egress.status.as_ref().map_or(0, |status| status.replicas.unwrap_or_default());
+        Ok(if replicas == 2 { Ok(()) } else { Err(format!("{:?}", egress.status)) })
+    })
+    .await?;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    budgets.get(EGRESS).await.map(drop).context("the Egress has no PodDisruptionBudget")
+}
+
+/// Deletes the Egress: what it owns goes with it.
+async fn remove_egress(cluster: &Cluster) -> Result<()> {
+    egresses(cluster).delete(EGRESS, &DeleteParams::default()).await.context("cannot delete the Egress")?;
+    let of = |what: &str| format!("cannot read the {what}");
+    let client = || cluster.client.clone();
+    until("the Egress's objects are gone", cluster.limit, async || {
+        let left = [
+            Api::<Deployment>::namespaced(client(), NAMESPACE)
+                .get_opt(EGRESS)
+                .await
+                .with_context(|| of("Deployment"))?
+                .map(|o| o.name_any()),
+            Api::<Service>::namespaced(client(), NAMESPACE)
+                .get_opt(EGRESS)
+                .await
+                .with_context(|| of("Service"))?
+                .map(|o| o.name_any()),
+            Api::<PodDisruptionBudget>::namespaced(client(), NAMESPACE)
+                .get_opt(EGRESS)
+                .await
+                .with_context(|| of("budget"))?
+                .map(|o| o.name_any()),
+        ];
+        Ok(if left.iter().all(Option::is_none) { Ok(()) } else { Err(format!("{left:?}")) })
+    })
+    .await
+}
+
+/// Other source ports are other gateways: when these are there, clients leave through them.
+async fn change_ports(cluster: &Cluster, node: &str, auto_port: bool) -> Result<()> {
+    let patch = Patch::Merge(json!({"spec": {"fouSourcePortAuto": auto_port}}));
+    let changed = egresses(cluster).patch(EGRESS, &PatchParams::default(), &patch).await;
+    changed.context("cannot change the Egress")?;
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    until("the gateways have changed", cluster.limit, async || {
+        let deployment = deployments.get(EGRESS).await.context("cannot read the Deployment")?;
+        let containers =
+            deployment.spec.iter().flat_map(|spec| spec.template.spec.iter().flat_map(|s| &s.containers));
+        let told =
+            containers.flat_map(|c| c.args.iter().flatten()).any(|arg| arg.contains("--enable-sport-auto"));
+        let status = deployment.status.clone().unwrap_or_default();
+        let numbers = [status.updated_replicas, status.replicas, status.available_replicas];
+        let observed = status.observed_generation == deployment.metadata.generation;
+        let done = told == auto_port && observed && numbers == [Some(2); 3];
+        Ok(if done { Ok(()) } else { Err(format!("{status:?}")) })
+    })
+    .await?;
+    for ip in cluster.world() {
+        cluster.run(&client(node, &format!("visit {ip} {PORT}"))).await?;
+    }
+    Ok(())
+}
+
+/// A client's connection goes on while the destinations of its Egress change.
+async fn survives_an_update(cluster: &Cluster, node: &str) -> Result<()> {
+    let (times, pause) = TALK;
+    let world = cluster.world().first().context("the world has no address of this cluster's families")?;
+    let to = SocketAddr::new(*world, ECHO);
+    let words = format!("tcp-echo --bytes 10000 --times {times} --pause {pause} {to}");
+    let talker = Traffic { name: "talker".into(), probe: None, ..client(node, &words) };
+    cluster.create(&talker).await?;
+    until("the client runs", cluster.limit, async || {
+        let pod = cluster.pods().get(&talker.name).await.context("cannot read the client")?;
+        let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
+        Ok(if phase == "Pending" { Err(phase) } else { Ok(()) })
+    })
+    .await?;
+    let mut destinations: Vec<String> =
+        cluster.world().iter().map(|ip| ipnet::IpNet::from(*ip).to_string()).collect();
+    destinations.push(if world.is_ipv4() { "192.0.2.0/24".into() } else { "2001:db8::/32".into() });
+    let patch = json!({"spec": {"destinations": destinations}});
+    egresses(cluster)
+        .patch(EGRESS, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .context("cannot change the Egress")?;
+    println!("   over a change of the Egress: {}", cluster.result(&talker.name).await?);
+    cluster.remove(&talker.name).await
+}
+
+fn client(node: &str, words: &str) -> Traffic {
+    let annotations = [(format!("{ANN_EGRESS_PREFIX}{NAMESPACE}"), EGRESS.to_owned())].into();
+    Traffic { annotations, ..Traffic::new("client", node, words) }
+}
+
+/// The kernel's path has one tunnel for each family to the one Egress; the eBPF path has none.
+fn one_tunnel_at_most(links: &str) -> Result<()> {
+    for prefix in ["fou4_", "fou6_"] {
+        let count = links.lines().filter(|link| link.starts_with(prefix)).count();
+        ensure!(count <= 1, "a client of one Egress has {count} links {prefix}…: {links}");
+    }
+    Ok(())
+}
+
+/// With `--enable-originating-only` replies of connections that came in leave as they came.
+pub(super) async fn originating_only(cluster: &Cluster) -> Result<Outcome> {
+    if !cluster.egress {
+        return Ok(Outcome::NotHere("Coil does no egress NAT here"));
+    }
+    if !cluster.has_flag("coild", "--enable-originating-only").await? {
+        return Ok(Outcome::NotHere("coild runs without --enable-originating-only"));
+    }
+    let (near, far) = cluster.two()?;
+    serve_world(cluster, far).await?;
+    make_egress(cluster, far, false).await?;
+    let server = Traffic::server("server", near);
+    let addresses = cluster.serve(&Traffic { annotations: client(near, "").annotations, ..server }).await?;
+    for ip in addresses {
+        let from_node = Traffic {
+            host: true,
+            ..Traffic::new("visitor", far, &format!("tcp-echo --times 5 {}", SocketAddr::new(ip, ECHO)))
+        };
+        cluster.run(&from_node).await?;
+    }
+    cluster.remove("server").await?;
+    remove_egress(cluster).await?;
+    remove_world(cluster).await?;
+    Ok(Outcome::Passed)
+}

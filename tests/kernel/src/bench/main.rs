@@ -1,0 +1,55 @@
+//! How fast pods reach each other: the eBPF path and the kernel's own, each beside a bare veth pair.
+//!
+//! ```text
+//! bare:      left ────────────────────────── right
+//! same-node: pod 1 ── node a ── pod 2
+//! two-nodes: pod 1 ── node a ── node b ── pod 3
+//! ```
+//!
+//! All subjects have links, routes and addresses of their own, and are measured in turn, round by round, on one
+//! core that the two ends share: what else the machine does meets all of them. Prints one measurement a line.
+
+mod measure;
+mod place;
+mod traffic;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use nix::unistd::geteuid;
+
+/// See `cargo xtask bench datapath --help`.
+#[derive(Parser)]
+struct Args {
+    /// Rounds; each measures every subject once
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Milliseconds of each measurement
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(50..))]
+    millis: u64,
+    /// IPv6 in place of IPv4
+    #[arg(long)]
+    v6: bool,
+}
+
+fn main() -> ExitCode {
+    if !geteuid().is_root() {
+        eprintln!("this makes network namespaces and loads eBPF programs: run it as root");
+        return ExitCode::FAILURE;
+    }
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    for line in measure::all(args.rounds, std::time::Duration::from_millis(args.millis), !args.v6)? {
+        println!("{line}");
+    }
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! `cargo xtask chart`
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::run;
+
+/// Generate the templates of deploy/chart/ from the manifests in deploy/.
+///
+/// So that there is one place to change a manifest: a template is a manifest whose lines that values decide are
+/// replaced. Chart.yaml, values.yaml and values.schema.json are written by hand.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Change nothing; fail when the files are not what the manifests say
+    #[arg(long)]
+    check: bool,
+}
+
+impl Args {
+    /// As `--check`.
+    pub(crate) fn check() -> Self {
+        Self { check: true }
+    }
+}
+
+/// Folders of the chart that are generated, whole.
+const GENERATED: [&str; 2] = ["templates", "crds"];
+
+/// A line or lines of a manifest, and what stands there in the template.
+struct Edit {
+    from: &'static str,
+    to: &'static str,
+}
+
+const IMAGE: Edit =
+    Edit { from: "image: coil\n", to: "image: \"{{ .Values.image.name }}:{{ .Values.image.tag }}\"\n" };
+
+const FAMILIES: Edit = Edit {
+    from: "spec:\n  selector:\n",
+    to: "spec:\n  {{- if .Values.webhooks.dualStack }}\n  ipFamilyPolicy: PreferDualStack\n  {{- end }}\n  selector:\n",
+};
+
+const ROTATION: Edit = Edit {
+    from: "        - --enable-cert-rotation=true\n",
+    to: "        {{- if .Values.webhooks.ownCertificates }}
+        - --enable-cert-rotation=false
+        {{- else }}
+        - --enable-cert-rotation=true
+        {{- end }}
+        {{- if .Values.webhooks.restartOnCertRefresh }}
+        - --enable-restart-on-cert-refresh=true
+        {{- end }}
+",
+};
+
+/// Where the mounted certificate comes in; `PART` is the controller's.
+const MOUNT: Edit = Edit {
+    from: "          failureThreshold: 6\n---\n",
+    to: "          failureThreshold: 6
+        {{- if .Values.webhooks.ownCertificates }}
+        volumeMounts:
+        - name: cert
+          mountPath: /certs
+          readOnly: true
+      volumes:
+      - name: cert
+        secret:
+          secretName: coilv2-PART-webhook-server-cert
+        {{- end }}
+---
+",
+};
+
+const AGENT: [Edit; 4] = [
+    IMAGE,
+    Edit {
+        from: "        - --enable-ipam=true\n        - --enable-egress=true\n",
+        to: "        - --enable-ipam={{ .Values.ipam.enabled }}
+        - --enable-egress={{ .Values.egress.enabled }}
+        {{- if not .Values.ipam.enabled }}
+        - --pod-table-id={{ .Values.chained.podTableId }}
+        - --protocol-id=2
+        {{- end }}
+        {{- if .Values.coild.compatCalico }}
+        - --compat-calico=true
+        {{- end }}
+        {{- if .Values.coild.kernelDatapath }}
+        - --datapath=kernel
+        {{- end }}
+        {{- range .Values.coild.extraArgs }}
+        - {{ . | toJson }}
+        {{- end }}
+",
+    },
+    Edit {
+        from: "        - name: CNI_NETCONF
+          valueFrom:
+            configMapKeyRef:
+              name: coil-config
+              key: cni_netconf
+",
+        to: "        {{- if .Values.ipam.enabled }}
+        - name: CNI_NETCONF
+          valueFrom:
+            configMapKeyRef:
+              name: coil-config
+              key: cni_netconf
+        {{- else }}
+        - name: CNI_CHAIN
+          value: \"true\"
+        - name: CNI_CONF_NAME
+          value: {{ .Values.chained.confName | toJson }}
+        {{- end }}
+",
+    },
+    Edit {
+        from: "            - BPF # loading programs, and maps
+            - PERFMON # programs that compare packet pointers and read the kernel's types
+",
+        to: "            {{- if not .Values.coild.kernelDatapath }}
+            - BPF # loading programs, and maps
+            - PERFMON # programs that compare packet pointers and read the kernel's types
+            {{- end }}
+",
+    },
+];
+
+const NETCONF: &str = "apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: coil-config
+  namespace: kube-system
+  labels:
+    app.kubernetes.io/name: coil
+data:
+  cni_netconf: {{ .Values.netconf | toJson }}
+";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let files = generate(&run::root().join("deploy"))?;
+    let chart = run::root().join("deploy/chart");
+    if args.check {
+        ensure!(
+            files == read(&chart)?,
+            "deploy/chart is not what the manifests in deploy say: run `cargo xtask chart` and commit the result"
+        );
+        return Ok(());
+    }
+    for dir in GENERATED {
+        match fs::remove_dir_all(chart.join(dir)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                bail!("cannot clear {dir}: {error}")
+            }
+            _ => {}
+        }
+    }
+    for (path, text) in files {
+        let path = chart.join(path);
+        let dir = path.parent().unwrap_or(&path);
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Everything generated, by path in the chart.
+fn generate(deploy: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let mut files = BTreeMap::new();
+    let read = |path: &str| {
+        let path = deploy.join(path);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let mut add = |path: String, template: String, conditions: &[&str]| {
+        let mut text = format!("# Generated by `cargo xtask chart` from deploy/{path}.\n");
+        conditions.iter().for_each(|condition| text += &format!("{{{{- if {condition} }}}}\n"));
+        text += &template;
+        conditions.iter().for_each(|_| text += "{{- end }}\n");
+        files.insert(Path::new("templates").join(path.replace('/', "-")), text);
+    };
+    for part in ["ipam", "egress"] {
+        let enabled = format!(".Values.{part}.enabled");
+        for name in ["webhook", "rbac", "certs", "deployment", "coild", "viewers", "gateway"] {
+            let path = format!("{part}/{name}.yaml");
+            if name == "gateway" && part == "ipam" {
+                continue;
+            }
+            let text = read(&path)?;
+            let (template, own): (String, &[&str]) = match name {
+                "webhook" => (edited(&path, &text, &[FAMILIES])?, &[]),
+                "deployment" => (edited(&path, &text, &[IMAGE, ROTATION, MOUNT])?.replace("PART", part), &[]),
+                "certs" => (text, &["not .Values.webhooks.ownCertificates"]),
+                _ => (text, &[]),
+            };
+            add(path, template, &[&[&*enabled], own].concat());
+        }
+    }
+    add("coild/rbac.yaml".into(), read("coild/rbac.yaml")?, &[]);
+    add("coild/daemonset.yaml".into(), edited("coild", &read("coild/daemonset.yaml")?, &AGENT)?, &[]);
+    add("netconf/netconf.yaml".into(), NETCONF.to_owned(), &[".Values.ipam.enabled"]);
+    for name in ["rbac", "daemonset"] {
+        let path = format!("router/{name}.yaml");
+        let text = read(&path)?;
+        let template = if name == "daemonset" { edited(&path, &text, &[IMAGE])? } else { text };
+        add(path, template, &[".Values.router.enabled"]);
+    }
+    for part in ["ipam", "egress"] {
+        let dir = deploy.join("crds").join(part);
+        for path in list(&dir)?.into_iter().filter(|path| !path.ends_with("kustomization.yaml")) {
+            let name = path.file_name().context("a path without a name")?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            files.insert(Path::new("crds").join(name), text);
+        }
+    }
+    Ok(files)
+}
+
+/// A manifest with its lines replaced; each must be there.
+fn edited(path: &str, text: &str, edits: &[Edit]) -> Result<String> {
+    let mut text = text.to_owned();
+    for edit in edits {
+        ensure!(text.contains(edit.from), "deploy/{path} has no {:?}: adapt xtask/src/chart.rs", edit.from);
+        text = text.replace(edit.from, edit.to);
+    }
+    Ok(text)
+}
+
+/// The generated files that are there.
+fn read(chart: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let mut files = BTreeMap::new();
+    for dir in GENERATED {
+        for path in list(&chart.join(dir))? {
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            files.insert(path.strip_prefix(chart).unwrap_or(&path).to_owned(), text);
+        }
+    }
+    Ok(files)
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
