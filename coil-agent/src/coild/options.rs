@@ -138,8 +138,6 @@ pub enum Mode {
 /// Flags of Coil v2 for what this version does not have. Their defaults are accepted.
 #[derive(Debug, Clone, Parser)]
 struct NotHere {
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     #[arg(long, hide = true)]
     backend: Option<String>,
 }
