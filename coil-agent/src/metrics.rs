@@ -26,6 +26,7 @@ pub fn registry() -> prometheus::Result<Registry> {
 pub struct DatapathInfo {
     node: Arc<Node>,
     info: IntGaugeVec,
+    kernel_egress: IntGaugeVec,
 }
 
 impl DatapathInfo {
@@ -36,20 +37,27 @@ impl DatapathInfo {
     pub fn register(node: Arc<Node>, registry: &Registry) -> prometheus::Result<()> {
         let help = "The datapath of this node, and why it is not eBPF or not for all packets.";
         let info = IntGaugeVec::new(Opts::new("coil_datapath_info", help), &["mode", "reason"])?;
-        registry.register(Box::new(Self { node, info }))
+        let help = "Whether the kernel of this node has what egress without eBPF needs, and what it lacks.";
+        let kernel_egress = IntGaugeVec::new(Opts::new("coil_egress_kernel_support", help), &["missing"])?;
+        registry.register(Box::new(Self { node, info, kernel_egress }))
     }
 }
 
 impl Collector for DatapathInfo {
     fn desc(&self) -> Vec<&Desc> {
-        self.info.desc()
+        [self.info.desc(), self.kernel_egress.desc()].concat()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let (mode, reason) = self.node.datapath_state();
         self.info.reset();
         self.info.with_label_values(&[mode, &reason]).set(1);
-        self.info.collect()
+        self.kernel_egress.reset();
+        let missing = self.node.settings.kernel_egress_missing.as_deref();
+        self.kernel_egress
+            .with_label_values(&[missing.unwrap_or_default()])
+            .set(i64::from(missing.is_none()));
+        [self.info.collect(), self.kernel_egress.collect()].concat()
     }
 }
 

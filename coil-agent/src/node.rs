@@ -2,6 +2,7 @@
 
 mod attachments;
 mod gateways;
+mod kernel;
 mod resync;
 
 use std::{
@@ -25,6 +26,7 @@ use tracing::{error, info, warn};
 use crate::{
     egress::{
         gateway::GatewayPod,
+        kernel::plan::Wanted,
         plan::{self, Attached, NodeFacts},
     },
     ipam::{AttachmentId, NodeIpam},
@@ -60,6 +62,10 @@ pub struct Settings {
     pub name: String,
     /// `--enable-egress`: annotations and Egresses count.
     pub egress: bool,
+    /// Why the kernel cannot do egress; none when it can.
+    pub kernel_egress_missing: Option<String>,
+    /// `--protocol-id`.
+    pub protocol: u8,
     /// `--devices`; empty to find the uplinks.
     pub devices: Vec<String>,
     /// Priority of the rule to the routes to pods; none when those are another plugin's.
@@ -113,6 +119,10 @@ struct Entry {
     gateway: Option<GatewayPod>,
     /// What was last said in the log about the pod's annotations.
     complaint: Option<AnnotationError>,
+    /// What was made inside the pod for egress by the kernel.
+    kernel: Option<Wanted>,
+    /// Why that could not be done.
+    kernel_trouble: Option<String>,
 }
 
 /// A pod that ADD has connected.
@@ -207,7 +217,14 @@ impl Node {
                 routes: None,
                 gateway: None,
                 complaint: None,
-                attached: Attached { link: pod.link, pod: None, kernel_client: pod.kernel_client },
+                kernel: None,
+                kernel_trouble: None,
+                attached: Attached {
+                    link: pod.link,
+                    pod: None,
+                    kernel_client: pod.kernel_client,
+                    kernel_gateway: false,
+                },
             };
             pods.insert(pod.alias.owner, entry);
         }
@@ -228,6 +245,8 @@ impl Node {
             routes: Some(pod.routes),
             gateway: None,
             complaint: None,
+            kernel: None,
+            kernel_trouble: None,
         };
         let link = entry.attached.link.host.index;
         let before = lock(&self.pods).insert(pod.owner.clone(), entry);
@@ -327,6 +346,7 @@ impl Node {
 
     /// Routes of a client, and a gateway's namespace. Trouble is logged, and tried again later.
     async fn follow_inside(self: &Arc<Self>, owner: &AttachmentId) {
+        self.follow_by_kernel(owner).await;
         let Some((attached, routes, netns, served)) = lock(&self.pods).get(owner).map(|entry| {
             let served = entry.gateway.is_some();
             (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
@@ -451,7 +471,7 @@ mod tests {
     fn a_pod_follows_its_annotations_but_not_into_the_open() {
         let link = PodLink { host: Link::default(), mac: Mac::default(), ipv4: None, ipv6: None };
         let mut entry = Entry {
-            attached: Attached { link, pod: None, kernel_client: false },
+            attached: Attached { link, pod: None, kernel_client: false, kernel_gateway: false },
             uid: None,
             attachment: Attachment { name: String::new(), network: None },
             since: Instant::now(),
@@ -459,6 +479,8 @@ mod tests {
             routes: None,
             gateway: None,
             complaint: None,
+            kernel: None,
+            kernel_trouble: None,
         };
         let egresses = |entry: &Entry| plan::egresses_of(entry.attached.pod.as_ref().unwrap()).to_vec();
         let nat = EgressRef { namespace: "internet".into(), name: "nat".into() };

@@ -4,6 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use coil_packet::{Decision, Path, Reason, path};
 
 use crate::{
+    maps,
     run::{self, Hook},
     skb::Buffer,
     tables::{Kernel, Side},
@@ -21,9 +22,10 @@ struct FromPod;
 impl Hook for FromPod {
     const PATH: Path = Path::FromPod;
 
+    /// What a program translated in a gateway's name and left to the stack comes in here, marked.
     #[inline(always)]
     fn concerns(skb: &Buffer) -> bool {
-        skb.is_for_us()
+        !skb.take_mark(maps::config().mark) && skb.is_for_us()
     }
 
     #[inline(always)]

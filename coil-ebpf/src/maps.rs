@@ -2,15 +2,16 @@
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
-        Config, Counter, Event, FlowKey, FlowValue, GatewayKey, GatewayValue, Lost, Maglev, NatKey,
-        NatRevKey, NatRevValue, NatValue, PACE, Pace, PodValue, PolicyKey, PoolValue, UplinkValue,
+        Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost,
+        Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, Pace, PinKey, PinValue, PodValue, PolicyKey,
+        PoolValue, UplinkValue,
     },
     counter_index,
 };
@@ -24,9 +25,15 @@ const EGRESSES: usize = 512;
 const UPLINKS: usize = 64;
 const FLOWS: usize = 65536;
 const DATAGRAMS: usize = 65536;
-const NATS: usize = 65536;
 /// Bytes of the ring of events: a few hundred of them.
 const EVENTS: usize = 32768;
+const NATS: usize = 1_000_000;
+const PINS: usize = 65536;
+const FRAGMENTS: usize = 4096;
+const CLIENTS: usize = 65536;
+
+/// `BPF_F_NO_PREALLOC`: memory is taken with the entries.
+const GROWS: usize = 1;
 
 /// The maps of one family.
 pub(crate) trait Maps: Sized + 'static {
@@ -37,13 +44,18 @@ pub(crate) trait Maps: Sized + 'static {
     fn maglev() -> &'static HashMap<u32, Maglev<Self>, EGRESSES>;
     fn flows() -> &'static HashMap<FlowKey<Self>, FlowValue, FLOWS>;
     fn datagrams() -> &'static HashMap<FlowKey<Self>, FlowValue, DATAGRAMS>;
-    fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS>;
-    fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS>;
+    fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS, GROWS>;
+    fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS, GROWS>;
+    fn pin() -> &'static LruHashMap<PinKey<Self>, PinValue<Self>, PINS>;
+    fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, FRAGMENTS>;
+    fn lent() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
+    fn returned() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
 }
 
 macro_rules! family_maps {
     ($addr:ty, $module:ident: $pods:literal $pools:literal $policy:literal $gateways:literal
-     $maglev:literal $flows:literal $datagrams:literal $nat:literal $nat_rev:literal) => {
+     $maglev:literal $flows:literal $datagrams:literal $nat:literal $nat_rev:literal $pin:literal $frags:literal
+     $lent:literal $returned:literal) => {
         mod $module {
             use super::*;
 
@@ -62,9 +74,17 @@ macro_rules! family_maps {
             #[btf_map(name = $datagrams)]
             static DATAGRAMS: HashMap<FlowKey<$addr>, FlowValue, { super::DATAGRAMS }> = HashMap::new();
             #[btf_map(name = $nat)]
-            static NAT: HashMap<NatKey<$addr>, NatValue, NATS> = HashMap::new();
+            static NAT: HashMap<NatKey<$addr>, NatValue, NATS, GROWS> = HashMap::new();
             #[btf_map(name = $nat_rev)]
-            static NAT_REV: HashMap<NatRevKey<$addr>, NatRevValue<$addr>, NATS> = HashMap::new();
+            static NAT_REV: HashMap<NatRevKey<$addr>, NatRevValue<$addr>, NATS, GROWS> = HashMap::new();
+            #[btf_map(name = $pin)]
+            static PIN: LruHashMap<PinKey<$addr>, PinValue<$addr>, PINS> = LruHashMap::new();
+            #[btf_map(name = $frags)]
+            static FRAGS: LruHashMap<FragKey<$addr>, FragValue, { super::FRAGMENTS }> = LruHashMap::new();
+            #[btf_map(name = $lent)]
+            static LENT: HashMap<$addr, u32, CLIENTS, GROWS> = HashMap::new();
+            #[btf_map(name = $returned)]
+            static RETURNED: HashMap<$addr, u32, CLIENTS, GROWS> = HashMap::new();
 
             #[rustfmt::skip]
             impl Maps for $addr {
@@ -83,18 +103,28 @@ macro_rules! family_maps {
                 #[inline(always)]
                 fn datagrams() -> &'static HashMap<FlowKey<Self>, FlowValue, { super::DATAGRAMS }> { &DATAGRAMS }
                 #[inline(always)]
-                fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS> { &NAT }
+                fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS, GROWS> { &NAT }
                 #[inline(always)]
-                fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS> { &NAT_REV }
+                fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS, GROWS> { &NAT_REV }
+                #[inline(always)]
+                fn pin() -> &'static LruHashMap<PinKey<Self>, PinValue<Self>, PINS> { &PIN }
+                #[inline(always)]
+                fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, { super::FRAGMENTS }> { &FRAGS }
+                #[inline(always)]
+                fn lent() -> &'static HashMap<Self, u32, CLIENTS, GROWS> { &LENT }
+                #[inline(always)]
+                fn returned() -> &'static HashMap<Self, u32, CLIENTS, GROWS> { &RETURNED }
             }
         }
     };
 }
 
 family_maps!([u8; 4], v4: "coil_pods4" "coil_pools4" "coil_policy4" "coil_gateways4"
-    "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4");
+    "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4" "coil_pin4" "coil_frags4"
+    "coil_lent4" "coil_returned4");
 family_maps!([u8; 16], v6: "coil_pods6" "coil_pools6" "coil_policy6" "coil_gateways6"
-    "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6");
+    "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6" "coil_pin6" "coil_frags6"
+    "coil_lent6" "coil_returned6");
 
 #[btf_map(name = "coil_config")]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -147,7 +177,7 @@ pub(crate) fn fib_params() -> Option<&'static mut bpf_fib_lookup> {
 /// Memory for one decision of either family.
 #[repr(C)]
 struct Scratch {
-    words: [u64; 64],
+    words: [u64; 96],
 }
 
 /// This CPU's room for a decision.

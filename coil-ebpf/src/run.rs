@@ -53,8 +53,8 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
         Verdict::Next => NEXT,
         Verdict::Drop => DROP,
         Verdict::Forward => pass_on(skb, decision),
-        Verdict::Send(_) => carry_out(skb, decision),
-        Verdict::Answer(_) => tell(skb, decision),
+        Verdict::Send(_) => carry_out::<H, A>(skb, decision),
+        Verdict::Answer(_) => tell::<H, A>(skb, decision),
     };
     if action == FAULT {
         reason = Reason::Rewrite;
@@ -105,27 +105,42 @@ fn pass_on<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
 }
 
 #[inline(never)]
-fn carry_out<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+fn carry_out<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
     let Verdict::Send(plan) = &decision.outcome.verdict else { return FAULT };
     match apply(&mut skb.writer(), &decision.packet, plan) {
-        Ok(()) => send(skb, &plan.deliver),
+        Ok(()) => send::<H>(skb, &plan.deliver),
         Err(_) => FAULT,
     }
 }
 
 #[inline(never)]
-fn tell<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+fn tell<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
     let Verdict::Answer(too_big) = &decision.outcome.verdict else { return FAULT };
     match answer(&mut skb.writer(), &decision.packet, too_big) {
+        // Back to where it came from: from a pod's link into the stack, as if the pod had sent it.
+        Ok(()) if matches!(H::PATH, Path::ToPod) => {
+            skb.add_mark(maps::config().mark);
+            skb.send_in(skb.ifindex())
+        }
         Ok(()) => skb.send_back(),
         Err(_) => FAULT,
     }
 }
 
 #[inline(always)]
-fn send(skb: &Buffer, deliver: &Deliver) -> i32 {
+fn send<H: Hook>(skb: &Buffer, deliver: &Deliver) -> i32 {
     match deliver {
+        Deliver::Here => NEXT,
+        // The kernel hands over to peers at ingress only. What goes out of the other link passes `to_pod` there.
+        Deliver::Peer { ifindex, .. } if matches!(H::PATH, Path::ToPod | Path::ToNet) => {
+            skb.add_mark(maps::config().mark);
+            skb.send_out(*ifindex)
+        }
         Deliver::Peer { ifindex, .. } => skb.send_to_peer(*ifindex),
+        Deliver::Stack { ifindex, .. } => {
+            skb.add_mark(maps::config().mark);
+            skb.send_in(*ifindex)
+        }
         Deliver::Neighbour { ifindex, via } => {
             skb.add_mark(maps::config().mark);
             let family = if matches!(via.family, Family::V4) { AF_INET } else { AF_INET6 };

@@ -5,8 +5,8 @@ use core::mem::{MaybeUninit, size_of};
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
     helpers::{
         bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
@@ -80,11 +80,17 @@ impl Buffer {
         unsafe { (*self.raw).vlan_present != 0 }
     }
 
-    /// True when the packet carries the mark.
+    /// Takes a bit off the packet's mark; true when it was there.
     #[inline(always)]
-    pub(crate) fn has_mark(&self, mark: u32) -> bool {
-        // SAFETY: as above.
-        unsafe { (*self.raw).mark & mark != 0 }
+    pub(crate) fn take_mark(&self, mark: u32) -> bool {
+        // SAFETY: as above; a program may write the mark.
+        unsafe {
+            let there = (*self.raw).mark & mark != 0;
+            if there {
+                (*self.raw).mark &= !mark;
+            }
+            there
+        }
     }
 
     /// Adds a bit to the packet's mark.
@@ -92,13 +98,6 @@ impl Buffer {
     pub(crate) fn add_mark(&self, mark: u32) {
         // SAFETY: as above; a program may write the mark.
         unsafe { (*self.raw).mark |= mark };
-    }
-
-    /// Takes a bit off the packet's mark.
-    #[inline(always)]
-    pub(crate) fn remove_mark(&self, mark: u32) {
-        // SAFETY: as above.
-        unsafe { (*self.raw).mark &= !mark };
     }
 
     #[inline(always)]
@@ -138,12 +137,26 @@ impl Buffer {
         unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
     }
 
-    /// Sends the frame out of the link on which it came in.
+    /// Sends the frame out of a link.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "an action")]
-    pub(crate) fn send_back(&self) -> i32 {
+    pub(crate) fn send_out(&self, ifindex: u32) -> i32 {
         // SAFETY: the helper takes numbers.
-        unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Makes the frame one that comes in on a link.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "an action")]
+    pub(crate) fn send_in(&self, ifindex: u32) -> i32 {
+        // SAFETY: the helper takes numbers.
+        unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
+    }
+
+    /// Sends the frame out of the link on which it came in.
+    #[inline(always)]
+    pub(crate) fn send_back(&self) -> i32 {
+        self.send_out(self.ifindex())
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Maps and the kernel's FIB, as the decisions see them.
 
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -10,8 +10,8 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
     abi::{
-        Config, FlowKey, FlowValue, GatewayKey, NONE, NatKey, NatRevKey, NatRevValue, NatValue, PodValue,
-        PolicyKey,
+        Config, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, NONE, NatKey, NatRevKey, NatRevValue,
+        NatValue, PinKey, PinValue, PodValue, PolicyKey,
     },
     hash,
     wire::tcp,
@@ -123,20 +123,67 @@ impl<A: Side> Tables<A> for Kernel {
     fn egress_flags(&self, egress: u32) -> Option<u32> {
         let table = A::maglev().get_ptr(egress)?;
         // SAFETY: a pointer into the map's value, valid until the program ends.
-        let (flags, gateways) = unsafe { ((*table).flags, (*table).gateways) };
-        (gateways != 0).then_some(flags)
+        Some(unsafe { (*table).flags })
     }
 
     #[inline(always)]
     fn gateway(&self, egress: u32, hash: u32) -> Option<A> {
         let table = A::maglev().get_ptr(egress)?;
+        // SAFETY: as above.
+        if unsafe { (*table).gateways } == 0 {
+            return None;
+        }
         // SAFETY: as above; the slot is inside the array.
         Some(unsafe { *(&raw const (*table).slots).cast::<A>().add(hash::slot(hash)) })
     }
 
     #[inline(always)]
-    fn is_gateway_of(&self, policy: u32, addr: &A) -> bool {
-        A::gateways().get_ptr(GatewayKey { policy, gateway: *addr }).is_some()
+    fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32> {
+        let gateway = A::gateways().get_ptr(GatewayKey { policy, gateway: *addr })?;
+        // SAFETY: as above.
+        Some(unsafe { (*gateway).flags })
+    }
+
+    #[inline(always)]
+    fn pin(&self, key: &PinKey<A>) -> Option<PinValue<A>> {
+        // SAFETY: a mix of two pins of one flow leads to a gateway of the Egress, or to none.
+        unsafe { A::pin().get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn put_pin(&mut self, key: &PinKey<A>, value: &PinValue<A>) {
+        // Without room the flow has the gateway that its hash names.
+        let _ = A::pin().insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn frag(&self, key: &FragKey<A>) -> Option<FragValue> {
+        // SAFETY: eight bytes, copied at once.
+        unsafe { A::frags().get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue) {
+        // Without room the packet's other fragments are lost, and counted then.
+        let _ = A::frags().insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn borrow_port(&mut self, client: &A, quota: u32) -> bool {
+        let returned = A::returned().get_ptr(client);
+        // SAFETY: as above; the agent alone writes it.
+        let returned = returned.map_or(0, |count| unsafe { *count });
+        if let Some(lent) = A::lent().get_ptr_mut(client) {
+            // SAFETY: a pointer into the map's value. A lost increment of two CPUs is made good by the agent, which
+            // counts what is there.
+            return unsafe {
+                *lent = (*lent).wrapping_add(1);
+                quota == 0 || (*lent).wrapping_sub(returned) <= quota
+            };
+        }
+        // Without room the client has no limit.
+        let _ = A::lent().insert(client, returned.wrapping_add(1), 0);
+        true
     }
 
     #[inline(always)]
@@ -218,10 +265,11 @@ impl<A: Side> Tables<A> for Kernel {
 
     #[inline(always)]
     fn fib(&self, query: &FibQuery<A>) -> Fib {
-        let mut answer = FibAnswer::default();
-        match fib(&self.skb, query, &mut answer) {
+        let mut answer = MaybeUninit::uninit();
+        let answer = FibAnswer::zero(&mut answer);
+        match fib(&self.skb, query, answer) {
             FIB_SUCCESS | FIB_NO_NEIGH => {
-                let family = if answer.family == AF_INET { Family::V4 } else { Family::V6 };
+                let family = if answer.family == u32::from(AF_INET) { Family::V4 } else { Family::V6 };
                 let via = NextHop { family, addr: bytes(answer.via) };
                 Fib::Forward { ifindex: answer.ifindex, via, fits: answer.mtu }
             }
@@ -233,12 +281,32 @@ impl<A: Side> Tables<A> for Kernel {
 
 /// What the kernel said, in plain numbers: an enum that is written in one branch and copied in another
 /// confuses the verifier.
-#[derive(Default)]
+#[repr(C)]
 struct FibAnswer {
     ifindex: u32,
     mtu: u32,
-    family: u8,
+    family: u32,
     via: [u32; 4],
+}
+
+impl FibAnswer {
+    /// One of zeroes, by volatile stores: a call of memset would have a stack of its own, and there is none left.
+    #[inline(always)]
+    fn zero(slot: &mut MaybeUninit<Self>) -> &mut Self {
+        const { assert!(size_of::<Self>() == 7 * size_of::<u32>()) };
+        let word = slot.as_mut_ptr().cast::<u32>();
+        // SAFETY: seven words and nothing else.
+        unsafe {
+            word.write_volatile(0);
+            word.add(1).write_volatile(0);
+            word.add(2).write_volatile(0);
+            word.add(3).write_volatile(0);
+            word.add(4).write_volatile(0);
+            word.add(5).write_volatile(0);
+            word.add(6).write_volatile(0);
+            slot.assume_init_mut()
+        }
+    }
 }
 
 /// Asks the kernel's routing. Not inlined: a stack of its own.
@@ -256,7 +324,7 @@ fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
     // SAFETY: params is valid for its size, the context is this packet's.
     let code = unsafe { fib_lookup(skb.context().cast(), params, size, 0) };
     out.ifindex = params.ifindex;
-    out.family = params.family;
+    out.family = u32::from(params.family);
     // SAFETY: every bit pattern of these unions is an integer. An IPv4 next hop is the first word.
     unsafe {
         out.mtu = u32::from(params.__bindgen_anon_1.mtu_result);

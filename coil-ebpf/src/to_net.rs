@@ -25,12 +25,7 @@ impl Hook for ToNet {
     /// What another of the programs sends passes here too, with a mark that is for us alone.
     #[inline(always)]
     fn concerns(skb: &Buffer) -> bool {
-        let mark = maps::config().mark;
-        if skb.has_mark(mark) {
-            skb.remove_mark(mark);
-            return false;
-        }
-        !skb.is_tagged()
+        !skb.take_mark(maps::config().mark) && !skb.is_tagged()
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use coil_packet::{Decision, Path, Reason, path};
 
 use crate::{
+    maps,
     run::{self, Hook},
     skb::Buffer,
     tables::{Kernel, Side},
@@ -21,9 +22,10 @@ struct ToPod;
 impl Hook for ToPod {
     const PATH: Path = Path::ToPod;
 
+    /// What another of the programs sends passes here too, marked.
     #[inline(always)]
     fn concerns(skb: &Buffer) -> bool {
-        !skb.is_tagged()
+        !skb.take_mark(maps::config().mark) && !skb.is_tagged()
     }
 
     #[inline(always)]

@@ -90,7 +90,7 @@ async fn connect(
     let new = NewPod {
         owner: request.owner.clone(),
         attachment: Attachment::of(&identity.altnames(&request.owner), &request.owner),
-        attached: Attached { link, pod: Some(pod), kernel_client: false },
+        attached: Attached { link, pod: Some(pod), kernel_client: false, kernel_gateway: false },
         netns: request.netns.clone(),
         routes,
     };
@@ -100,8 +100,12 @@ async fn connect(
     Ok(result)
 }
 
-/// A gateway whose socket is not there would never be ready.
+/// A gateway whose socket is not there would never be ready; a client whose tunnels are not there would get out
+/// without a gateway.
 pub(super) fn must_be_served(node: &Node, owner: &AttachmentId, is_gateway: bool) -> Result<(), Failure> {
+    if let Some(trouble) = node.kernel_trouble(owner) {
+        return Err(Failure::new(code::TRY_AGAIN_LATER, trouble));
+    }
     if is_gateway && !node.gateway_is_served(owner) {
         let msg = "it is an egress gateway, and its namespace cannot be prepared; coild's log says why";
         return Err(Failure::new(code::INTERNAL, msg));

@@ -81,7 +81,7 @@ async fn connect(
     node.chained.mark(&link.host, &alias, &altnames).await?;
     let routes = node.route_policy(egresses_of(&pod));
     let is_gateway = pod.gateway_of.is_some();
-    let attached = Attached { link, pod: Some(pod), kernel_client: false };
+    let attached = Attached { link, pod: Some(pod), kernel_client: false, kernel_gateway: false };
     node.update_routes(ns, owner, &attached, routes.clone()).await?;
     phases.end("network");
     node.add(NewPod {

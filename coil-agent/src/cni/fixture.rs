@@ -44,7 +44,7 @@ pub(super) fn container(name: &str) -> NewPod {
     NewPod {
         owner: id("uid"),
         attachment: Attachment::of(&identity.altnames(&id(name)), &id("uid")),
-        attached: Attached { link, pod: None, kernel_client: false },
+        attached: Attached { link, pod: None, kernel_client: false, kernel_gateway: false },
         netns: "/nowhere".into(),
         routes: Vec::new(),
     }

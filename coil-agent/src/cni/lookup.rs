@@ -8,7 +8,6 @@ use kube::Api;
 
 use super::{Failure, request::Request};
 use crate::{
-    egress::support,
     node::Node,
     watch::{
         index::{ObjectKey, PodInfo},
@@ -44,7 +43,7 @@ pub(super) async fn pod_with_egresses(node: &Node, request: &Request) -> Result<
     for egress in &egresses {
         must_exist(node, egress).await?;
     }
-    if !egresses.is_empty() && !node.plane.serves_egress() {
+    if !egresses.is_empty() && !node.serves_egress() {
         return Err(Failure::new(code::INTERNAL, no_egress(node, &egresses)));
     }
     Ok(pod)
@@ -53,11 +52,11 @@ pub(super) async fn pod_with_egresses(node: &Node, request: &Request) -> Result<
 fn no_egress(node: &Node, egresses: &[EgressRef]) -> String {
     let names: Vec<String> = egresses.iter().map(ToString::to_string).collect();
     format!(
-        "it is a client of {}, and this node's datapath is the kernel alone ({}): {}. Remove the annotation \
+        "it is a client of {}, and this node's datapath is the kernel alone ({}), and {}. Remove the annotation \
          {ANN_EGRESS_PREFIX}…, or run the pod on a node where coild uses --datapath ebpf",
         names.join(", "),
         node.plane.reason(),
-        support::without_ebpf()
+        node.settings.kernel_egress_missing.as_deref().unwrap_or("--enable-egress is off")
     )
 }
 

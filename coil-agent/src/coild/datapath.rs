@@ -39,7 +39,7 @@ pub(super) fn choose(mode: Mode) -> Result<Plane> {
         }
         Err(e) => {
             let reason = format!("{:#}", anyhow::Error::new(e));
-            warn!(reason, "eBPF is not possible here: the kernel alone forwards, without egress");
+            warn!(reason, "eBPF is not possible here: the kernel alone forwards");
             leave(&config)?;
             Ok(Plane::kernel(reason))
         }

@@ -34,7 +34,7 @@ use crate::{
         socket,
     },
     datapath::NetworkChanges,
-    egress::plan::NodeFacts,
+    egress::{plan::NodeFacts, support},
     ipam::NodeIpam,
     metrics,
     net::{
@@ -140,17 +140,21 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
+    let plane = datapath::choose(options.datapath)?;
+    let kernel_egress_missing = kernel_egress(options.enable_egress);
+    let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
     feed.start(
         &client,
         &options.node_name,
-        Scope { ipam: options.enable_ipam, egress: options.enable_egress },
+        Scope { ipam: options.enable_ipam, egress: options.enable_egress, kernel_egress },
     );
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
     let ipam = options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
-    let plane = datapath::choose(options.datapath)?;
     let settings = Settings {
         name: options.node_name.clone(),
         egress: options.enable_egress,
+        kernel_egress_missing,
+        protocol: options.protocol_id,
         devices: options.devices.clone(),
         pod_rule: options.enable_ipam.then_some(options.pod_rule_prio),
         facts: NodeFacts {
@@ -163,6 +167,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
                 && !options.host_stack,
             fou_port: options.egress_port,
             mark: options.mark.0,
+            originating_only: options.enable_originating_only,
+            addresses_of_others: !options.enable_ipam,
+            quota: options.egress_quota,
             ..NodeFacts::default()
         },
     };
@@ -199,6 +206,20 @@ async fn node_addresses(client: &Client, name: &str) -> Vec<IpAddr> {
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Why the kernel cannot do egress, which is said here once; none when it can.
+fn kernel_egress(enabled: bool) -> Option<String> {
+    if !enabled {
+        return Some("--enable-egress is off".to_owned());
+    }
+    support::load();
+    let missing = support::missing();
+    match &missing {
+        Some(missing) => warn!(reason = missing, "no egress by the kernel; eBPF does what it can without"),
+        None => info!("the kernel has what egress needs"),
+    }
+    missing
 }
 
 /// Tells the node's IPAM which pools are being deleted.

@@ -89,9 +89,20 @@ pub struct Options {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     pub clear_routes_on_shutdown: bool,
+    /// Let only what clients begin themselves go through their Egresses, unless an Egress says otherwise;
+    /// connections that came in are answered the way they came
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
+    pub enable_originating_only: bool,
+    /// Most ports that one client may have of this node's gateways; 0 for no limit
+    #[arg(long, default_value_t = DEFAULT_QUOTA)]
+    pub egress_quota: u32,
     #[command(flatten)]
     not_here: NotHere,
 }
+
+/// Ports that one client may have by default: an eighth of all translations of a node.
+const DEFAULT_QUOTA: u32 = 125_000;
 
 /// One bit of packets' marks. The default is none of kube-proxy's (0xc000), Cilium's (0x0f00) and
 /// Calico's (0xffff0000).
@@ -127,9 +138,6 @@ pub enum Mode {
 /// Flags of Coil v2 for what this version does not have. Their defaults are accepted.
 #[derive(Debug, Clone, Parser)]
 struct NotHere {
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
-    enable_originating_only: bool,
     #[arg(long, hide = true)]
     backend: Option<String>,
 }
@@ -155,7 +163,7 @@ impl Options {
         self.not_here
             .backend
             .as_ref()
-            .map(|_| "--backend: the kernel path of egress, which it is for, is not in this version")
+            .map(|_| "--backend: nftables rules of the same meaning are used in any case")
     }
 
     /// Refuses what this version cannot do, so that nothing is silently ignored.
@@ -170,11 +178,8 @@ impl Options {
             return Err(OptionsError::NothingToDo);
         }
         let flags = &self.not_here;
-        let asked = [
-            (flags.enable_originating_only, "--enable-originating-only"),
-            // The kernel path of egress, which the backend is for, is not here.
-            (flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend"),
-        ];
+        let asked =
+            [(flags.backend.as_deref().is_some_and(|b| b != "iptables" && b != "nftables"), "--backend")];
         match asked.into_iter().find(|(asked, _)| *asked) {
             Some((_, flag)) => Err(OptionsError::Unsupported(flag)),
             None => Ok(()),
@@ -237,10 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_not_here_is_refused() {
-        for flag in ["--enable-originating-only", "--backend=other"] {
-            let error = parse(flag).unwrap().check().unwrap_err().to_string();
-            let name = flag.split('=').next().unwrap();
-            assert!(error.contains(name), "{error}");
-        }
+        let error = parse("--backend=other").unwrap().check().unwrap_err().to_string();
+        assert!(error.contains("--backend"), "{error}");
     }
 }

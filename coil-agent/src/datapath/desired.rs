@@ -27,6 +27,12 @@ pub struct Desired {
     pub policies: BTreeMap<(PolicyId, IpNet), Option<EgressId>>,
     /// The Egresses that policies name.
     pub egresses: BTreeMap<EgressId, Egress>,
+    /// Gateway pods of all Egresses: who else sends FOU to them is a forger.
+    pub all_gateways: BTreeSet<IpAddr>,
+    /// True when the addresses of clients are not known, because another plugin gives them.
+    pub any_sender: bool,
+    /// Most ports that one client may have of this node's gateways, 0 for no limit.
+    pub quota: u32,
     /// Interface indices of the links to other nodes and the world; `from_net` is attached to each.
     pub uplinks: BTreeSet<u32>,
     /// True when pod to pod packets may bypass the host stack.
@@ -58,8 +64,14 @@ pub struct LocalPod {
     pub policy: PolicyId,
     /// True when eBPF does its egress. False for pods with `fou*` links of their own.
     pub client: bool,
+    /// True for a client some of whose Egresses are originating only.
+    pub originating_only: bool,
+    /// True when the pod's own kernel does its egress (`fou*` links).
+    pub kernel_client: bool,
     /// True for a gateway pod.
     pub gateway: bool,
+    /// True for a gateway pod whose own kernel translates what the programs do not.
+    pub kernel_gateway: bool,
     /// True when its packets must pass the host stack: something on its link would miss them.
     pub by_kernel: bool,
     /// True when another CNI plugin wants the ingress qdisc of the link for itself.
@@ -77,6 +89,8 @@ pub struct Egress {
     pub sport_auto: bool,
     /// True for `sessionAffinity: ClientIP`.
     pub client_affinity: bool,
+    /// True when connections that came in to a client are answered the way they came.
+    pub originating_only: bool,
 }
 
 /// A gateway pod, on any node.

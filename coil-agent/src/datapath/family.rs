@@ -42,6 +42,8 @@ pub(super) const V4: Names = Names {
         datagrams: "coil_datagrams4",
         nat: "coil_nat4",
         nat_rev: "coil_nat_rev4",
+        lent: "coil_lent4",
+        returned: "coil_returned4",
     },
 };
 
@@ -57,6 +59,8 @@ pub(super) const V6: Names = Names {
         datagrams: "coil_datagrams6",
         nat: "coil_nat6",
         nat_rev: "coil_nat_rev6",
+        lent: "coil_lent6",
+        returned: "coil_returned6",
     },
 };
 

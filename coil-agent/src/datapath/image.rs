@@ -1,17 +1,20 @@
 //! The contents that the maps should have: a pure function of [`Desired`].
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use coil_packet::{
     Addr,
     abi::{
-        Config, GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue, UplinkValue, config_flag,
-        egress_flag, pod_flag,
+        Config, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey, PoolValue, UplinkValue,
+        config_flag, egress_flag, gateway_flag, pod_flag,
     },
 };
 use ipnet::IpNet;
 
-use super::{Desired, maglev};
+use super::{Desired, LocalPod, maglev};
 
 /// An address family of the host's address types.
 pub(super) trait HostAddr: Addr + aya::Pod + Into<IpAddr> {
@@ -59,7 +62,17 @@ pub(super) fn common(desired: &Desired) -> (Config, Vec<(u32, UplinkValue)>) {
     if desired.forward && desired.fast_udp {
         flags |= config_flag::FAST_UDP | config_flag::MARK_UDP;
     }
-    let config = Config { flags, fou_port: desired.fou_port, pad: 0, mark: desired.mark, epoch: 0 };
+    if desired.any_sender {
+        flags |= config_flag::ANY_SENDER;
+    }
+    let config = Config {
+        flags,
+        fou_port: desired.fou_port,
+        pad: 0,
+        mark: desired.mark,
+        epoch: 0,
+        quota: desired.quota,
+    };
     (config, desired.uplinks.iter().map(|ifindex| (*ifindex, UplinkValue::default())).collect())
 }
 
@@ -68,16 +81,7 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
     let mut image =
         FamilyImage { pods: vec![], pools: vec![], policy: vec![], gateways: vec![], maglev: vec![] };
     for pod in &desired.pods {
-        let mut flags = 0;
-        if pod.client {
-            flags |= pod_flag::CLIENT;
-        }
-        if pod.gateway {
-            flags |= pod_flag::GATEWAY;
-        }
-        if pod.by_kernel {
-            flags |= pod_flag::BY_KERNEL;
-        }
+        let flags = flags_of(pod);
         let value = PodValue {
             ifindex: pod.ifindex,
             policy: pod.policy,
@@ -108,6 +112,9 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
         if egress.client_affinity {
             flags |= egress_flag::CLIENT_AFFINITY;
         }
+        if egress.originating_only {
+            flags |= egress_flag::ORIGINATING_ONLY;
+        }
         let gateways = u32::try_from(ready.len()).unwrap_or(u32::MAX);
         image.maglev.push((*id, Maglev { flags, gateways, slots: maglev::table(&ready) }));
     }
@@ -115,21 +122,37 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
     image
 }
 
-/// The gateways of each policy's Egresses, the terminating ones too: their last replies are on the way.
+fn flags_of(pod: &LocalPod) -> u32 {
+    let all = [
+        (pod.client, pod_flag::CLIENT),
+        (pod.gateway, pod_flag::GATEWAY),
+        (pod.by_kernel, pod_flag::BY_KERNEL),
+        (pod.originating_only, pod_flag::ORIGINATING_ONLY),
+        (pod.kernel_gateway, pod_flag::KERNEL_GATEWAY),
+        (pod.kernel_client, pod_flag::KERNEL_CLIENT),
+    ];
+    all.iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// The gateways of each policy's Egresses, the terminating ones too: they keep their flows, and their last replies
+/// are on the way. Under no policy: all gateways.
 fn senders<A: HostAddr>(desired: &Desired) -> Vec<(GatewayKey<A>, GatewayValue)> {
-    let mut senders = vec![];
-    for ((policy, _), egress) in &desired.policies {
-        let Some((id, egress)) = egress.and_then(|id| Some((id, desired.egresses.get(&id)?))) else {
-            continue;
-        };
-        for gateway in egress.gateways.iter().filter_map(|g| A::of(g.address)) {
-            let entry = (GatewayKey { policy: *policy, gateway }, GatewayValue { egress: id });
-            if !senders.contains(&entry) {
-                senders.push(entry);
-            }
+    let pairs: BTreeSet<(u32, u32)> =
+        desired.policies.iter().filter_map(|((policy, _), egress)| Some((*policy, (*egress)?))).collect();
+    let mut senders: BTreeMap<(u32, IpAddr), GatewayValue> = BTreeMap::new();
+    for (policy, id) in pairs {
+        for gateway in desired.egresses.get(&id).into_iter().flat_map(|egress| &egress.gateways) {
+            let flags = if gateway.ready { 0 } else { gateway_flag::NO_NEW };
+            senders.entry((policy, gateway.address)).or_insert(GatewayValue { egress: id, flags });
         }
     }
-    senders
+    for address in &desired.all_gateways {
+        senders.insert((NONE, *address), GatewayValue::default());
+    }
+    let entry = |((policy, address), value): ((u32, IpAddr), GatewayValue)| {
+        Some((GatewayKey { policy, gateway: A::of(address)? }, value))
+    };
+    senders.into_iter().filter_map(entry).collect()
 }
 
 fn prefix<A: HostAddr>(net: &IpNet) -> Option<(u32, A)> {
@@ -138,7 +161,7 @@ fn prefix<A: HostAddr>(net: &IpNet) -> Option<(u32, A)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Egress, Gateway, LocalPod};
+    use super::super::{Egress, Gateway};
     use super::*;
 
     fn desired() -> Desired {
@@ -154,7 +177,10 @@ mod tests {
                 mtu: 1500,
                 policy: 5,
                 client: true,
+                originating_only: false,
+                kernel_client: false,
                 gateway: false,
+                kernel_gateway: false,
                 by_kernel: false,
                 shaped: false,
             }],
@@ -175,9 +201,13 @@ mod tests {
                     ],
                     sport_auto: true,
                     client_affinity: false,
+                    originating_only: false,
                 },
             )]
             .into(),
+            all_gateways: ["10.64.0.9".parse().unwrap()].into(),
+            any_sender: false,
+            quota: 0,
             uplinks: [2].into(),
             forward: true,
             fast_udp: true,
@@ -214,7 +244,15 @@ mod tests {
         let v4 = family::<[u8; 4]>(&desired());
         assert_eq!(v4.maglev[0].1.gateways, 1);
         assert!(v4.maglev[0].1.slots.iter().all(|slot| *slot == [10, 64, 0, 9]));
-        assert_eq!(v4.gateways.len(), 2, "{:?}", v4.gateways);
+        let flags = |policy: u32, gateway: [u8; 4]| {
+            let of = |(key, _): &&(GatewayKey<[u8; 4]>, _)| (key.policy, key.gateway) == (policy, gateway);
+            v4.gateways.iter().find(of).map(|(_, value)| value.flags)
+        };
+        assert_eq!(
+            (flags(5, [10, 64, 0, 9]), flags(5, [10, 64, 0, 10])),
+            (Some(0), Some(gateway_flag::NO_NEW))
+        );
+        assert_eq!((flags(NONE, [10, 64, 0, 9]), v4.gateways.len()), (Some(0), 3));
         let v6 = family::<[u8; 16]>(&desired());
         assert_eq!(v6.maglev[0].1.gateways, 0, "an Egress without a ready gateway of the family drops");
     }

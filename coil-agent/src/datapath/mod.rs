@@ -23,7 +23,7 @@ mod flows;
 mod image;
 mod lock;
 mod maglev;
-mod netlink;
+pub(crate) mod netlink;
 mod object;
 pub mod obstacle;
 mod pins;

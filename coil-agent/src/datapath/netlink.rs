@@ -4,21 +4,21 @@ use std::io;
 
 use netlink_sys::{Socket, SocketAddr};
 
-pub(super) const REQUEST: u16 = 1;
-pub(super) const ACK: u16 = 4;
-pub(super) const DUMP: u16 = 0x300;
+pub(crate) const REQUEST: u16 = 1;
+pub(crate) const ACK: u16 = 4;
+pub(crate) const DUMP: u16 = 0x300;
 /// Make it; it must not exist.
-pub(super) const CREATE: u16 = 0x600;
+pub(crate) const CREATE: u16 = 0x600;
 
 /// The flag of an attribute that holds attributes.
-pub(super) const NESTED: u16 = 0x8000;
+pub(crate) const NESTED: u16 = 0x8000;
 
 /// Types of `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
 /// Sends a request in this thread's network namespace, and hands the body of each answer to `take`.
-pub(super) fn exchange(protocol: isize, request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
+pub(crate) fn exchange(protocol: isize, request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -51,7 +51,7 @@ fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 /// The attributes of a list.
-pub(super) fn attributes(mut list: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut list: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(u16::from_ne_bytes(*list.first_chunk()?));
         let kind = u16::from_ne_bytes([*list.get(2)?, *list.get(3)?]) & !NESTED;
@@ -62,17 +62,17 @@ pub(super) fn attributes(mut list: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
 }
 
 /// An attribute's value.
-pub(super) fn find(list: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn find(list: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(list).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// A string, which ends with a zero byte.
-pub(super) fn text(value: &[u8]) -> String {
+pub(crate) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
 }
 
 /// A message: the protocol's own header, then attributes.
-pub(super) fn message(kind: u16, flags: u16, header: &[u8], attributes: &[u8]) -> Vec<u8> {
+pub(crate) fn message(kind: u16, flags: u16, header: &[u8], attributes: &[u8]) -> Vec<u8> {
     let len = u32::try_from(16 + header.len() + attributes.len()).unwrap_or(u32::MAX);
     let mut message = len.to_ne_bytes().to_vec();
     message.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
@@ -83,7 +83,7 @@ pub(super) fn message(kind: u16, flags: u16, header: &[u8], attributes: &[u8]) -
     message
 }
 
-pub(super) fn pack(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(crate) fn pack(kind: u16, value: &[u8]) -> Vec<u8> {
     let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut packed = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
     packed.extend(value);

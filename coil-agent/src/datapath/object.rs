@@ -8,7 +8,7 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/coi
 /// Names of the maps that outlive the agent, which are the names of their pins.
 ///
 /// `coil_scratch` is missing: a program's own memory for one packet.
-pub const PINNED_MAPS: [&str; 22] = [
+pub const PINNED_MAPS: [&str; 30] = [
     "coil_config",
     "coil_uplinks",
     "coil_counters",
@@ -31,4 +31,12 @@ pub const PINNED_MAPS: [&str; 22] = [
     "coil_nat6",
     "coil_nat_rev4",
     "coil_nat_rev6",
+    "coil_pin4",
+    "coil_pin6",
+    "coil_frags4",
+    "coil_frags6",
+    "coil_lent4",
+    "coil_lent6",
+    "coil_returned4",
+    "coil_returned6",
 ];

@@ -1,6 +1,6 @@
 //! Tables that the programs write: what they hold, what has run out, what was counted.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
     Ebpf, Pod,
@@ -107,6 +107,8 @@ pub(super) struct StateNames {
     pub(super) datagrams: &'static str,
     pub(super) nat: &'static str,
     pub(super) nat_rev: &'static str,
+    pub(super) lent: &'static str,
+    pub(super) returned: &'static str,
 }
 
 /// Flows and translations of one family.
@@ -115,6 +117,10 @@ pub(super) struct FamilyState<A: Addr> {
     pub(super) flows: FlowTables<A>,
     nat: HashMap<MapData, NatKey<A>, NatValue>,
     nat_rev: HashMap<MapData, NatRevKey<A>, NatRevValue<A>>,
+    /// Ports that each client was ever lent, as the programs count.
+    lent: HashMap<MapData, A, u32>,
+    /// How many of these it has no more.
+    returned: HashMap<MapData, A, u32>,
 }
 
 impl<A: HostAddr> FamilyState<A> {
@@ -124,6 +130,8 @@ impl<A: HostAddr> FamilyState<A> {
             flows: FlowTables::adopt(ebpf, names)?,
             nat: take(ebpf, names.nat)?,
             nat_rev: take(ebpf, names.nat_rev)?,
+            lent: take(ebpf, names.lent)?,
+            returned: take(ebpf, names.returned)?,
         })
     }
 
@@ -154,13 +162,19 @@ impl<A: HostAddr> FamilyState<A> {
     pub(super) fn sweep(&mut self, now: u32, limits: &Limits, gone: &[A]) -> Result<Swept, DatapathError> {
         let mut swept = Swept { flows: self.flows.sweep(now, limits, gone)?, translations: 0, clashes: 0 };
         let is_gone = |addr: A| gone.iter().any(|g| g.same(addr));
+        // Before the leases are counted: what is lent meanwhile counts as in use until the next time.
+        let lent = all(&self.lent, self.names.lent)?;
+        let mut in_use: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (key, value) in all(&self.nat_rev, self.names.nat_rev)? {
             let protocol = u8::try_from(key.protocol).unwrap_or(0);
             if nat::expired(protocol, &value, now) || is_gone(key.gateway) || is_gone(value.client) {
                 remove(&mut self.nat_rev, &key, self.names.nat_rev)?;
                 swept.translations += 1;
+            } else {
+                *in_use.entry(value.client.into()).or_default() += 1;
             }
         }
+        self.settle(&lent, &in_use)?;
         // A forward entry counts only while its reverse entry points back. The programs insert that first,
         // so an entry without one is left over.
         for (key, value) in all(&self.nat, self.names.nat)? {
@@ -180,6 +194,26 @@ impl<A: HostAddr> FamilyState<A> {
             }
         }
         Ok(swept)
+    }
+}
+
+impl<A: HostAddr> FamilyState<A> {
+    /// Tells the programs how many of the ports that they lent have come back.
+    fn settle(&mut self, lent: &[(A, u32)], in_use: &BTreeMap<IpAddr, u32>) -> Result<(), DatapathError> {
+        for (client, count) in lent {
+            let has = in_use.get(&(*client).into()).copied().unwrap_or_default();
+            if has == 0 {
+                // What is lent at this moment is not counted until then.
+                remove(&mut self.returned, client, self.names.returned)?;
+                remove(&mut self.lent, client, self.names.lent)?;
+                continue;
+            }
+            let name = self.names.returned;
+            self.returned
+                .insert(*client, count.wrapping_sub(has), 0)
+                .map_err(|source| DatapathError::Map { name, action: "change an entry", source })?;
+        }
+        Ok(())
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Attached {
     pub pod: Option<PodInfo>,
     /// It has tunnel links of its own, and does its egress with them.
     pub kernel_client: bool,
+    /// It is a gateway whose own kernel translates what the programs do not.
+    pub kernel_gateway: bool,
 }
 
 /// What the node itself contributes.
@@ -45,6 +47,12 @@ pub struct NodeFacts {
     pub forward: bool,
     /// `--fast-udp`.
     pub fast_udp: bool,
+    /// `--enable-originating-only`: what an Egress does not say of itself.
+    pub originating_only: bool,
+    /// Pods have their addresses from another plugin: the pools do not tell them.
+    pub addresses_of_others: bool,
+    /// `--egress-quota`.
+    pub quota: u32,
     /// `--egress-port`.
     pub fou_port: u16,
     /// `--mark`.
@@ -119,6 +127,9 @@ pub fn desired<'a>(
         mark: node.mark,
         ..Desired::default()
     };
+    desired.all_gateways = index.slices.values().flat_map(|s| &s.endpoints).map(|e| e.address).collect();
+    desired.any_sender = node.addresses_of_others;
+    desired.quota = node.quota;
     let mut sets: BTreeSet<&[EgressRef]> = BTreeSet::new();
     for attached in attached {
         let egresses = attached.pod.as_ref().map(egresses_of).unwrap_or_default();
@@ -146,6 +157,9 @@ pub fn desired<'a>(
             mtu: attached.link.host.mtu,
             policy: if client { policy_id(egresses) } else { 0 },
             client,
+            originating_only: client && egresses.iter().any(|egress| originating_only(index, node, egress)),
+            kernel_client: attached.kernel_client,
+            kernel_gateway: attached.kernel_gateway,
             gateway,
             by_kernel: unknown || shaped || node.foreign_links.contains(&attached.link.host.index),
             shaped,
@@ -166,10 +180,19 @@ pub fn desired<'a>(
                     .collect(),
                 sport_auto: info.sport_auto,
                 client_affinity: info.client_affinity,
+                originating_only: originating_only(index, node, egress),
             });
         }
     }
     desired
+}
+
+/// Whether connections that came in to a client are answered the way they came: as the Egress says, or as the
+/// node says of all.
+#[must_use]
+pub fn originating_only(index: &Index, node: &NodeFacts, egress: &EgressRef) -> bool {
+    let of_egress = index.egresses.get(&key(egress)).and_then(|info| info.originating_only);
+    of_egress.unwrap_or(node.originating_only)
 }
 
 fn key(egress: &EgressRef) -> ObjectKey {
@@ -220,6 +243,7 @@ mod tests {
                 destinations: vec![destination.parse().unwrap()],
                 sport_auto: name == "six",
                 client_affinity: true,
+                originating_only: None,
             };
             index.egresses.insert(ObjectKey::new("internet", name), info);
         }
@@ -249,6 +273,7 @@ mod tests {
                 addresses: Vec::new(),
             }),
             kernel_client: false,
+            kernel_gateway: false,
         }
     }
 

@@ -43,7 +43,8 @@ pub fn private_ranges() -> [IpNet; 4] {
 }
 
 /// Destinations that mean something on the link or the node, so never a gateway.
-fn local_ranges() -> [IpNet; 9] {
+#[must_use]
+pub fn local_ranges() -> [IpNet; 9] {
     [
         v4([169, 254, 0, 0], 16), // link-local, RFC 3927; also the usual node-local DNS
         v4([224, 0, 0, 0], 4),    // multicast, RFC 5771

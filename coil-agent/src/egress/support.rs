@@ -1,13 +1,27 @@
-//! What the kernel would need for egress without eBPF.
+//! What the kernel needs for egress without eBPF.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
-/// Kernel modules of the tunnels, and how people call them.
-const MODULES: [(&str, &str); 2] = [("fou", "FOU"), ("ipip", "ipip")];
+/// Kernel modules of the tunnels and of masquerading, and how people call them.
+const MODULES: [(&str, &str); 6] = [
+    ("fou", "FOU"),
+    ("fou6", "FOU for IPv6"),
+    ("ipip", "ipip"),
+    ("ip6_tunnel", "ip6tnl"),
+    ("nf_tables", "nftables"),
+    ("nft_masq", "masquerading of nftables"),
+];
 
-/// Why a node without the eBPF datapath serves no Egress.
+/// Loads the modules, as far as they are there. Those that are asked for by name alone the kernel loads itself.
+pub fn load() {
+    let names = MODULES.map(|(module, _)| module);
+    // Without modprobe, or in a kernel that has it all built in, there is nothing to load.
+    let _ = Command::new("modprobe").arg("-aq").args(names).status();
+}
+
+/// Why egress by the kernel is not possible here; none when it is.
 #[must_use]
-pub fn without_ebpf() -> String {
+pub fn missing() -> Option<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let dir = Path::new("/lib/modules").join(release.trim());
     let lists =
@@ -16,14 +30,10 @@ pub fn without_ebpf() -> String {
     reason(|module| loaded(module) || lists.iter().any(|list| names(list, module)))
 }
 
-fn reason(has: impl Fn(&str) -> bool) -> String {
+fn reason(has: impl Fn(&str) -> bool) -> Option<String> {
     let missing: Vec<&str> =
         MODULES.iter().filter(|(module, _)| !has(module)).map(|(_, name)| *name).collect();
-    let mut reason = "egress without eBPF is not in this version of Coil".to_owned();
-    if !missing.is_empty() {
-        reason = format!("{reason}, and this kernel lacks {}", missing.join(" and "));
-    }
-    reason
+    (!missing.is_empty()).then(|| format!("this kernel lacks {}", missing.join(" and ")))
 }
 
 /// Whether a list of the kernel's modules names one, as `kernel/net/ipv4/fou.ko.xz: …`.
@@ -40,9 +50,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        assert!(reason(|_| false).ends_with("this kernel lacks FOU and ipip"));
-        assert!(reason(|module| module == "fou").ends_with("lacks ipip"));
-        assert!(!reason(|_| true).contains("lacks"));
+        assert!(reason(|_| false).unwrap().starts_with("this kernel lacks FOU and FOU for IPv6 and ipip"));
+        assert_eq!(reason(|module| module != "ipip").as_deref(), Some("this kernel lacks ipip"));
+        assert_eq!(reason(|_| true), None);
     }
 
     #[test]

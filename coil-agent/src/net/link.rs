@@ -290,6 +290,30 @@ impl Rtnl {
         }
     }
 
+    /// Removes a link; one that is not there is as good as removed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn delete_link(&self, index: u32) -> Result<(), RtnlError> {
+        let message = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
+        match self.change(message, Mode::Change, || format!("remove link {index}")).await {
+            Err(e) if !e.is_absent() => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a link another name.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn rename_link(&self, index: u32, name: &str) -> Result<(), RtnlError> {
+        let link = LinkUnspec::new_with_index(index).name(name.to_owned()).build();
+        self.change(RouteNetlinkMessage::SetLink(link), Mode::Change, || {
+            format!("rename link {index} to {name}")
+        })
+        .await
+    }
+
     /// All links of the namespace.
     ///
     /// # Errors

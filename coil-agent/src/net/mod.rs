@@ -37,7 +37,7 @@ pub mod reach;
 mod ready;
 pub mod recover;
 pub mod route;
-mod rtnl;
+pub(crate) mod rtnl;
 pub(crate) mod sysctl;
 mod wire;
 

@@ -52,7 +52,7 @@ impl RtnlError {
 
 /// What a request does when the object exists, or does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     /// Change or remove what is there.
     Change,
     /// Make it; it must not exist.
@@ -62,7 +62,7 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    pub(super) fn flags(self) -> u16 {
+    pub(crate) fn flags(self) -> u16 {
         match self {
             Self::Change => 0,
             Self::Create => NLM_F_CREATE | NLM_F_EXCL,
@@ -105,7 +105,7 @@ impl Rtnl {
     }
 
     /// Sends one request and waits for the kernel's acknowledgement.
-    pub(super) async fn change(
+    pub(crate) async fn change(
         &self,
         message: RouteNetlinkMessage,
         mode: Mode,
@@ -128,7 +128,7 @@ impl Rtnl {
     }
 
     /// Asks for all objects; again, when they changed during the answer.
-    pub(super) async fn dump(
+    pub(crate) async fn dump(
         &self,
         message: RouteNetlinkMessage,
         what: &str,

@@ -10,10 +10,7 @@ use coil_netns::NetNs;
 
 use super::{Node, lock};
 use crate::{
-    egress::{
-        gateway::{GatewayError, GatewayPod},
-        support,
-    },
+    egress::gateway::{GatewayError, GatewayPod},
     ipam::AttachmentId,
 };
 
@@ -27,8 +24,12 @@ impl Node {
         addresses: Vec<IpAddr>,
     ) -> Result<(), GatewayError> {
         // The socket's task must not keep its own owner alive.
-        let (node, egress) = (Arc::downgrade(self), egress.clone());
-        let status = Arc::new(move || status_of(&node, &egress, &addresses));
+        let (node, egress, id) = (Arc::downgrade(self), egress.clone(), owner.clone());
+        let inside = ns.try_clone()?;
+        let status = Arc::new(move || {
+            let connections = inside.run(connections).ok().flatten();
+            status_of(&node, &id, &egress, &addresses, connections)
+        });
         let gateway = GatewayPod::prepare(ns, status)?;
         if let Some(entry) = lock(&self.pods).get_mut(owner) {
             entry.gateway = Some(gateway);
@@ -37,7 +38,18 @@ impl Node {
     }
 }
 
-fn status_of(node: &Weak<Node>, egress: &EgressRef, addresses: &[IpAddr]) -> GatewayStatus {
+/// Connections that the kernel tracks in the calling thread's network namespace.
+fn connections() -> Option<u64> {
+    std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?.trim().parse().ok()
+}
+
+fn status_of(
+    node: &Weak<Node>,
+    owner: &AttachmentId,
+    egress: &EgressRef,
+    addresses: &[IpAddr],
+    connections: Option<u64>,
+) -> GatewayStatus {
     let mut status = GatewayStatus {
         ready: false,
         reason: "coild is stopping".to_owned(),
@@ -48,11 +60,15 @@ fn status_of(node: &Weak<Node>, egress: &EgressRef, addresses: &[IpAddr]) -> Gat
     };
     let Some(node) = node.upgrade() else { return status };
     status.reason = match node.plane.with(|plane| plane.flows(addresses)) {
-        None => format!(
-            "this node's datapath is the kernel alone ({}): {}",
-            node.plane.reason(),
-            support::without_ebpf()
-        ),
+        None => match &node.settings.kernel_egress_missing {
+            Some(missing) => {
+                format!("this node's datapath is the kernel alone ({}), and {missing}", node.plane.reason())
+            }
+            None => {
+                status.flows = connections.unwrap_or_default();
+                node.kernel_reason(owner)
+            }
+        },
         Some(Err(e)) => format!("cannot read the datapath's maps: {e}"),
         Some(Ok(_)) if !node.applied.load(Ordering::Relaxed) => {
             "the datapath is not programmed; coild's log says why".to_owned()

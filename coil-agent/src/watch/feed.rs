@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeSet,
     fmt::Debug,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use coil_api::names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_NAME};
@@ -31,6 +34,8 @@ pub struct Scope {
     pub ipam: bool,
     /// Egress NAT.
     pub egress: bool,
+    /// Egress NAT by the kernel.
+    pub kernel_egress: bool,
 }
 
 /// The index, and the watches that keep it. Clones share them.
@@ -43,12 +48,21 @@ struct Inner {
     index: Mutex<Index>,
     /// Kinds whose first list has not come.
     waiting: Mutex<BTreeSet<&'static str>>,
+    /// The same for kinds that nothing else waits for.
+    waiting_beside: Mutex<BTreeSet<&'static str>>,
+    watching_clients: AtomicBool,
     changes: watch::Sender<u64>,
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { index: Mutex::default(), waiting: Mutex::default(), changes: watch::Sender::new(0) }
+        Self {
+            index: Mutex::default(),
+            waiting: Mutex::default(),
+            waiting_beside: Mutex::default(),
+            watching_clients: AtomicBool::new(false),
+            changes: watch::Sender::new(0),
+        }
     }
 }
 
@@ -80,11 +94,32 @@ impl Feed {
             let services = all
                 .clone()
                 .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
-            self.watch("endpointslices", Api::all(client.clone()), services, objects::slice, |i| {
+            self.watch("endpointslices", Api::all(client.clone()), services.clone(), objects::slice, |i| {
                 &mut i.slices
             });
+            if scope.kernel_egress {
+                self.watch("services", Api::all(client.clone()), services, objects::service, |i| {
+                    &mut i.services
+                });
+            }
             self.watch_service_ranges(client, all);
         }
+    }
+
+    /// Starts the one watch that grows with the cluster, where the kernel is a gateway: whose the packets are. The
+    /// second call does nothing.
+    pub fn watch_clients(&self, client: &Client) {
+        if !self.inner.watching_clients.swap(true, Ordering::Relaxed) {
+            let all = watcher::Config::default();
+            self.watch_beside("clients", Api::all(client.clone()), all, objects::client, |i| &mut i.clients);
+        }
+    }
+
+    /// Whether the clients of all nodes are known.
+    #[must_use]
+    pub fn knows_clients(&self) -> bool {
+        self.inner.watching_clients.load(Ordering::Relaxed)
+            && !lock(&self.inner.waiting_beside).contains("clients")
     }
 
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
@@ -116,6 +151,39 @@ impl Feed {
         T: PartialEq + Send + 'static,
     {
         lock(&self.inner.waiting).insert(kind);
+        self.follow(kind, api, config, take, store, |inner| &inner.waiting);
+    }
+
+    /// The same for a kind that nothing else waits for.
+    fn watch_beside<K, T>(
+        &self,
+        kind: &'static str,
+        api: Api<DeserializeGuard<K>>,
+        config: watcher::Config,
+        take: fn(&K) -> Option<T>,
+        store: fn(&mut Index) -> &mut Store<T>,
+    ) where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
+        T: PartialEq + Send + 'static,
+    {
+        lock(&self.inner.waiting_beside).insert(kind);
+        self.follow(kind, api, config, take, store, |inner| &inner.waiting_beside);
+    }
+
+    fn follow<K, T>(
+        &self,
+        kind: &'static str,
+        api: Api<DeserializeGuard<K>>,
+        config: watcher::Config,
+        take: fn(&K) -> Option<T>,
+        store: fn(&mut Index) -> &mut Store<T>,
+        waiting: fn(&Inner) -> &Mutex<BTreeSet<&'static str>>,
+    ) where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
+        T: PartialEq + Send + 'static,
+    {
         let feed = self.clone();
         tokio::spawn(async move {
             let mut listed: Store<T> = Store::new();
@@ -149,7 +217,7 @@ impl Feed {
                             new
                         });
                         // The first list is news even when it is empty.
-                        if lock(&feed.inner.waiting).remove(kind) && !new {
+                        if lock(waiting(&feed.inner)).remove(kind) && !new {
                             feed.announce();
                         }
                     }

@@ -61,6 +61,8 @@ pub struct EgressInfo {
     pub sport_auto: bool,
     /// `sessionAffinity: ClientIP`.
     pub client_affinity: bool,
+    /// `originatingOnly`; none to do as the node does.
+    pub originating_only: Option<bool>,
 }
 
 /// One address of an EndpointSlice.
@@ -104,6 +106,10 @@ pub struct Index {
     pub egresses: Store<EgressInfo>,
     /// EndpointSlices of the Egresses' Services.
     pub slices: Store<SliceInfo>,
+    /// Cluster addresses of the Egresses' Services, where the kernel does egress.
+    pub services: Store<Vec<IpAddr>>,
+    /// Pods of all nodes that are clients of an Egress, where the kernel is a gateway.
+    pub clients: Store<PodInfo>,
     /// AddressPools.
     pub pools: Store<PoolInfo>,
     /// Addresses of nodes.
@@ -135,6 +141,14 @@ impl Index {
             *gateways.entry(endpoint.address).or_default() |= endpoint.ready;
         }
         gateways.into_iter().map(|(address, ready)| Endpoint { address, ready }).collect()
+    }
+
+    /// Addresses of the clients of an Egress.
+    #[must_use]
+    pub fn clients_of(&self, egress: &EgressRef) -> Vec<IpAddr> {
+        let is_client =
+            |pod: &&PodInfo| pod.egresses.as_ref().is_ok_and(|egresses| egresses.contains(egress));
+        self.clients.values().filter(is_client).flat_map(|pod| pod.addresses.iter().copied()).collect()
     }
 
     /// The pod with a UID.

@@ -9,7 +9,7 @@ use coil_api::{
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod},
+    core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
 };
@@ -59,6 +59,23 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
     })
 }
 
+/// A pod that is a client of an Egress.
+#[must_use]
+pub fn client(pod: &Pod) -> Option<PodInfo> {
+    self::pod(pod).filter(|info| info.egresses.as_ref().is_ok_and(|egresses| !egresses.is_empty()))
+}
+
+/// Cluster addresses of a Service.
+#[must_use]
+pub fn service(service: &Service) -> Option<Vec<IpAddr>> {
+    let spec = service.spec.as_ref()?;
+    let addresses = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let mut addresses: Vec<IpAddr> = addresses.filter_map(|address| address.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Some(addresses)
+}
+
 /// The same on a node that does no egress: the pod is neither client nor gateway, whatever it says.
 #[must_use]
 pub fn pod_without_egress(pod: &Pod) -> Option<PodInfo> {
@@ -82,6 +99,7 @@ pub fn egress(egress: &Egress) -> Option<EgressInfo> {
             .collect(),
         sport_auto: spec.fou_source_port_auto,
         client_affinity: spec.session_affinity == SessionAffinity::ClientIP,
+        originating_only: spec.originating_only,
     })
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     Deliver, End, Fault, Outer, Plan, Room, Skb,
     abi::{Way, way_kind},
-    wire::{ETHERNET, Header, Kind, Packet, difference, fou_header_v4, fou_header_v6, udp},
+    wire::{ETHERNET, Header, Kind, Packet, difference, fold, fou_header_v4, fou_header_v6, tcp, udp},
 };
 
 /// The part of rewriting that depends on the family.
@@ -14,6 +14,8 @@ pub trait Rewrite: Header {
     fn tos<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>, tos: u8) -> Result<(), Fault>;
     /// Puts the outer header in front.
     fn encap<S: Skb>(skb: &mut S, outer: &Outer<Self>) -> Result<(), Fault>;
+    /// Writes an address whose change a checksum of the packet makes up for.
+    fn store_quoted<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault>;
     /// Writes an address, after the transport checksum was fixed for it.
     fn store_addr<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault>;
 }
@@ -40,11 +42,17 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
     if let Some(outer) = &plan.encap {
         A::encap(skb, outer)?;
     }
-    if let Deliver::Peer { mac, host_mac, .. } = plan.deliver {
-        skb.store(0, &mac)?;
-        skb.store(6, &host_mac)?;
+    match plan.deliver {
+        Deliver::Peer { mac, host_mac, .. } => {
+            skb.store(0, &mac)?;
+            skb.store(6, &host_mac)
+        }
+        Deliver::Stack { mac, host_mac, .. } => {
+            skb.store(0, &host_mac)?;
+            skb.store(6, &mac)
+        }
+        Deliver::Neighbour { .. } | Deliver::Here => Ok(()),
     }
-    Ok(())
 }
 
 /// Changes the packet as a router does. The kernel writes the MAC addresses of one for a neighbour.
@@ -58,7 +66,8 @@ pub fn forward<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, way: &Way) -
     Ok(())
 }
 
-/// Replaces one end's address and port.
+/// Replaces one end's address and port. What is no TCP, UDP or echo has no port: a later fragment; of an error it
+/// is the port of the packet that is quoted.
 #[inline(always)]
 fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
     skb: &mut S,
@@ -67,10 +76,16 @@ fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
     new: &End<A>,
 ) -> Result<(), Fault> {
     let l4 = l3 + (packet.l4 - packet.l3);
-    let echo = matches!(packet.kind, Kind::EchoRequest | Kind::EchoReply);
+    if packet.under == Kind::Fragment {
+        return address::<A, S, SOURCE>(skb, l3, packet, new.addr);
+    }
+    if packet.under == Kind::Error {
+        return error::<A, S, SOURCE>(skb, l3, packet, new);
+    }
+    let echo = matches!(packet.under, Kind::EchoRequest | Kind::EchoReply);
     let (old_addr, old_port) = if SOURCE { (packet.src, packet.sport) } else { (packet.dst, packet.dport) };
     let sum_at = l4
-        + match packet.kind {
+        + match packet.under {
             Kind::Tcp => 16,
             Kind::Udp | Kind::UdpBehindOptions => 6,
             _ => 2,
@@ -81,7 +96,6 @@ fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
             (false, true) => 0,
             (false, false) => 2,
         };
-    let addr_at = l3 + addr_offset::<A>(SOURCE);
     let optional = A::L3_SUM && packet.protocol == udp::PROTOCOL;
 
     let diff = difference(old_addr.sum(), new.addr.sum());
@@ -89,10 +103,7 @@ fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
     if !(echo && A::L3_SUM) {
         skb.fix_l4_sum(sum_at, diff, true, optional)?;
     }
-    if A::L3_SUM {
-        skb.fix_l3_sum(l3 + 10, diff)?;
-    }
-    A::store_addr(skb, addr_at, new.addr)?;
+    address::<A, S, SOURCE>(skb, l3, packet, new.addr)?;
     if new.port != old_port {
         let (old, new) = (old_port.to_be_bytes(), new.port.to_be_bytes());
         let diff = difference(u32::from(u16::from_ne_bytes(old)), u32::from(u16::from_ne_bytes(new)));
@@ -100,6 +111,87 @@ fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
         skb.store(port_at, &new)?;
     }
     Ok(())
+}
+
+/// Replaces one end's address, after the transport checksum was fixed for it.
+#[inline(always)]
+fn address<A: Rewrite, S: Skb, const SOURCE: bool>(
+    skb: &mut S,
+    l3: u32,
+    packet: &Packet<A>,
+    new: A,
+) -> Result<(), Fault> {
+    if A::L3_SUM {
+        let old = if SOURCE { packet.src } else { packet.dst };
+        skb.fix_l3_sum(l3 + 10, difference(old.sum(), new.sum()))?;
+    }
+    A::store_addr(skb, l3 + addr_offset::<A>(SOURCE), new)
+}
+
+/// Translates an ICMP error and the beginning of the packet that it quotes, whose other end is meant: what the
+/// error's source is on the outside, the quoted destination is.
+#[inline(always)]
+fn error<A: Rewrite, S: Skb, const SOURCE: bool>(
+    skb: &mut S,
+    l3: u32,
+    packet: &Packet<A>,
+    new: &End<A>,
+) -> Result<(), Fault> {
+    let sum_at = l3 + (packet.l4 - packet.l3) + 2;
+    let at = sum_at + 6;
+    let end = l3 + packet.len;
+    let old = if SOURCE { packet.src } else { packet.dst };
+    let moved = difference(old.sum(), new.addr.sum());
+    // All that changes, for the one checksum over it.
+    let mut changed = moved;
+    if A::L3_SUM {
+        changed = difference_of(changed, fix_word(skb, at + 10, moved, false)?);
+    }
+    A::store_quoted(skb, at + addr_offset::<A>(!SOURCE), new.addr)?;
+    let l4 = at + A::HEADER;
+    let (port_at, inner_sum_at, optional) = match packet.quoted {
+        tcp::PROTOCOL => (l4 + if SOURCE { 2 } else { 0 }, l4 + 16, false),
+        udp::PROTOCOL => (l4 + if SOURCE { 2 } else { 0 }, l4 + 6, true),
+        _ => (l4 + 4, l4 + 2, false),
+    };
+    let before: [u8; 2] = skb.load(port_at).ok_or(Fault)?;
+    let after = new.port.to_be_bytes();
+    let port = difference(u32::from(u16::from_ne_bytes(before)), u32::from(u16::from_ne_bytes(after)));
+    skb.store(port_at, &after)?;
+    changed = difference_of(changed, port);
+    // An error need not quote as much as TCP's checksum.
+    if inner_sum_at + 2 <= end {
+        let pseudo = packet.quoted == tcp::PROTOCOL || packet.quoted == udp::PROTOCOL || !A::L3_SUM;
+        let diff = if pseudo { difference_of(moved, port) } else { port };
+        changed = difference_of(changed, fix_word(skb, inner_sum_at, diff, optional)?);
+    }
+    skb.fix_l4_sum(sum_at, changed, false, false)?;
+    if !A::L3_SUM {
+        skb.fix_l4_sum(sum_at, moved, true, false)?;
+    }
+    address::<A, S, SOURCE>(skb, l3, packet, new.addr)
+}
+
+/// Adds two differences.
+#[inline(always)]
+const fn difference_of(one: u32, other: u32) -> u32 {
+    fold(one) as u32 + fold(other) as u32
+}
+
+/// Fixes a checksum that is itself data, and answers how it changed.
+#[inline(always)]
+fn fix_word<S: Skb>(skb: &mut S, at: u32, diff: u32, optional: bool) -> Result<u32, Fault> {
+    let before: [u8; 2] = skb.load(at).ok_or(Fault)?;
+    let old = u16::from_ne_bytes(before);
+    if optional && old == 0 {
+        return Ok(0);
+    }
+    let mut new = !fold(u32::from(!old) + u32::from(fold(diff)));
+    if optional && new == 0 {
+        new = 0xffff;
+    }
+    skb.store(at, &new.to_ne_bytes())?;
+    Ok(difference(u32::from(old), u32::from(new)))
 }
 
 #[inline(always)]
@@ -135,6 +227,11 @@ impl Rewrite for [u8; 4] {
     }
 
     #[inline(always)]
+    fn store_quoted<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault> {
+        skb.store(at, &addr)
+    }
+
+    #[inline(always)]
     fn store_addr<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault> {
         skb.store(at, &addr)
     }
@@ -160,6 +257,11 @@ impl Rewrite for [u8; 16] {
         skb.store_summed(ETHERNET + 8, &outer.src)?;
         skb.store_summed(ETHERNET + 24, &outer.dst)?;
         skb.store_summed(ETHERNET + 40, &udp)
+    }
+
+    #[inline(always)]
+    fn store_quoted<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault> {
+        skb.store(at, &addr)
     }
 
     #[inline(always)]

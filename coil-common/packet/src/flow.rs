@@ -88,6 +88,12 @@ pub fn begins<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T) -> bool {
     }
 }
 
+/// True for a packet that may begin a connection to a pod.
+#[inline(always)]
+pub fn begins_in<A: Addr>(packet: &Packet<A>) -> bool {
+    matches!(packet.kind, Kind::Udp | Kind::EchoRequest) || is_syn(packet)
+}
+
 /// True for a SYN without more.
 #[inline(always)]
 pub fn is_syn<A: Addr>(packet: &Packet<A>) -> bool {

@@ -17,11 +17,17 @@ pub fn address<A: Addr>(addr: A) -> u64 {
     mix(mix(0, high), low)
 }
 
+/// The protocol of a packet's flow: of an ICMP error that of the packet which it quotes.
+#[inline(always)]
+pub fn protocol<A: Addr>(packet: &Packet<A>) -> u8 {
+    if packet.quoted == 0 { packet.protocol } else { packet.quoted }
+}
+
 /// Hash of a flow.
 #[inline(always)]
 pub fn flow<A: Addr>(packet: &Packet<A>) -> u64 {
     let (high, low) = packet.dst.words();
-    let ports = u64::from(packet.protocol) << 32 | u64::from(packet.sport) << 16 | u64::from(packet.dport);
+    let ports = u64::from(protocol(packet)) << 32 | u64::from(packet.sport) << 16 | u64::from(packet.dport);
     mix(mix(mix(address(packet.src), high), low), ports)
 }
 

@@ -18,10 +18,13 @@ pub const FIRST_PORT: u16 = 1024;
 pub const LAST_PORT: u16 = 60999;
 /// Ports in between that belong to the gateway pod: FOU, metrics and health.
 pub const RESERVED_PORTS: [u16; 3] = [5555, 8080, 8081];
-/// Ports tried for a new flow.
+/// Ports that can be lent towards one remote: all but the three reserved ones.
+pub const PORTS: u32 = (LAST_PORT - FIRST_PORT + 1 - 3) as u32;
+/// Ports tried for a new flow. With 60 % of them lent towards one remote, 0.6^16 = 0.03 % of attempts fail. More would
+/// make the verifier's work longer, and so coild's start: 144 triple it.
 pub const PROBES: u32 = 16;
 
-/// Progress of a translated flow, [`NatRevValue::state`].
+/// Progress of a translated flow, [`NatRevValue::state`]: for TCP the states of RFC 6146, section 3.5.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
@@ -29,17 +32,51 @@ pub enum State {
     New = 0,
     /// Both sides have spoken.
     Established = 1,
-    /// FIN or RST was seen.
-    Closing = 2,
+    /// The client has sent its FIN.
+    ClientFin = 2,
+    /// The remote has sent its FIN.
+    RemoteFin = 3,
+    /// Both have.
+    Closed = 4,
+    /// A RST was seen. It may have been forged: what else comes makes it established again.
+    Reset = 5,
 }
 
-/// Idle seconds after which a port is taken back: RFC 5382 (TCP), RFC 4787 (UDP), RFC 5508 (ICMP).
+impl State {
+    /// Every state, in the order of their numbers.
+    pub const ALL: [Self; 6] =
+        [Self::New, Self::Established, Self::ClientFin, Self::RemoteFin, Self::Closed, Self::Reset];
+
+    /// Name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Established => "established",
+            Self::ClientFin => "client-fin",
+            Self::RemoteFin => "remote-fin",
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// Idle seconds after which a port is taken back.
+///
+/// | protocol | state | seconds | source |
+/// | --- | --- | --- | --- |
+/// | TCP | established, half closed | 7440 | RFC 5382, REQ-5: 2 h 4 min |
+/// | TCP | new, closed, reset | 240 | RFC 5382, REQ-5: 4 min |
+/// | UDP | nothing came back | 120 | RFC 4787, REQ-5: at least 2 min |
+/// | UDP | answered | 300 | RFC 4787, REQ-5: 5 min recommended |
+/// | ICMP echo | any | 60 | RFC 5508, REQ-2 |
 #[inline(always)]
 #[must_use]
 pub const fn idle_limit(protocol: u8, state: u8) -> u32 {
     match (protocol, state) {
-        (tcp::PROTOCOL, 1) => 7440,
+        (tcp::PROTOCOL, 1..=3) => 7440,
         (tcp::PROTOCOL, _) => 240,
+        (udp::PROTOCOL, 0) => 120,
         (udp::PROTOCOL, _) => 300,
         _ => 60,
     }
@@ -59,38 +96,61 @@ pub const fn lendable(port: u16) -> bool {
     port >= FIRST_PORT && port <= LAST_PORT && port != fou && port != metrics && port != health
 }
 
-/// Finds or makes the translation of a client's packet; the answer is the gateway's port.
+/// Finds or makes the translation of a client's packet; the answer is the gateway's port, or a number above 16 bits
+/// for [`refusal`]: one number fits a register, and every bit of it is written.
 #[inline(always)]
-pub fn outbound<A: Addr, T: Tables<A>>(
-    tables: &mut T,
-    gateway: &A,
-    packet: &Packet<A>,
-) -> Result<u16, Reason> {
-    let key = NatKey {
+pub fn outbound<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
+    let answer = known(tables, gateway, packet);
+    if answer == UNKNOWN { lend(tables, gateway, packet) } else { answer }
+}
+
+#[inline(always)]
+const fn key_of<A: Addr>(gateway: &A, packet: &Packet<A>) -> NatKey<A> {
+    NatKey {
         gateway: *gateway,
         client: packet.src,
         remote: packet.dst,
         client_port: packet.sport,
         remote_port: packet.dport,
-        protocol: u32::from(packet.protocol),
-    };
-    let now = tables.now();
+        protocol: packet.protocol as u32,
+    }
+}
+
+/// The port of a packet's translation, if there is one; why none may be made; or [`UNKNOWN`].
+#[inline(never)]
+fn known<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
+    let key = key_of(gateway, packet);
     if let Some(NatValue { port, .. }) = tables.nat(&key) {
         let reverse = reverse_key(&key, port);
         if let Some(lease) = tables.nat_rev(&reverse)
-            && points_back(&lease, packet)
-            && !expired(packet.protocol, &lease, now)
+            && points_back(&lease, &key)
+            && !expired(packet.protocol, &lease, tables.now())
         {
             refresh(tables, &reverse, &lease, packet, false);
-            return Ok(port);
+            return u32::from(port);
         }
     }
-    let port = lend(tables, &key, packet, now)?;
-    if tables.put_nat(&key, &NatValue { port, pad: 0 }).is_err() {
-        tables.remove_nat_rev(&reverse_key(&key, port));
-        return Err(Reason::NatFull);
+    match packet.under {
+        // What follows a first fragment follows its translation.
+        Kind::Fragment => NO_FIRST,
+        // The end of what was never begun here.
+        Kind::Tcp if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 => NO_FLOW,
+        _ => UNKNOWN,
     }
-    Ok(port)
+}
+
+/// Why [`outbound`] or [`outbound_error`] gave no port.
+#[inline(always)]
+#[must_use]
+pub const fn refusal(answer: u32) -> Reason {
+    match answer {
+        NO_PORT => Reason::NatPorts,
+        NO_ROOM => Reason::NatFull,
+        NO_QUOTA => Reason::NatQuota,
+        NO_FIRST => Reason::EgressFragment,
+        NO_FLOW => Reason::NatInvalid,
+        _ => Reason::NatUnknown,
+    }
 }
 
 /// To whom a packet that came for the gateway belongs; the answer is the client and its port.
@@ -111,6 +171,41 @@ pub fn inbound<A: Addr, T: Tables<A>>(tables: &mut T, packet: &Packet<A>) -> Opt
     Some((lease.client, lease.client_port))
 }
 
+/// Whose packet an ICMP error for the gateway quotes; the answer is the client and its port. An error keeps no
+/// flow alive.
+#[inline(never)]
+pub fn inbound_error<A: Addr, T: Tables<A>>(tables: &T, quoted: &Packet<A>) -> Option<(A, u16)> {
+    let key = NatRevKey {
+        gateway: quoted.src,
+        remote: quoted.dst,
+        port: quoted.sport,
+        remote_port: quoted.dport,
+        protocol: u32::from(quoted.protocol),
+    };
+    let lease = tables.nat_rev(&key)?;
+    if expired(quoted.protocol, &lease, tables.now()) {
+        return None;
+    }
+    Some((lease.client, lease.client_port))
+}
+
+/// The gateway's port in the packet that a client's ICMP error quotes, or a number as of [`outbound`].
+#[inline(never)]
+pub fn outbound_error<A: Addr, T: Tables<A>>(tables: &T, gateway: &A, quoted: &Packet<A>) -> u32 {
+    let key = NatKey {
+        gateway: *gateway,
+        client: quoted.dst,
+        remote: quoted.src,
+        client_port: quoted.dport,
+        remote_port: quoted.sport,
+        protocol: u32::from(quoted.protocol),
+    };
+    let Some(NatValue { port, .. }) = tables.nat(&key) else { return UNKNOWN };
+    let Some(lease) = tables.nat_rev(&reverse_key(&key, port)) else { return UNKNOWN };
+    let known = points_back(&lease, &key) && !expired(quoted.protocol, &lease, tables.now());
+    if known { u32::from(port) } else { UNKNOWN }
+}
+
 #[inline(always)]
 const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
     NatRevKey {
@@ -123,19 +218,43 @@ const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
 }
 
 #[inline(always)]
-fn points_back<A: Addr>(lease: &NatRevValue<A>, packet: &Packet<A>) -> bool {
-    lease.client.same(packet.src) && lease.client_port == packet.sport
+fn points_back<A: Addr>(lease: &NatRevValue<A>, key: &NatKey<A>) -> bool {
+    lease.client.same(key.client) && lease.client_port == key.client_port
 }
 
-/// Lends a port: the client's own when it may be lent and is free, else one of a few that the flow's
-/// hash names.
-#[inline(always)]
-fn lend<A: Addr, T: Tables<A>>(
-    tables: &mut T,
-    key: &NatKey<A>,
-    packet: &Packet<A>,
-    now: u32,
-) -> Result<u16, Reason> {
+/// Answers without a port.
+const NO_PORT: u32 = 0x1_0000;
+const NO_ROOM: u32 = 0x2_0000;
+const NO_QUOTA: u32 = 0x3_0000;
+const NO_FIRST: u32 = 0x4_0000;
+const NO_FLOW: u32 = 0x5_0000;
+const UNKNOWN: u32 = 0x6_0000;
+
+/// Lends a port: the client's own when it may be lent and is free, else one of those that the flow's hash names.
+#[inline(never)]
+fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
+    let key = key_of(gateway, packet);
+    let now = tables.now();
+    let mut reverse = reverse_key(&key, key.client_port);
+    let mut hash = hash::flow(packet);
+    let mut probe = 0;
+    while probe < PROBES {
+        if lendable(reverse.port) {
+            let lease = tables.nat_rev(&reverse);
+            if lease.is_none_or(|lease| points_back(&lease, &key) || expired(packet.protocol, &lease, now)) {
+                break;
+            }
+        }
+        hash = hash::mix(hash, u64::from(probe));
+        reverse.port = in_range(hash::high(hash));
+        probe += 1;
+    }
+    if probe == PROBES {
+        return NO_PORT;
+    }
+    // What has run out, or lost its forward entry. Of two that take a port at once one inserts; the other's
+    // packet is lost, and looks for another port when it is sent again.
+    tables.remove_nat_rev(&reverse);
     let value = NatRevValue {
         client: packet.src,
         seen: now,
@@ -143,36 +262,20 @@ fn lend<A: Addr, T: Tables<A>>(
         state: State::New as u8,
         pad: 0,
     };
-    let mut hash = hash::flow(packet);
-    let mut port = packet.sport;
-    let mut probe = 0;
-    while probe < PROBES {
-        if lendable(port) {
-            let reverse = reverse_key(key, port);
-            match tables.add_nat_rev(&reverse, &value) {
-                Ok(()) => return Ok(port),
-                Err(Insert::Full) => return Err(Reason::NatFull),
-                Err(Insert::Exists) => {}
-            }
-            if let Some(lease) = tables.nat_rev(&reverse) {
-                if points_back(&lease, packet) {
-                    tables.touch_nat_rev(&reverse, &value);
-                    return Ok(port);
-                }
-                if expired(packet.protocol, &lease, now) {
-                    // Of two that steal at once one inserts; the other goes on to the next port.
-                    tables.remove_nat_rev(&reverse);
-                    if tables.add_nat_rev(&reverse, &value).is_ok() {
-                        return Ok(port);
-                    }
-                }
-            }
-        }
-        hash = hash::mix(hash, u64::from(probe));
-        port = in_range(hash::high(hash));
-        probe += 1;
+    match tables.add_nat_rev(&reverse, &value) {
+        Ok(()) => {}
+        Err(Insert::Full) => return NO_ROOM,
+        Err(Insert::Exists) => return NO_PORT,
     }
-    Err(Reason::NatPorts)
+    let refused = if !tables.borrow_port(&packet.src, tables.config().quota) {
+        NO_QUOTA
+    } else if tables.put_nat(&key, &NatValue { port: reverse.port, pad: 0 }).is_err() {
+        NO_ROOM
+    } else {
+        return u32::from(reverse.port);
+    };
+    tables.remove_nat_rev(&reverse);
+    refused
 }
 
 /// A port of the range for any number.
@@ -191,13 +294,9 @@ fn refresh<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
     reply: bool,
 ) {
-    let state = if packet.kind != Kind::Tcp {
-        if reply { State::Established as u8 } else { lease.state }
-    } else if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-        State::Closing as u8
-    } else if packet.tcp_flags & tcp::SYN != 0 && !reply {
-        State::New as u8
-    } else if reply && lease.state == State::New as u8 {
+    let state = if packet.under == Kind::Tcp {
+        next_state(lease.state, packet.tcp_flags, reply)
+    } else if reply {
         State::Established as u8
     } else {
         lease.state
@@ -205,5 +304,78 @@ fn refresh<A: Addr, T: Tables<A>>(
     let now = tables.now();
     if state != lease.state || now != lease.seen {
         tables.touch_nat_rev(key, &NatRevValue { seen: now, state, ..*lease });
+    }
+}
+
+/// The state of a TCP flow after a packet. `reply`: the remote sent it.
+#[inline(always)]
+const fn next_state(state: u8, flags: u8, reply: bool) -> u8 {
+    const NEW: u8 = State::New as u8;
+    const ESTABLISHED: u8 = State::Established as u8;
+    const CLIENT_FIN: u8 = State::ClientFin as u8;
+    const REMOTE_FIN: u8 = State::RemoteFin as u8;
+    const CLOSED: u8 = State::Closed as u8;
+    const RESET: u8 = State::Reset as u8;
+    if flags & tcp::RST != 0 {
+        return if state == CLOSED { CLOSED } else { RESET };
+    }
+    if flags & tcp::FIN != 0 {
+        return match (state, reply) {
+            (REMOTE_FIN, false) | (CLIENT_FIN, true) | (CLOSED, _) => CLOSED,
+            (_, false) => CLIENT_FIN,
+            (_, true) => REMOTE_FIN,
+        };
+    }
+    if flags & tcp::SYN != 0 && !reply {
+        // A connection that is in use stays so; one that has ended begins anew.
+        return if state == ESTABLISHED { ESTABLISHED } else { NEW };
+    }
+    match (state, reply) {
+        (NEW, true) | (RESET, _) => ESTABLISHED,
+        _ => state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The states after packets: `>` of the client, `<` of the remote, then flags.
+    fn after(packets: &[&str]) -> u8 {
+        packets.iter().fold(State::New as u8, |state, packet| {
+            let (side, flags) = packet.split_at(1);
+            let flags = flags.chars().fold(0, |flags, c| {
+                flags
+                    | match c {
+                        'S' => tcp::SYN,
+                        'F' => tcp::FIN,
+                        'R' => tcp::RST,
+                        _ => tcp::ACK,
+                    }
+            });
+            next_state(state, flags, side == "<")
+        })
+    }
+
+    #[test]
+    fn states_of_tcp() {
+        for (packets, state, seconds) in [
+            (&[">S"][..], State::New, 240),
+            (&[">S", "<SA"], State::Established, 7440),
+            (&[">S", "<SA", ">A", ">FA"], State::ClientFin, 7440),
+            (&[">S", "<SA", ">FA", "<A", "<A"], State::ClientFin, 7440),
+            (&[">S", "<SA", "<FA", ">A"], State::RemoteFin, 7440),
+            (&[">S", "<SA", ">FA", "<FA", ">A"], State::Closed, 240),
+            (&[">S", "<SA", "<FA", ">FA", "<A"], State::Closed, 240),
+            (&[">S", "<SA", ">FA", "<FA", ">S"], State::New, 240),
+            (&[">S", "<RA"], State::Reset, 240),
+            (&[">S", "<SA", "<R"], State::Reset, 240),
+            (&[">S", "<SA", "<R", ">A"], State::Established, 7440),
+            (&[">S", "<SA", ">S"], State::Established, 7440),
+            (&[">A", "<A"], State::Established, 7440),
+        ] {
+            assert_eq!(after(packets), state as u8, "{packets:?}");
+            assert_eq!(idle_limit(tcp::PROTOCOL, state as u8), seconds, "{packets:?}");
+        }
     }
 }

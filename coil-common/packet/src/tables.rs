@@ -2,7 +2,10 @@
 
 use crate::{
     Addr, Family,
-    abi::{Config, FlowKey, FlowValue, NatKey, NatRevKey, NatRevValue, NatValue, PodValue},
+    abi::{
+        Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey,
+        PinValue, PodValue,
+    },
 };
 
 /// Why an entry was not inserted.
@@ -85,10 +88,20 @@ pub trait Tables<A: Addr> {
     fn policy(&self, policy: u32, dst: &A) -> Option<u32>;
     /// Settings of an Egress: bits of [`crate::abi::egress_flag`].
     fn egress_flags(&self, egress: u32) -> Option<u32>;
-    /// The gateway of an Egress for a hash.
+    /// The gateway of an Egress for a hash; none when no gateway takes new flows.
     fn gateway(&self, egress: u32, hash: u32) -> Option<A>;
-    /// True when the address is a gateway of an Egress that the policy uses.
-    fn is_gateway_of(&self, policy: u32, addr: &A) -> bool;
+    /// Bits of [`crate::abi::gateway_flag`] when the address is a gateway of an Egress that the policy uses.
+    fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32>;
+    /// The gateway of a flow or of a client.
+    fn pin(&self, key: &PinKey<A>) -> Option<PinValue<A>>;
+    /// Remembers it. A table without room forgets the oldest.
+    fn put_pin(&mut self, key: &PinKey<A>, value: &PinValue<A>);
+    /// What the first fragment of a packet said.
+    fn frag(&self, key: &FragKey<A>) -> Option<FragValue>;
+    /// Remembers it. A table without room forgets the oldest.
+    fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue);
+    /// Counts a port that a client is lent; false when it has as many as it may.
+    fn borrow_port(&mut self, client: &A, quota: u32) -> bool;
     /// Looks at a flow's entry, and changes it in place; none without an entry.
     fn with_flow<R>(&mut self, key: &FlowKey<A>, work: impl FnOnce(&mut FlowValue) -> R) -> Option<R>;
     /// Adds a flow's entry unless there is one.

@@ -125,6 +125,13 @@ reasons! {
     /// On the way out of the kernel: no flow that could ever be fast.
     NotMarked = Next, "not-marked";
 
+    /// A connection that came in to a client from outside, and is answered the way it came.
+    Incoming = Next, "incoming";
+    /// A fragment for a gateway pod, before the first of its packet.
+    FragmentEarly = Next, "fragment-early";
+    /// FOU for the gateway pod's own kernel: what the programs do not translate.
+    KernelGateway = Next, "kernel-gateway";
+
     /// Handed to a pod of this node.
     ToPod = Sent, "to-pod";
     /// Sent to another node's pod.
@@ -133,6 +140,9 @@ reasons! {
     ToGateway = Sent, "to-gateway";
     /// Translated and sent out in a gateway's name.
     Out = Sent, "snat-out";
+    /// Translated, and handed to the node's own stack: for an address of the node or a link that is no uplink, at
+    /// its last hop, or larger than the route's MTU.
+    OutByStack = Sent, "snat-out-by-stack";
     /// A reply, translated and handed to a client of this node.
     ReplyToPod = Sent, "reply-to-pod";
     /// A reply, translated, encapsulated and sent to the client's node.
@@ -145,9 +155,9 @@ reasons! {
 
     /// Egress: the Egress has no gateway.
     NoGateway = Drop, "no-gateway";
-    /// Egress: not TCP, UDP or ICMP echo.
+    /// Egress: of a protocol that no gateway translates, or cut short.
     EgressKind = Drop, "egress-kind";
-    /// Egress: a fragment.
+    /// Egress: a fragment before the first of its packet, or after the end of its translation.
     EgressFragment = Drop, "egress-fragment";
     /// Egress: segmentation offload of something else than TCP.
     EgressGso = Drop, "egress-gso";
@@ -161,6 +171,10 @@ reasons! {
     NatPorts = Drop, "nat-ports";
     /// SNAT: the table is full.
     NatFull = Drop, "nat-full";
+    /// SNAT: the client has as many ports as it may.
+    NatQuota = Drop, "nat-quota";
+    /// SNAT: the end of a TCP connection that is not known.
+    NatInvalid = Drop, "nat-invalid";
     /// A packet to a port of a gateway's SNAT range that is lent to nobody.
     NatUnknown = Drop, "nat-unknown";
     /// FOU to a gateway from an address that is in no pool.
@@ -169,6 +183,8 @@ reasons! {
     FouInner = Drop, "fou-inner";
     /// FOU to a client from an address that is none of its gateways.
     FouNotGateway = Drop, "fou-not-gateway";
+    /// FOU from a pod that is neither client nor gateway, or in another's name.
+    FouForged = Drop, "fou-forged";
     /// Congestion was marked on the outer header of a packet that cannot carry the mark (RFC 6040).
     FouCongestion = Drop, "fou-congestion";
     /// The kernel opened a connection with the addresses and ports of a live fast flow. It opens it again with
@@ -216,6 +232,23 @@ pub struct Outer<A> {
     pub tos: u8,
 }
 
+/// The way of a client's packet to and through its gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage<A> {
+    /// The gateway pod's address.
+    pub gateway: A,
+    /// The gateway pod's link when it is on this node, else 0.
+    pub link: u32,
+    /// Bytes of outer headers to remove.
+    pub decap: u32,
+    /// The TOS to write, when it changes.
+    pub tos: Option<u8>,
+    /// True when the client is on this node and can be told an MTU.
+    pub tell: bool,
+    /// UDP source port of the encapsulation.
+    pub sport: u16,
+}
+
 /// How a packet leaves.
 // The tag comes first: BTF knows no other place for it, and the kernel refuses the type otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +263,17 @@ pub enum Deliver {
         /// MAC address of the host's side.
         host_mac: [u8; 6],
     },
+    /// Into the node's own stack, as if the pod behind this veth had sent it.
+    Stack {
+        /// The host side of the veth.
+        ifindex: u32,
+        /// MAC address of the pod's side.
+        mac: [u8; 6],
+        /// MAC address of the host's side.
+        host_mac: [u8; 6],
+    },
+    /// On the way that it is on: into the pod behind the veth.
+    Here,
     /// To a neighbour, whose MAC address the kernel knows or finds.
     Neighbour {
         /// The link.
@@ -301,6 +345,10 @@ pub struct Decision<A> {
     pub packet: Packet<A>,
     /// The outer packet of one that came through a tunnel; else of no meaning.
     pub outer: Packet<A>,
+    /// The packet that an ICMP error quotes; else of no meaning.
+    pub quoted: Packet<A>,
+    /// How it gets out, when an Egress takes it.
+    pub passage: Passage<A>,
     /// Its flow: room to work on.
     pub flow: Draft<A>,
     /// How it is forwarded, when it is.
@@ -377,7 +425,8 @@ impl<A: Addr> Decision<A> {
         let packet = Packet::nothing();
         let flow = Draft { key: FlowKey::zeroed(), value: FlowValue::default(), upward: false };
         let outcome = Outcome { verdict: Verdict::Next, reason: Reason::Malformed };
-        Self { packet, outer: packet, flow, way: Way::default(), outcome }
+        let passage = Passage { gateway: A::zeroed(), link: 0, decap: 0, tos: None, tell: false, sport: 0 };
+        Self { packet, outer: packet, quoted: packet, passage, flow, way: Way::default(), outcome }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 use coil_api::{
     annotation::EgressRef,
-    crd::Egress,
+    crd::{Egress, EgressStatus},
     names::{
         APP_NAME, COMPONENT_EGRESS, EGRESS_SERVICE_ACCOUNT, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
         LABEL_APP_NAME,
@@ -38,8 +38,10 @@ use tracing::{error, info, warn};
 
 use super::{
     Settings, binding,
-    ensure::{EnsureError, ensure, remove},
-    objects, status,
+    ensure::{EnsureError, Ensured, ensure, remove},
+    notice::Teller,
+    objects,
+    status::{self, Trouble},
 };
 use crate::{program::Ready, queue::Queue};
 
@@ -56,6 +58,8 @@ enum Event {
     Egress(Box<watcher::Event<DeserializeGuard<Egress>>>),
     /// An object with an Egress's labels changed.
     Owned(EgressRef),
+    /// The ServiceAccount of a namespace's gateways changed.
+    Account(String),
     Binding,
 }
 
@@ -71,6 +75,8 @@ pub async fn run(client: Client, settings: Settings, ready: Ready) -> Result<()>
     let mut running = JoinSet::<(Key, bool)>::new();
     let egresses = Api::<DeserializeGuard<Egress>>::all(client.clone());
     let bindings = Api::<PartialObjectMeta<ClusterRoleBinding>>::all(client.clone());
+    let accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
+    let of_gateways = watcher::Config::default().fields(&format!("metadata.name={EGRESS_SERVICE_ACCOUNT}"));
     let of_binding = watcher::Config::default().fields(&format!("metadata.name={}", binding::NAME));
     let mut events = select_all([
         watched(watcher(egresses, watcher::Config::default()), "egresses")
@@ -80,15 +86,17 @@ pub async fn run(client: Client, settings: Settings, ready: Ready) -> Result<()>
         owned::<Service>(&client).boxed(),
         owned::<PodDisruptionBudget>(&client).boxed(),
         watched(watcher(bindings, of_binding), "clusterrolebindings").map(|_| Event::Binding).boxed(),
+        watched(watcher(accounts, of_gateways), "serviceaccounts").filter_map(account).boxed(),
     ]);
+    let teller = Teller::new(client.clone());
     loop {
         while known.synced && running.len() < WORKERS {
             let Some(key) = queue.next(Instant::now()) else { break };
-            let (client, settings) = (client.clone(), settings.clone());
+            let (client, settings, teller) = (client.clone(), settings.clone(), teller.clone());
             let namespaces = known.namespaces();
             running.spawn(async move {
                 let ok = match &key {
-                    Key::Egress(egress) => reconcile(&client, &settings, egress).await,
+                    Key::Egress(egress) => reconcile(&client, &settings, &teller, egress).await,
                     Key::Binding => report(binding::reconcile(&client, &namespaces).await),
                 };
                 (key, ok)
@@ -98,7 +106,7 @@ pub async fn run(client: Client, settings: Settings, ready: Ready) -> Result<()>
         tokio::select! {
             Some(event) = events.next() => {
                 let was_synced = known.synced;
-                known.observe(event, &mut queue);
+                known.observe(event, &mut queue, &teller);
                 if known.synced && !was_synced {
                     info!("serving Egresses");
                     ready.send_replace(None);
@@ -126,15 +134,25 @@ impl Known {
         self.egresses.iter().map(|e| e.namespace.clone()).collect()
     }
 
-    fn observe(&mut self, event: Event, queue: &mut Queue<Key>) {
+    fn observe(&mut self, event: Event, queue: &mut Queue<Key>, teller: &Teller) {
         match event {
             Event::Owned(egress) => queue.touch(Key::Egress(egress)),
             Event::Binding => queue.touch(Key::Binding),
-            Event::Egress(event) => self.egress(*event, queue),
+            Event::Account(namespace) => {
+                for egress in self.egresses.iter().filter(|e| e.namespace == namespace) {
+                    queue.touch(Key::Egress(egress.clone()));
+                }
+            }
+            Event::Egress(event) => self.egress(*event, queue, teller),
         }
     }
 
-    fn egress(&mut self, event: watcher::Event<DeserializeGuard<Egress>>, queue: &mut Queue<Key>) {
+    fn egress(
+        &mut self,
+        event: watcher::Event<DeserializeGuard<Egress>>,
+        queue: &mut Queue<Key>,
+        teller: &Teller,
+    ) {
         match event {
             watcher::Event::Init => self.listed.clear(),
             watcher::Event::InitDone => {
@@ -154,10 +172,22 @@ impl Known {
                 }
                 match &egress.0 {
                     Ok(_) => queue.touch(Key::Egress(key)),
-                    Err(e) => error!(egress = %key, error = %e, "malformed Egress is left alone"),
+                    Err(e) => {
+                        error!(egress = %key, error = %e, "malformed Egress is left alone");
+                        let (teller, why) = (teller.clone(), e.to_string());
+                        tokio::spawn(async move { teller.malformed(&egress, &why).await });
+                    }
                 }
             }
         }
+    }
+}
+
+/// The namespace whose ServiceAccount has changed.
+async fn account(event: watcher::Event<PartialObjectMeta<ServiceAccount>>) -> Option<Event> {
+    match event {
+        watcher::Event::Apply(a) | watcher::Event::Delete(a) => a.namespace().map(Event::Account),
+        _ => None,
     }
 }
 
@@ -205,7 +235,7 @@ fn report(result: Result<(), EnsureError>) -> bool {
 }
 
 /// Makes everything of one Egress as wanted. Each object is tried, whatever became of the others.
-async fn reconcile(client: &Client, settings: &Settings, key: &EgressRef) -> bool {
+async fn reconcile(client: &Client, settings: &Settings, teller: &Teller, key: &EgressRef) -> bool {
     let api = Api::<Egress>::namespaced(client.clone(), &key.namespace);
     let egress = match api.get_opt(&key.name).await {
         Ok(Some(egress)) if egress.metadata.deletion_timestamp.is_none() => egress,
@@ -237,13 +267,15 @@ async fn reconcile(client: &Client, settings: &Settings, key: &EgressRef) -> boo
     if let Err(e) = budget {
         errors.insert("budget", e);
     }
-    let messages: Vec<String> = errors.values().map(ToString::to_string).collect();
-    for message in &messages {
-        warn!(egress = %key, error = message, "not as wanted; trying again");
+    let mut trouble = Vec::new();
+    for error in errors.values() {
+        warn!(egress = %key, error = %error, "not as wanted; trying again");
+        trouble.push(Trouble { reason: error.reason(), message: error.to_string() });
     }
-    let seen = deployment.as_ref().map(super::ensure::Ensured::object);
-    let wanted = status::status(&egress, seen, &messages, Timestamp::now());
-    messages.is_empty() & write_status(&api, egress, wanted).await
+    let seen = deployment.as_ref().map(Ensured::object);
+    trouble.extend(seen.into_iter().flat_map(status::trouble_of));
+    let wanted = status::status(&egress, seen, &trouble, Timestamp::now());
+    errors.is_empty() & write_status(&api, teller, egress, wanted).await
 }
 
 async fn service_account(client: &Client, namespace: &str) -> Result<(), EnsureError> {
@@ -265,14 +297,18 @@ async fn service_account(client: &Client, namespace: &str) -> Result<(), EnsureE
     }
 }
 
-async fn write_status(api: &Api<Egress>, mut egress: Egress, wanted: coil_api::crd::EgressStatus) -> bool {
+async fn write_status(api: &Api<Egress>, teller: &Teller, mut egress: Egress, wanted: EgressStatus) -> bool {
     if egress.status.as_ref() == Some(&wanted) {
         return true;
     }
     let name = egress.name_any();
-    egress.status = Some(wanted);
+    let before = egress.clone();
+    egress.status = Some(wanted.clone());
     match api.replace_status(&name, &PostParams::default(), &egress).await {
-        Ok(_) => true,
+        Ok(_) => {
+            teller.tell(&before, &wanted).await;
+            true
+        }
         Err(kube::Error::Api(s)) if s.code == 404 => true,
         Err(e) => {
             warn!(egress = %name, error = %e, "cannot write its status; trying again");

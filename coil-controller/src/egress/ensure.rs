@@ -55,6 +55,17 @@ pub enum EnsureError {
     },
 }
 
+impl EnsureError {
+    /// The reason of a condition that tells of it.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Foreign { .. } => "NameTaken",
+            Self::Api { .. } | Self::Json { .. } => "ReconcileFailed",
+        }
+    }
+}
+
 /// How what is there takes over what is wanted. Fields that belong to others stay.
 pub trait Merge {
     /// Overwrites the controller's fields.

@@ -9,6 +9,7 @@
 //! - [`template`], [`objects`]: what is wanted. Pure.
 //! - [`ensure`]: the difference to what is there, and writing it.
 //! - [`status`]: what users see. Pure.
+//! - [`notice`]: the Events that tell of it.
 //! - [`binding`]: the one ClusterRoleBinding over all Egress namespaces.
 //! - [`controller`]: the loop. Each Egress is worked on by itself, so that one in trouble
 //!   delays no other.
@@ -17,6 +18,7 @@ pub mod binding;
 pub mod controller;
 pub mod ensure;
 pub mod image;
+pub mod notice;
 pub mod objects;
 pub mod status;
 pub mod template;

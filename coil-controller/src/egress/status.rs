@@ -15,12 +15,38 @@ pub const CONDITION_AVAILABLE: &str = "Available";
 /// Condition: whether some object of the Egress is not as it should be.
 pub const CONDITION_DEGRADED: &str = "Degraded";
 
+/// What is not as it should be, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// One word for programs.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// What the Deployment says of its pods: refused by the API server (a quota, an admission policy), or not
+/// coming up in time.
+#[must_use]
+pub fn trouble_of(deployment: &Deployment) -> Vec<Trouble> {
+    let conditions = deployment.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let told = conditions.filter_map(|c| {
+        let reason = match (c.type_.as_str(), c.status.as_str()) {
+            ("ReplicaFailure", "True") => "GatewaysRefused",
+            ("Progressing", "False") => "RolloutStuck",
+            _ => return None,
+        };
+        let message = c.message.clone().or_else(|| c.reason.clone()).unwrap_or_default();
+        Some(Trouble { reason, message: format!("Deployment {}: {message}", deployment.name_any()) })
+    });
+    told.collect()
+}
+
 /// The status that says what the Deployment has and what went wrong. Conditions of others stay.
 #[must_use]
 pub fn status(
     egress: &Egress,
     deployment: Option<&Deployment>,
-    errors: &[String],
+    trouble: &[Trouble],
     now: Timestamp,
 ) -> EgressStatus {
     let available =
@@ -30,10 +56,12 @@ pub fn status(
     let gateways = format!("{available} of {wanted} gateways are available");
     let (is_available, reason) =
         if available > 0 { ("True", "GatewaysAvailable") } else { ("False", "NoGateway") };
-    let (is_degraded, why, message) = if errors.is_empty() {
-        ("False", "AsWanted", "all objects are as wanted".to_owned())
-    } else {
-        ("True", "ReconcileFailed", errors.join("; "))
+    let (is_degraded, why, message) = match trouble {
+        [] => ("False", "AsWanted", "all objects are as wanted".to_owned()),
+        [first, ..] => {
+            let all: Vec<&str> = trouble.iter().map(|t| t.message.as_str()).collect();
+            ("True", first.reason, all.join("; "))
+        }
     };
     let mut conditions = old.conditions.unwrap_or_default();
     for (type_, status, reason, message) in [
@@ -94,8 +122,10 @@ mod tests {
     #[test]
     fn replicas_selector_and_conditions() {
         let mut egress = egress();
+        let refused =
+            Trouble { reason: "ReconcileFailed", message: "cannot create Deployment nat: no".into() };
         let early = Timestamp::from_second(1).unwrap();
-        let first = status(&egress, None, &["cannot create Deployment nat: no".into()], early);
+        let first = status(&egress, None, &[refused], early);
         assert_eq!(first.replicas, Some(0));
         assert_eq!(
             first.selector.as_deref(),
@@ -116,5 +146,27 @@ mod tests {
         egress.status = Some(second.clone());
         let third = status(&egress, Some(&available(1)), &[], Timestamp::from_second(3).unwrap());
         assert_eq!(third, second, "nothing changes when nothing changed");
+    }
+
+    #[test]
+    fn a_deployment_whose_pods_do_not_come_is_trouble() {
+        let with = |conditions: serde_json::Value| -> Deployment {
+            serde_json::from_value(json!({"metadata": {"name": "nat"}, "status": {"conditions": conditions}}))
+                .unwrap()
+        };
+        let fine =
+            json!([{"type": "Progressing", "status": "True"}, {"type": "Available", "status": "False"}]);
+        assert_eq!(trouble_of(&with(fine)), []);
+        let bad = with(json!([
+            {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"},
+            {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"},
+        ]));
+        let trouble = trouble_of(&bad);
+        let reasons: Vec<&str> = trouble.iter().map(|t| t.reason).collect();
+        assert_eq!(reasons, ["GatewaysRefused", "RolloutStuck"]);
+        assert_eq!(trouble[0].message, "Deployment nat: exceeded quota");
+        let status = status(&egress(), Some(&bad), &trouble, Timestamp::UNIX_EPOCH);
+        assert_eq!(condition(&status, "Degraded").reason, "GatewaysRefused");
+        assert!(condition(&status, "Degraded").message.contains("ProgressDeadlineExceeded"));
     }
 }

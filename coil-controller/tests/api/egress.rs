@@ -4,6 +4,8 @@
 //!   test (Egresses, Deployment status) ──▶ API server ◀──▶ egress::run
 //! ```
 
+use std::collections::BTreeSet;
+
 use crate::support::{Cluster, eventually};
 use coil_api::crd::Egress;
 use coil_controller::egress::{
@@ -14,13 +16,14 @@ use coil_controller::egress::{
 };
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Pod, Service, ServiceAccount},
+    autoscaling::v1::Scale,
+    core::v1::{Event, Pod, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
-    rbac::v1::ClusterRoleBinding,
+    rbac::v1::{ClusterRoleBinding, Subject},
 };
 use kube::{
     Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
@@ -51,6 +54,17 @@ async fn condition(cluster: &Cluster, name: &str, type_: &str) -> Option<(String
     let status = cluster.of::<Egress>("internet").get_status(name).await.unwrap().status?;
     let condition = status.conditions?.into_iter().find(|c| c.type_ == type_)?;
     Some((condition.status, condition.message))
+}
+
+/// Reasons of the Events about an Egress, each once, in order.
+async fn told(cluster: &Cluster, name: &str) -> Vec<String> {
+    let events = cluster.of::<Event>("internet").list(&ListParams::default()).await.unwrap().items;
+    let about = |e: &Event| {
+        let object = &e.involved_object;
+        (object.kind.as_deref(), object.name.as_deref()) == (Some("Egress"), Some(name))
+    };
+    let reasons: BTreeSet<String> = events.into_iter().filter(about).filter_map(|e| e.reason).collect();
+    reasons.into_iter().collect()
 }
 
 async fn namespaces_bound(cluster: &Cluster) -> Vec<String> {
@@ -84,6 +98,7 @@ async fn an_egress_from_start_to_end() {
     })
     .await;
     let deployment = deployments.get("nat").await.unwrap();
+    assert_eq!(told(&cluster, "nat").await, [""; 0], "an Egress that begins is no news");
     assert_eq!(Some(&deployment.owner_references()[0].uid), egress.uid().as_ref());
     let container = deployment.spec.unwrap().template.spec.unwrap().containers.remove(0);
     assert_eq!(container.image.as_deref(), Some("coil:test"));
@@ -99,6 +114,11 @@ async fn an_egress_from_start_to_end() {
         let status = cluster.of::<Egress>("internet").get("nat").await.unwrap().status.unwrap();
         status.replicas == Some(2)
             && condition(&cluster, "nat", "Available").await.is_some_and(|(s, _)| s == "True")
+    })
+    .await;
+
+    eventually("an Event tells that there are gateways", async || {
+        told(&cluster, "nat").await == ["GatewaysAvailable"]
     })
     .await;
 
@@ -195,6 +215,120 @@ async fn drift_is_mended() {
         .await;
     bindings.delete("coil-egress", &DeleteParams::default()).await.unwrap();
     eventually("the binding is back", async || namespaces_bound(&cluster).await == ["internet"]).await;
+    let stranger: Subject = serde_json::from_value(
+        json!({"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "me"}),
+    )
+    .unwrap();
+    let stale: Subject =
+        serde_json::from_value(json!({"kind": "ServiceAccount", "namespace": "gone", "name": "coil-egress"}))
+            .unwrap();
+    let subjects = Patch::Merge(json!({"subjects": [stale, stranger]}));
+    bindings.patch("coil-egress", &PatchParams::default(), &subjects).await.unwrap();
+    eventually("stale subjects go, and those of others stay", async || {
+        let now = bindings.get("coil-egress").await.unwrap().subjects.unwrap_or_default();
+        now.len() == 2 && now.contains(&stranger) && namespaces_bound(&cluster).await == ["internet"]
+    })
+    .await;
+    let accounts = cluster.of::<ServiceAccount>("internet");
+    accounts.delete("coil-egress", &DeleteParams::default()).await.unwrap();
+    eventually("the ServiceAccount is back", async || {
+        accounts
+            .get_opt("coil-egress")
+            .await
+            .unwrap()
+            .is_some_and(|a| a.metadata.deletion_timestamp.is_none())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_scale_subresource_scales_the_gateways() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("internet").await;
+    let _controller = start(&cluster, 5555);
+    create(&cluster, "internet", "nat", json!({"destinations": ["0.0.0.0/0"]})).await;
+    let egresses = cluster.of::<Egress>("internet");
+    let deployments = cluster.of::<Deployment>("internet");
+    eventually("the Deployment is there", async || deployments.get_opt("nat").await.unwrap().is_some()).await;
+    let available =
+        Patch::Merge(json!({"status": {"replicas": 1, "readyReplicas": 1, "availableReplicas": 1}}));
+    deployments.patch_status("nat", &PatchParams::default(), &available).await.unwrap();
+    let scale = async || egresses.get_scale("nat").await.unwrap();
+    eventually("the scale shows gateways and selector", async || {
+        let status = scale().await.status.unwrap_or_default();
+        status.replicas == 1 && status.selector.is_some_and(|s| s.contains("app.kubernetes.io/instance=nat"))
+    })
+    .await;
+    let mut wanted: Scale = scale().await;
+    wanted.spec = Some(k8s_openapi::api::autoscaling::v1::ScaleSpec { replicas: Some(4) });
+    egresses.replace_scale("nat", &PostParams::default(), &wanted).await.unwrap();
+    eventually("the Deployment follows", async || {
+        deployments.get("nat").await.unwrap().spec.unwrap().replicas == Some(4)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_template_reaches_the_pods_and_what_is_taken_out_goes() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("internet").await;
+    let _controller = start(&cluster, 5555);
+    let template = json!({
+        "metadata": {"labels": {"team": "net"}, "annotations": {"a": "b"}},
+        "spec": {"nodeSelector": {"edge": "true"}, "terminationGracePeriodSeconds": 60, "containers": [
+            {"name": "egress", "resources": {"limits": {"memory": "1Gi"}}},
+            {"name": "side", "image": "side:1"},
+        ]},
+    });
+    let spec = json!({"destinations": ["0.0.0.0/0"], "template": template, "strategy": {"type": "Recreate"}});
+    create(&cluster, "internet", "nat", spec).await;
+    let deployments = cluster.of::<Deployment>("internet");
+    eventually("the Deployment is there", async || deployments.get_opt("nat").await.unwrap().is_some()).await;
+    let first = deployments.get("nat").await.unwrap().spec.unwrap();
+    assert_eq!(first.strategy.unwrap().type_.as_deref(), Some("Recreate"));
+    let pod = first.template.spec.unwrap();
+    assert_eq!((pod.containers.len(), pod.termination_grace_period_seconds), (2, Some(60)));
+    assert_eq!(first.template.metadata.unwrap().labels.unwrap()["team"], "net");
+
+    // Merge patches replace lists as a whole.
+    let change = Patch::Merge(json!({"spec": {"strategy": null, "template": {
+        "metadata": {"annotations": {"a": "c"}},
+        "spec": {"nodeSelector": null, "containers": [{"name": "egress"}]},
+    }}}));
+    cluster.of::<Egress>("internet").patch("nat", &PatchParams::default(), &change).await.unwrap();
+    eventually("the Deployment follows", async || {
+        let spec = deployments.get("nat").await.unwrap().spec.unwrap();
+        let (meta, pod) = (spec.template.metadata.unwrap(), spec.template.spec.unwrap());
+        let limits = pod.containers[0].resources.clone().unwrap_or_default().limits;
+        pod.containers.len() == 1
+            && limits.is_none()
+            && pod.node_selector.is_none()
+            && meta.annotations.unwrap()["a"] == "c"
+            && spec.strategy.unwrap().type_.as_deref() == Some("RollingUpdate")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn gateways_that_do_not_come_up_are_told_of() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("internet").await;
+    let _controller = start(&cluster, 5555);
+    create(&cluster, "internet", "nat", json!({"destinations": ["0.0.0.0/0"]})).await;
+    let deployments = cluster.of::<Deployment>("internet");
+    eventually("the Deployment is there", async || deployments.get_opt("nat").await.unwrap().is_some()).await;
+    let refused = json!([{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+        "message": "exceeded quota: pods", "lastTransitionTime": "2024-01-01T00:00:00Z",
+        "lastUpdateTime": "2024-01-01T00:00:00Z"}]);
+    let patch = Patch::Merge(json!({"status": {"conditions": refused}}));
+    deployments.patch_status("nat", &PatchParams::default(), &patch).await.unwrap();
+    eventually("the Egress tells", async || {
+        condition(&cluster, "nat", "Degraded")
+            .await
+            .is_some_and(|(s, m)| s == "True" && m.contains("exceeded quota"))
+            && told(&cluster, "nat").await == ["GatewaysRefused"]
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -226,6 +360,7 @@ async fn one_in_trouble_stops_no_other_and_takes_nothing_from_others() {
     })
     .await;
     assert_eq!(version(&services.get("taken").await.unwrap()), version(&theirs));
+    eventually("so do Events", async || told(&cluster, "taken").await == ["NameTaken"]).await;
     services.delete("taken", &DeleteParams::default()).await.unwrap();
     eventually("mended, it is served", async || {
         condition(&cluster, "taken", "Degraded").await.is_some_and(|(s, _)| s == "False")

@@ -7,7 +7,7 @@ use coil_packet::Reason;
 use crate::{
     Case, Given, Net,
     wire::{self, Ip, tcp},
-    world::CLIENT,
+    world::{CLIENT, GATEWAY},
 };
 
 pub(crate) fn cases(net: Net) -> Vec<Case> {
@@ -18,7 +18,14 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
     cases
 }
 
-fn nat(net: &Net, protocol: u8, port: u16, client: (IpAddr, u16), remote: (IpAddr, u16), idle: u32) -> Given {
+pub(crate) fn nat(
+    net: &Net,
+    protocol: u8,
+    port: u16,
+    client: (IpAddr, u16),
+    remote: (IpAddr, u16),
+    idle: u32,
+) -> Given {
     Given::Nat { protocol, gateway: (net.gateway, port), client, remote, idle }
 }
 
@@ -43,16 +50,26 @@ fn local_client(net: Net) -> Vec<Case> {
         .sends(&wire::udp(as_gateway.tos(0xb9), 40000, 53, b"query")),
         case("an echo request through a gateway of this node", wire::echo(out, false, 4000), Reason::Out)
             .sends(&wire::echo(as_gateway, false, 4000)),
+        // Who is to be told is told by the kernel, as if the gateway pod had sent the packet.
         case(
             "the last hop at a gateway of this node",
             wire::udp(out.ttl(1), 40000, 53, b"query"),
-            Reason::EgressLastHop,
+            Reason::OutByStack,
+        )
+        .hands_in(GATEWAY, &wire::udp(as_gateway.ttl(1), 40000, 53, b"query")),
+        case("no way out", wire::udp(Ip::new(net.client, net.world_lost), 1025, 2, b""), Reason::OutByStack)
+            .hands_in(GATEWAY, &wire::udp(Ip::new(net.gateway, net.world_lost), 1025, 2, b"")),
+        case(
+            "the end of a connection that is not known",
+            wire::tcp(out, 40000, 443, tcp::FIN | tcp::ACK, b""),
+            Reason::NatInvalid,
         ),
         case(
-            "no way out",
-            wire::udp(Ip::new(net.client, net.world_lost), 1, 2, b""),
-            Reason::EgressNotRouted,
+            "a reset of a connection that is not known",
+            wire::tcp(out, 40000, 443, tcp::RST, b""),
+            Reason::NatInvalid,
         ),
+        case("SCTP at a gateway of this node", wire::ip(out, 132, &[0; 24]), Reason::EgressKind),
         case("larger than the MTU behind a gateway of this node", too_big.clone(), Reason::TooBig)
             .answers(&wire::too_big(net.gateway, net.client, 1500, &too_big)),
     ];
@@ -127,6 +144,7 @@ fn from_tunnel(net: Net) -> Vec<Case> {
     let ends = (net.remote_client, net.gateway);
     let case = |name, packet, reason| Case::from_net(name, net, packet, reason);
     let syn = wire::tcp(out, 40000, 443, tcp::SYN, b"");
+    let large = wire::udp(out, 40000, 53, &[1; 1500]);
     let dns = |tos| wire::udp(out.tos(tos), 40000, 53, b"query");
     let mut cases = vec![
         case("TCP out of the tunnel", wire::fou(ends, 0, 5555, &syn), Reason::Out).sends(&wire::tcp(
@@ -160,9 +178,12 @@ fn from_tunnel(net: Net) -> Vec<Case> {
         ),
         case(
             "the last hop in the tunnel",
-            wire::fou(ends, 0, 5555, &wire::tcp(out.ttl(1), 1, 2, 2, b"")),
-            Reason::EgressLastHop,
-        ),
+            wire::fou(ends, 0, 5555, &wire::tcp(out.ttl(1), 1025, 2, 2, b"")),
+            Reason::OutByStack,
+        )
+        .hands_in(GATEWAY, &wire::tcp(as_gateway.ttl(1), 1025, 2, 2, b"")),
+        case("larger than the MTU behind the gateway", wire::fou(ends, 0, 5555, &large), Reason::OutByStack)
+            .hands_in(GATEWAY, &wire::udp(as_gateway.ttl(64), 40000, 53, &[1; 1500])),
         case("another inner source", wire::fou((net.remote, net.gateway), 0, 5555, &syn), Reason::FouInner),
         case(
             "an inner packet that is shorter",
@@ -184,11 +205,6 @@ fn from_tunnel(net: Net) -> Vec<Case> {
             "SCTP in the tunnel",
             wire::fou(ends, 0, 5555, &wire::ip(out, 132, &[0; 24])),
             Reason::EgressKind,
-        ),
-        case(
-            "a fragment in the tunnel",
-            wire::fou(ends, 0, 5555, &wire::fragment(out, &[0; 24])),
-            Reason::EgressFragment,
         ),
     ];
     if !net.is_v4() {
@@ -220,7 +236,7 @@ fn replies(net: Net) -> Vec<Case> {
             .given(of_remote)
             .sends(&to_remote(&wire::tcp(at_remote, 443, 40000, tcp::ACK, b"data"))),
         case("a UDP reply", &wire::udp(back, 443, 50001, b"answer"), Reason::ReplyToNode)
-            .given(nat(&net, 17, 50001, (net.remote_client, 40000), remote, 299))
+            .given(nat(&net, 17, 50001, (net.remote_client, 40000), remote, 119))
             .sends(&to_remote(&wire::udp(at_remote, 443, 40000, b"answer"))),
         case("an echo reply", &wire::echo(back, true, 50001), Reason::ReplyToNode)
             .given(nat(&net, icmp(&net), 50001, (net.remote_client, 7), (net.world_local, 0), 1))

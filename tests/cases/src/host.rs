@@ -1,13 +1,18 @@
 //! Runs cases with tables in memory.
 
-use std::{cell::Cell, net::IpAddr};
+use std::{
+    cell::Cell,
+    collections::{HashMap, hash_map},
+    hash::Hash,
+    net::IpAddr,
+};
 
 use coil_packet::{
     Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Path, Reason, Rewrite, Tables,
     Verdict,
     abi::{
-        Config, FlowKey, FlowValue, NatKey, NatRevKey, NatRevValue, NatValue, PodValue, config_flag,
-        egress_flag, pod_flag,
+        Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey,
+        PinValue, PodValue, config_flag, egress_flag, gateway_flag, pod_flag,
     },
     answer, apply, forward, hash, path,
 };
@@ -19,7 +24,7 @@ use crate::{
 };
 
 /// A family of the host's addresses.
-pub trait HostAddr: Addr + Rewrite + IcmpError + Into<IpAddr> {
+pub trait HostAddr: Addr + Rewrite + IcmpError + Into<IpAddr> + Hash {
     /// The address; panics when it is of the other family.
     fn of(addr: IpAddr) -> Self;
 }
@@ -43,6 +48,10 @@ impl HostAddr for [u8; 16] {
 pub enum Entry<A> {
     /// For `coil_flows`.
     Flow(FlowKey<A>, FlowValue),
+    /// For `coil_frags`.
+    Frag(FragKey<A>, FragValue),
+    /// For `coil_pin`.
+    Pin(PinKey<A>, PinValue<A>),
     /// For `coil_nat` and `coil_nat_rev`.
     Nat(NatKey<A>, NatValue, NatRevKey<A>, NatRevValue<A>),
 }
@@ -67,6 +76,21 @@ pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
                 FlowValue { seen: now, state: flow.state, phase: flow.phase as u8, ..FlowValue::default() };
             Entry::Flow(key(&flow), value)
         }
+        Given::Frag { protocol, ends, id, ports } => Entry::Frag(
+            FragKey { src: A::of(ends.0), dst: A::of(ends.1), id, protocol: protocol.into() },
+            FragValue { seen: now, sport: ports.0, dport: ports.1 },
+        ),
+        Given::Pin { protocol, client, remote, egress, gateway } => Entry::Pin(
+            PinKey {
+                client: A::of(client.0),
+                remote: A::of(remote.0),
+                egress,
+                client_port: client.1,
+                remote_port: remote.1,
+                protocol: protocol.into(),
+            },
+            PinValue { gateway: A::of(gateway), seen: now },
+        ),
         Given::Nat { protocol, gateway, client, remote, idle } => {
             let protocol = u32::from(protocol);
             let key = NatKey {
@@ -137,8 +161,14 @@ pub struct Node<A> {
     /// What the agent has written.
     pub world: World,
     flows: Vec<(FlowKey<A>, FlowValue)>,
-    nat: Vec<(NatKey<A>, NatValue)>,
-    nat_rev: Vec<(NatRevKey<A>, NatRevValue<A>)>,
+    nat: HashMap<NatKey<A>, NatValue>,
+    nat_rev: HashMap<NatRevKey<A>, NatRevValue<A>>,
+    pins: HashMap<PinKey<A>, PinValue<A>>,
+    frags: HashMap<FragKey<A>, FragValue>,
+    /// Ports that each client has.
+    lent: HashMap<A, u32>,
+    /// Most of these; 0 for no limit.
+    pub quota: u32,
     /// The clock, in seconds.
     pub now: Cell<u32>,
     /// Most entries of each table.
@@ -161,8 +191,12 @@ impl<A: HostAddr> Node<A> {
         let mut node = Self {
             world,
             flows: vec![],
-            nat: vec![],
-            nat_rev: vec![],
+            nat: HashMap::new(),
+            nat_rev: HashMap::new(),
+            pins: HashMap::new(),
+            frags: HashMap::new(),
+            lent: HashMap::new(),
+            quota: 0,
             now: Cell::new(now),
             room: 1000,
             fast_udp: false,
@@ -173,9 +207,11 @@ impl<A: HostAddr> Node<A> {
         for given in given {
             match entry(given, now) {
                 Entry::Flow(key, value) => node.flows.push((key, value)),
+                Entry::Frag(key, value) => drop(node.frags.insert(key, value)),
+                Entry::Pin(key, value) => drop(node.pins.insert(key, value)),
                 Entry::Nat(key, value, reverse, lease) => {
-                    node.nat.push((key, value));
-                    node.nat_rev.push((reverse, lease));
+                    node.nat.insert(key, value);
+                    node.nat_rev.insert(reverse, lease);
                 }
             }
         }
@@ -230,7 +266,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
     fn config(&self) -> Config {
         let udp = config_flag::FAST_UDP | config_flag::MARK_UDP;
         let flags = config_flag::FORWARD | config_flag::MARK | if self.fast_udp { udp } else { 0 };
-        Config { flags, fou_port: 5555, pad: 0, mark: 0x2000, epoch: self.epoch }
+        Config { flags, fou_port: 5555, pad: 0, mark: 0x2000, epoch: self.epoch, quota: self.quota }
     }
 
     fn now(&self) -> u32 {
@@ -239,7 +275,9 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn pod(&self, addr: &A) -> Option<PodValue> {
         let (_, ifindex, client, gateway) = *self.world.pods.iter().find(|pod| pod.0 == (*addr).into())?;
-        let flags = (u32::from(client) * pod_flag::CLIENT) | (u32::from(gateway) * pod_flag::GATEWAY);
+        let originating = u32::from(client) * pod_flag::ORIGINATING_ONLY;
+        let flags =
+            (u32::from(client) * pod_flag::CLIENT) | (u32::from(gateway) * pod_flag::GATEWAY) | originating;
         let policy = if client { POLICY } else { 0 };
         let (mac, host_mac) = (world::pod_mac(ifindex), world::host_mac(ifindex));
         Some(PodValue { ifindex, policy, flags, mac, host_mac, mtu: world::pod_mtu(ifindex) })
@@ -259,17 +297,45 @@ impl<A: HostAddr> Tables<A> for Node<A> {
     }
 
     fn egress_flags(&self, egress: u32) -> Option<u32> {
-        let (_, gateways, auto) = self.world.egresses.iter().find(|e| e.0 == egress)?;
-        (!gateways.is_empty()).then_some(if *auto { egress_flag::SPORT_AUTO } else { 0 })
+        let (_, _, auto) = self.world.egresses.iter().find(|e| e.0 == egress)?;
+        let affinity = if egress == world::AFFINE { egress_flag::CLIENT_AFFINITY } else { 0 };
+        let originating = if egress == world::ORIGINATING { egress_flag::ORIGINATING_ONLY } else { 0 };
+        Some(affinity | originating | if *auto { egress_flag::SPORT_AUTO } else { 0 })
     }
 
     fn gateway(&self, egress: u32, hash: u32) -> Option<A> {
         let (_, gateways, _) = self.world.egresses.iter().find(|e| e.0 == egress)?;
-        Some(A::of(*gateways.get(hash::slot(hash) % gateways.len())?))
+        let ready: Vec<_> = gateways.iter().filter(|g| !self.world.leaving.contains(g)).collect();
+        Some(A::of(**ready.get(hash::slot(hash).checked_rem(ready.len())?)?))
     }
 
-    fn is_gateway_of(&self, policy: u32, addr: &A) -> bool {
-        policy == POLICY && self.world.egresses.iter().any(|e| e.1.contains(&(*addr).into()))
+    fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32> {
+        let addr = (*addr).into();
+        let known = [POLICY, 0].contains(&policy) && self.world.egresses.iter().any(|e| e.1.contains(&addr));
+        let flags = if self.world.leaving.contains(&addr) { gateway_flag::NO_NEW } else { 0 };
+        known.then_some(if policy == 0 { 0 } else { flags })
+    }
+
+    fn pin(&self, key: &PinKey<A>) -> Option<PinValue<A>> {
+        self.pins.get(key).copied()
+    }
+
+    fn put_pin(&mut self, key: &PinKey<A>, value: &PinValue<A>) {
+        self.pins.insert(*key, *value);
+    }
+
+    fn frag(&self, key: &FragKey<A>) -> Option<FragValue> {
+        self.frags.get(key).copied()
+    }
+
+    fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue) {
+        self.frags.insert(*key, *value);
+    }
+
+    fn borrow_port(&mut self, client: &A, quota: u32) -> bool {
+        let lent = self.lent.entry(*client).or_default();
+        *lent += 1;
+        quota == 0 || *lent <= quota
     }
 
     fn with_flow<R>(&mut self, key: &FlowKey<A>, work: impl FnOnce(&mut FlowValue) -> R) -> Option<R> {
@@ -296,39 +362,41 @@ impl<A: HostAddr> Tables<A> for Node<A> {
     }
 
     fn nat(&self, key: &NatKey<A>) -> Option<NatValue> {
-        self.nat.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+        self.nat.get(key).copied()
     }
 
     fn put_nat(&mut self, key: &NatKey<A>, value: &NatValue) -> Result<(), Full> {
-        self.nat.retain(|(k, _)| k != key);
-        if self.nat.len() >= self.room {
+        if !self.nat.contains_key(key) && self.nat.len() >= self.room {
             return Err(Full);
         }
-        self.nat.push((*key, *value));
+        self.nat.insert(*key, *value);
         Ok(())
     }
 
     fn nat_rev(&self, key: &NatRevKey<A>) -> Option<NatRevValue<A>> {
-        self.nat_rev.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+        self.nat_rev.get(key).copied()
     }
 
     fn add_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) -> Result<(), Insert> {
-        if self.nat_rev(key).is_some() {
-            return Err(Insert::Exists);
+        let room = self.nat_rev.len() < self.room;
+        match self.nat_rev.entry(*key) {
+            hash_map::Entry::Occupied(_) => Err(Insert::Exists),
+            hash_map::Entry::Vacant(_) if !room => Err(Insert::Full),
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert(*value);
+                Ok(())
+            }
         }
-        if self.nat_rev.len() >= self.room {
-            return Err(Insert::Full);
-        }
-        self.nat_rev.push((*key, *value));
-        Ok(())
     }
 
     fn remove_nat_rev(&mut self, key: &NatRevKey<A>) {
-        self.nat_rev.retain(|(k, _)| k != key);
+        self.nat_rev.remove(key);
     }
 
     fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) {
-        self.nat_rev.iter_mut().filter(|(k, _)| k == key).for_each(|(_, v)| *v = *value);
+        if let Some(entry) = self.nat_rev.get_mut(key) {
+            *entry = *value;
+        }
     }
 
     fn fib(&self, query: &FibQuery<A>) -> Fib {

@@ -7,12 +7,16 @@
 mod egress;
 mod errors;
 mod forward;
+mod fragments;
 mod gateway;
 pub mod host;
 mod ignored;
 mod mark;
 mod memory;
+mod nat_errors;
 pub mod pcap;
+mod pins;
+mod slow;
 mod tunnel;
 pub mod wire;
 pub mod world;
@@ -125,6 +129,17 @@ impl Case {
         self
     }
 
+    /// Handed to the stack, as if the pod behind the veth `ifindex` had sent it.
+    fn hands_in(mut self, ifindex: u32, packet: &[u8]) -> Self {
+        self.output = Some(wire::ethernet(world::host_mac(ifindex), world::pod_mac(ifindex), packet));
+        self
+    }
+
+    /// Left on its way, changed.
+    fn leaves_as(self, packet: &[u8]) -> Self {
+        self.sends(packet)
+    }
+
     /// Sent back with the MAC addresses turned round.
     fn answers(mut self, packet: &[u8]) -> Self {
         let (to, from, ethertype) = (&self.frame[6..12], &self.frame[..6], &self.frame[12..14]);
@@ -193,6 +208,10 @@ pub fn all() -> Vec<Case> {
         cases.extend(egress::cases(net));
         cases.extend(gateway::cases(net));
         cases.extend(tunnel::cases(net));
+        cases.extend(nat_errors::cases(net));
+        cases.extend(fragments::cases(net));
+        cases.extend(pins::cases(net));
+        cases.extend(slow::cases(net));
     }
     cases
 }

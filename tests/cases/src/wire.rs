@@ -100,6 +100,28 @@ pub fn fragment(header: Ip, payload: &[u8]) -> Vec<u8> {
     }
 }
 
+/// A packet in two fragments with the identification `id`: `first` bytes (a multiple of 8) of the payload, and
+/// the rest.
+#[must_use]
+pub fn fragments(header: Ip, protocol: u8, id: u16, payload: &[u8], first: usize) -> [Vec<u8>; 2] {
+    let (head, tail) = payload.split_at(first);
+    let offset = u16::try_from(first / 8).expect("short packets");
+    let one = |offset: u16, more: bool, part: &[u8]| match (header.src, header.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let flags = offset | if more { 0x2000 } else { 0 };
+            let [a, b] = id.to_be_bytes();
+            let [c, d] = flags.to_be_bytes();
+            ipv4([a, b, c, d], &[], header, protocol, (src.octets(), dst.octets()), part)
+        }
+        _ => {
+            let flags = (offset << 3 | u16::from(more)).to_be_bytes();
+            let id = u32::from(id).to_be_bytes();
+            ip(header, 44, &[&[protocol, 0], &flags[..], &id, part].concat())
+        }
+    };
+    [one(0, true, head), one(offset, false, tail)]
+}
+
 /// A packet with something between IP header and UDP: a record-route option, or hop-by-hop options.
 #[must_use]
 pub fn with_options(header: Ip, payload: &[u8]) -> Vec<u8> {
@@ -258,15 +280,20 @@ pub fn bad_checksum(frame: &[u8]) -> Option<String> {
 
 fn check_packet(packet: &[u8]) -> Option<String> {
     let (header, protocol, l4) = if packet[0] >> 4 == 4 {
-        if checksum(&packet[..20]) != [0, 0] {
+        let header = usize::from(packet[0] & 15) * 4;
+        if checksum(&packet[..header]) != [0, 0] {
             return Some("the IPv4 header checksum is wrong".into());
         }
         let addr = |at: usize| IpAddr::from([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]);
-        (Ip::new(addr(12), addr(16)), packet[9], &packet[20..])
+        (Ip::new(addr(12), addr(16)), packet[9], &packet[header..])
     } else {
         let addr = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).expect("16 bytes"));
         (Ip::new(addr(8), addr(24)), packet[6], &packet[40..])
     };
+    // The checksum is over all fragments.
+    if packet[0] >> 4 == 4 && [packet[6] & 0x3f, packet[7]] != [0, 0] {
+        return None;
+    }
     if protocol == 17 && l4[2..4] == 5555u16.to_be_bytes() && l4[6..8] == [0, 0] {
         return check_packet(&l4[8..]);
     }

@@ -36,6 +36,11 @@ pub const fn pod_mtu(ifindex: u32) -> u32 {
     if ifindex == CLIENT { CLIENT_MTU } else { MTU }
 }
 
+/// An Egress whose clients keep their gateway.
+pub const AFFINE: u32 = 5;
+/// An Egress that is originating only.
+pub const ORIGINATING: u32 = 6;
+
 /// Policy of the client.
 pub const POLICY: u32 = 7;
 
@@ -78,6 +83,12 @@ pub struct Net {
     pub world_lost: IpAddr,
     /// Behind an Egress without gateways.
     pub world_none: IpAddr,
+    /// Behind the remote gateway, chosen by the client's address.
+    pub world_affine: IpAddr,
+    /// Behind the remote gateway, for connections that the client begins.
+    pub world_originating: IpAddr,
+    /// A gateway of the other node that is terminating.
+    pub leaving_gateway: IpAddr,
     /// Link-local: never egress.
     pub link_local: IpAddr,
     /// A pool address without a route.
@@ -130,6 +141,9 @@ impl Net {
             world_local: addr(Part::World, 3),
             world_lost: addr(Part::World, 4),
             world_none: addr(Part::World, 5),
+            world_affine: addr(Part::World, 6),
+            world_originating: addr(Part::World, 7),
+            leaving_gateway: addr(Part::There, 11),
             link_local: addr(Part::LinkLocal, 1),
             lost: addr(Part::Lost, 1),
             router: addr(Part::Lan, 254),
@@ -181,6 +195,8 @@ pub struct World {
     pub policy: Vec<(Prefix, Option<u32>)>,
     /// Each Egress: id, gateways, hashed source ports.
     pub egresses: Vec<(u32, Vec<IpAddr>, bool)>,
+    /// Gateways that take no new flows.
+    pub leaving: Vec<IpAddr>,
     /// Routes; the longest prefix decides.
     pub routes: Vec<(Prefix, Route)>,
     /// The node's own address on the uplink.
@@ -222,12 +238,17 @@ impl World {
                 ((net.world_local, whole), Some(3)),
                 ((net.world_lost, whole), Some(3)),
                 ((net.world_none, whole), Some(4)),
+                ((net.world_affine, whole), Some(AFFINE)),
+                ((net.world_originating, whole), Some(ORIGINATING)),
                 (pool, None),
                 (link_local, None),
                 (multicast, None),
             ],
+            leaving: vec![net.leaving_gateway],
             egresses: vec![
-                (1, vec![net.remote_gateway], false),
+                (AFFINE, vec![net.remote_gateway, net.leaving_gateway], false),
+                (ORIGINATING, vec![net.remote_gateway], false),
+                (1, vec![net.remote_gateway, net.leaving_gateway], false),
                 (2, vec![net.auto_gateway], true),
                 (3, vec![net.gateway], false),
                 (4, vec![], false),
@@ -248,6 +269,30 @@ impl World {
 pub enum Given {
     /// A flow, seen just now.
     Flow(Flow),
+    /// What a first fragment said.
+    Frag {
+        /// IP protocol.
+        protocol: u8,
+        /// Source and destination.
+        ends: (IpAddr, IpAddr),
+        /// Identification.
+        id: u32,
+        /// Source and destination port.
+        ports: (u16, u16),
+    },
+    /// The gateway of a flow, or of a client (with the unspecified address and port 0 for remote).
+    Pin {
+        /// IP protocol.
+        protocol: u8,
+        /// The client and its port.
+        client: (IpAddr, u16),
+        /// The remote and its port.
+        remote: (IpAddr, u16),
+        /// The Egress.
+        egress: u32,
+        /// The gateway.
+        gateway: IpAddr,
+    },
     /// A translation.
     Nat {
         /// IP protocol.

@@ -86,8 +86,54 @@ fn a_closed_connection_is_forgotten_soon() {
     let _ = node.run(Path::FromPod, CLIENT, &to_world(&net, 2000, tcp::SYN), 0);
     let _ = node.run(Path::FromNet, UPLINK, &reply(&net, 2000, tcp::SYN | tcp::ACK), 0);
     let _ = node.run(Path::FromNet, UPLINK, &reply(&net, 2000, tcp::FIN | tcp::ACK), 0);
-    node.now.set(start + 300);
+    node.now.set(start + 3600);
+    let half_closed = node.run(Path::FromNet, UPLINK, &reply(&net, 2000, tcp::ACK), 0).reason;
+    assert_eq!(half_closed, Reason::ReplyToPod, "the client may send on");
+    let _ = node.run(Path::FromPod, CLIENT, &to_world(&net, 2000, tcp::FIN | tcp::ACK), 0);
+    node.now.set(start + 3600 + 241);
     assert_eq!(node.run(Path::FromNet, UPLINK, &reply(&net, 2000, tcp::ACK), 0).reason, Reason::NatUnknown);
+}
+
+#[test]
+fn a_client_has_so_many_ports_and_no_more() {
+    let (net, mut node) = node();
+    node.quota = 3;
+    let reasons: Vec<Reason> = (0..4u16)
+        .map(|n| node.run(Path::FromPod, CLIENT, &to_world(&net, 2000 + n, tcp::SYN), 0).reason)
+        .collect();
+    assert_eq!(reasons, [Reason::Out, Reason::Out, Reason::Out, Reason::NatQuota]);
+    assert_eq!(node.sizes(), [0, 3, 3], "a refused flow leaves nothing");
+    assert_eq!(node.run(Path::FromPod, CLIENT, &to_world(&net, 2000, tcp::ACK), 0).reason, Reason::Out);
+}
+
+/// Fewer than one attempt in a thousand fails when 60 % of the ports towards one
+/// remote are lent.
+#[test]
+fn ports_are_found_when_most_are_lent() {
+    let (net, mut node) = node();
+    node.room = 100_000;
+    let packet = |client: u32, sport: u16| {
+        let [_, a, b, c] = client.to_be_bytes();
+        let client = IpAddr::from([10, 64, 1 + a, b.wrapping_add(c)]);
+        let inner = wire::tcp(Ip::new(client, net.world_local), sport, 443, tcp::SYN, b"");
+        from(UPLINK, &wire::fou((client, net.gateway), 0, 5555, &inner))
+    };
+    let mut sport = (0..).map(|n: u32| (n, 1024 + (n.wrapping_mul(40_503) % 59_000) as u16));
+    let mut one = |node: &mut Node<[u8; 4]>| {
+        let (n, port) = sport.next().expect("numbers do not end");
+        node.run(Path::FromNet, UPLINK, &packet(n % 200, port), 0).reason
+    };
+    let most = coil_packet::nat::PORTS as usize;
+    while node.sizes()[2] < most * 60 / 100 {
+        assert_eq!(one(&mut node), Reason::Out);
+    }
+    // As many more as take the occupancy from 60 % to 62 %.
+    let (mut failed, mut tried) = (0, 0);
+    while node.sizes()[2] < most * 62 / 100 {
+        tried += 1;
+        failed += usize::from(one(&mut node) == Reason::NatPorts);
+    }
+    assert!(failed * 1000 < tried, "{failed} of {tried} attempts failed");
 }
 
 #[test]

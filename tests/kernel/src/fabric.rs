@@ -378,7 +378,10 @@ impl Fabric {
                 mtu: 1500,
                 policy: u32::from(client),
                 client,
+                originating_only: false,
+                kernel_client: false,
                 gateway: pod == Pod::Gateway,
+                kernel_gateway: false,
                 by_kernel: false,
                 shaped: false,
             }
@@ -388,6 +391,7 @@ impl Fabric {
             gateways: vec![Gateway { address: self.address(Pod::Gateway), ready: true }],
             sport_auto: false,
             client_affinity: true,
+            originating_only: false,
         };
         Desired {
             pools: [pool].into(),
@@ -400,6 +404,9 @@ impl Fabric {
             ]
             .into(),
             egresses: [(1, egress)].into(),
+            all_gateways: [self.address(Pod::Gateway)].into(),
+            any_sender: false,
+            quota: 0,
             uplinks: [UPLINK].into(),
             forward: true,
             fast_udp: false,

@@ -177,6 +177,8 @@ impl Node {
         self.table::<FlowKey<A>, FlowValue>(&format!("coil_datagrams{family}"))?;
         let mut nat = self.table(&format!("coil_nat{family}"))?;
         let mut nat_rev = self.table(&format!("coil_nat_rev{family}"))?;
+        let mut pins = self.table(&format!("coil_pin{family}"))?;
+        let mut frags = self.table(&format!("coil_frags{family}"))?;
         let now = monotonic_seconds();
         for given in given {
             match entry::<A>(given, now) {
@@ -184,6 +186,8 @@ impl Node {
                     let protocol = u8::try_from(key.protocol)?;
                     self.flows(protocol, family)?.insert(key, value, 0)?;
                 }
+                Entry::Frag(key, value) => frags.insert(key, value, 0)?,
+                Entry::Pin(key, value) => pins.insert(key, value, 0)?,
                 Entry::Nat(key, value, reverse, lease) => {
                     nat.insert(key, value, 0)?;
                     nat_rev.insert(reverse, lease, 0)?;
@@ -298,9 +302,13 @@ pub fn desired() -> Result<Desired> {
                 name: format!("test/egress-{id}"),
                 gateways: vec![],
                 sport_auto: *sport_auto,
-                client_affinity: false,
+                client_affinity: *id == world::AFFINE,
+                originating_only: *id == world::ORIGINATING,
             });
-            egress.gateways.extend(gateways.iter().map(|address| Gateway { address: *address, ready: true }));
+            let gateway =
+                |address: &IpAddr| Gateway { address: *address, ready: !world.leaving.contains(address) };
+            egress.gateways.extend(gateways.iter().map(gateway));
+            desired.all_gateways.extend(gateways);
         }
     }
     Ok(desired)
@@ -320,7 +328,10 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, client: bool, gate
         mtu: world::pod_mtu(ifindex),
         policy: if client { POLICY } else { 0 },
         client,
+        originating_only: client,
+        kernel_client: false,
         gateway,
+        kernel_gateway: false,
         by_kernel: false,
         shaped: false,
     });

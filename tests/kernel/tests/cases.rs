@@ -13,6 +13,14 @@ const fn code(class: Class) -> i32 {
     }
 }
 
+/// The code of a case. What is decapsulated on its way into the pod goes on there.
+fn wanted(case: &coil_cases::Case) -> i32 {
+    match (case.path, case.reason) {
+        (Path::ToPod, Reason::Decapsulated) => code(Class::Next),
+        _ => code(case.reason.class()),
+    }
+}
+
 #[test]
 fn every_case_in_the_kernel() -> Result<()> {
     let pins = Pins::new()?;
@@ -42,7 +50,7 @@ fn every_case_in_the_kernel() -> Result<()> {
                     "{family:?} {}: counted {counted:?}, should be {:?}",
                     case.name, case.reason
                 ));
-            } else if outcome.code != code(case.reason.class()) {
+            } else if outcome.code != wanted(case) {
                 wrong.push(format!("{family:?} {}: returned {}", case.name, outcome.code));
             } else if let Some(difference) = case.difference(&outcome.frame) {
                 wrong.push(format!("{family:?} {}: {difference}", case.name));

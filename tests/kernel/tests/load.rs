@@ -110,7 +110,8 @@ fn a_new_agent_takes_over() -> Result<()> {
 #[test]
 fn what_a_newer_pod_has_stays() -> Result<()> {
     let pins = Pins::new()?;
-    Node::run(&pins, |_| {
+    Node::run(&pins, |node| {
+        node.end_agent();
         let desired = coil_kernel_tests::desired()?;
         let mut datapath = Datapath::open(&pins.config())?;
         datapath.apply(&desired)?;

@@ -57,6 +57,10 @@ pub struct EgressSpec {
     /// Choose the source port of the encapsulation by a hash of the flow, not the fixed port.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fou_source_port_auto: bool,
+    /// Only what clients begin themselves goes through this Egress; connections that came in are answered the way
+    /// they came. Not set: as each node's coild is told by --enable-originating-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub originating_only: Option<bool>,
     /// Disruption budget of the gateway pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_disruption_budget: Option<EgressPdbSpec>,

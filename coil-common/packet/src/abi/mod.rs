@@ -13,10 +13,10 @@ mod user;
 
 pub use event::{Event, PACE, Pace};
 pub use flow::{FlowKey, FlowValue, Lost, Way, way_kind};
-pub use nat::{NatKey, NatRevKey, NatRevValue, NatValue};
+pub use nat::{FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey, PinValue};
 pub use node::{
     Config, Counter, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey, PoolValue, UplinkValue,
-    config_flag, egress_flag, pod_flag,
+    config_flag, egress_flag, gateway_flag, pod_flag,
 };
 
 /// The number of slots of a Maglev table, as a power of two.

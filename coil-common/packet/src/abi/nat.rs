@@ -4,7 +4,7 @@ use super::plain;
 
 /// Key of `coil_nat4` and `coil_nat6`: a flow as the client sees it, per gateway.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NatKey<A> {
     /// The gateway pod that lends its address.
     pub gateway: A,
@@ -32,7 +32,7 @@ pub struct NatValue {
 
 /// Key of `coil_nat_rev4` and `coil_nat_rev6`: a flow as the remote sees it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NatRevKey<A> {
     /// The gateway pod.
     pub gateway: A,
@@ -62,7 +62,64 @@ pub struct NatRevValue<A> {
     pub pad: u8,
 }
 
+/// Key of `coil_pin4` and `coil_pin6`: a client's flow, or a client (all but client and Egress zero).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PinKey<A> {
+    /// The client pod.
+    pub client: A,
+    /// The destination outside.
+    pub remote: A,
+    /// The Egress.
+    pub egress: u32,
+    /// The client's port, or the identifier of an ICMP echo.
+    pub client_port: u16,
+    /// The destination's port, 0 for ICMP echo.
+    pub remote_port: u16,
+    /// IP protocol.
+    pub protocol: u32,
+}
+
+/// Value of `coil_pin4` and `coil_pin6`: the gateway that was chosen. It holds while the Egress has that gateway.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinValue<A> {
+    /// The gateway pod.
+    pub gateway: A,
+    /// Last packet, in seconds of the monotonic clock.
+    pub seen: u32,
+}
+
+/// Key of `coil_frags4` and `coil_frags6`: a packet that comes in fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragKey<A> {
+    /// Source.
+    pub src: A,
+    /// Destination.
+    pub dst: A,
+    /// Identification.
+    pub id: u32,
+    /// IP protocol.
+    pub protocol: u32,
+}
+
+/// Value of `coil_frags4` and `coil_frags6`: what the first fragment says of the others.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct FragValue {
+    /// When it came, in seconds of the monotonic clock.
+    pub seen: u32,
+    /// Source port, or the identifier of an echo request.
+    pub sport: u16,
+    /// Destination port, or the identifier of an echo reply.
+    pub dport: u16,
+}
+
 plain! {
+    PinKey { A, A, u32, u16, u16, u32 }
+    PinValue { A, u32 }
+    FragKey { A, A, u32, u32 }
     NatKey { A, A, A, u16, u16, u32 }
     NatRevKey { A, A, u16, u16, u32 }
     NatRevValue { A, u32, u16, u8, u8 }

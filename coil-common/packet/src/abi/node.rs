@@ -16,6 +16,12 @@ pub mod pod_flag {
     pub const GATEWAY: u32 = 2;
     /// The pod's packets to and from other pods are the kernel's.
     pub const BY_KERNEL: u32 = 4;
+    /// Some Egress of the client takes only what the client itself begins: what comes in is noted.
+    pub const ORIGINATING_ONLY: u32 = 8;
+    /// The gateway's own kernel translates what the programs do not: other protocols, in FOU.
+    pub const KERNEL_GATEWAY: u32 = 16;
+    /// The pod's egress is done by its own kernel (`fou*` links).
+    pub const KERNEL_CLIENT: u32 = 32;
 }
 
 /// Bits of [`Maglev::flags`].
@@ -24,6 +30,14 @@ pub mod egress_flag {
     pub const SPORT_AUTO: u32 = 1;
     /// The gateway is chosen by the client's address alone, not by the flow.
     pub const CLIENT_AFFINITY: u32 = 2;
+    /// Connections that came in to the client are answered the way they came.
+    pub const ORIGINATING_ONLY: u32 = 4;
+}
+
+/// Bits of [`GatewayValue::flags`].
+pub mod gateway_flag {
+    /// It takes no new flows: it is not ready, or terminating.
+    pub const NO_NEW: u32 = 1;
 }
 
 /// Bits of [`Config::flags`].
@@ -36,6 +50,8 @@ pub mod config_flag {
     pub const MARK: u32 = 4;
     /// Those of UDP too. Stands before [`FAST_UDP`] does.
     pub const MARK_UDP: u32 = 8;
+    /// Gateways take FOU from any address: the pools are not known (addresses are another plugin's).
+    pub const ANY_SENDER: u32 = 16;
 }
 
 /// Value of `coil_config`, one for the node.
@@ -52,6 +68,8 @@ pub struct Config {
     pub mark: u32,
     /// Goes up with every change that may change a decision. Never 0 once the agent has written it.
     pub epoch: u32,
+    /// Most ports that one client may have of the gateways of this node; 0 for no limit.
+    pub quota: u32,
 }
 
 /// Value of `coil_pods4` and `coil_pods6`, keyed by address: a pod of this node.
@@ -86,6 +104,27 @@ impl PodValue {
     #[must_use]
     pub const fn is_by_kernel(&self) -> bool {
         self.flags & pod_flag::BY_KERNEL != 0
+    }
+
+    /// True for a client whose incoming connections are noted.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_originating_only(&self) -> bool {
+        self.flags & pod_flag::ORIGINATING_ONLY != 0
+    }
+
+    /// True for a gateway whose kernel translates other protocols.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_kernel_gateway(&self) -> bool {
+        self.flags & pod_flag::KERNEL_GATEWAY != 0
+    }
+
+    /// True for a pod that sends FOU itself.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_send_fou(&self) -> bool {
+        self.flags & (pod_flag::CLIENT | pod_flag::GATEWAY | pod_flag::KERNEL_CLIENT) != 0
     }
 
     /// True for a gateway pod.
@@ -139,6 +178,8 @@ pub struct GatewayKey<A> {
 pub struct GatewayValue {
     /// The Egress of the gateway.
     pub egress: u32,
+    /// Bits of [`gateway_flag`].
+    pub flags: u32,
 }
 
 /// Value of `coil_maglev4` and `coil_maglev6`, keyed by egress id: which gateway takes which hash.

@@ -1,8 +1,8 @@
 //! The one place where map types are declared plain old data for aya.
 
 use super::{
-    Config, Counter, FlowKey, FlowValue, GatewayKey, GatewayValue, Lost, Maglev, NatKey, NatRevKey,
-    NatRevValue, NatValue, PodValue, PolicyKey, PoolValue, UplinkValue,
+    Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost, Maglev, NatKey,
+    NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, PoolValue, UplinkValue,
 };
 use crate::Addr;
 
@@ -20,6 +20,6 @@ macro_rules! aya_pod {
 }
 
 aya_pod! {
-    Config, Counter, PodValue, PoolValue, UplinkValue, GatewayValue, FlowValue, Lost, NatValue;
-    PolicyKey, GatewayKey, Maglev, FlowKey, NatKey, NatRevKey, NatRevValue
+    Config, Counter, PodValue, PoolValue, UplinkValue, GatewayValue, FlowValue, FragValue, Lost, NatValue;
+    PolicyKey, GatewayKey, Maglev, FlowKey, FragKey, NatKey, NatRevKey, NatRevValue, PinKey, PinValue
 }

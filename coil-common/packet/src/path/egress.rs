@@ -1,12 +1,13 @@
-//! From a client to its gateway, and from the gateway out. It leaves through a gateway or not at all.
+//! From a client to its gateway. It leaves through a gateway or not at all.
 
-use super::query;
 use crate::{
-    Addr, Deliver, End, Fib, FibQuery, Outcome, Outer, Plan, Reason, Tables, TooBig,
-    abi::egress_flag,
-    hash, nat,
-    wire::{Kind, Packet, UDP, udp},
+    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables, TooBig,
+    abi::{FragKey, FragValue, PinKey, PinValue, PodValue, egress_flag, gateway_flag},
+    flow, hash, nat,
+    wire::{Header, Kind, Packet, UDP, quoted, udp},
 };
+
+use super::gateway;
 
 /// First port and number of ports of hashed FOU source ports.
 const AUTO_FIRST: u16 = 32768;
@@ -16,82 +17,180 @@ const AUTO_COUNT: u32 = 28232;
 const MIN_MTU: u32 = 1280;
 const MIN_MTU_V4: u32 = 552;
 
-/// The way of a client's packet to and through its gateway.
-#[derive(Clone, Copy)]
-pub(super) struct Way<A> {
-    /// The gateway pod's address.
-    pub(super) gateway: A,
-    /// The host side of its veth when it is on this node, else 0.
-    pub(super) link: u32,
-    /// Bytes of outer headers to remove.
-    pub(super) decap: u32,
-    /// The TOS to write, when it changes.
-    pub(super) tos: Option<u8>,
-    /// True when the client is on this node and can be told an MTU.
-    pub(super) tell: bool,
-    /// UDP source port of the encapsulation.
-    pub(super) sport: u16,
+/// Seconds after which what a first fragment said is forgotten: Linux's `ipfrag_time`.
+const FRAGMENTS: u32 = 30;
+/// Idle seconds after which a client may get another gateway: the default timeout of a Service's ClientIP
+/// affinity.
+const AFFINITY: u32 = 10_800;
+
+/// What a gateway is chosen by, beside the packet.
+struct Choice {
+    policy: u32,
+    egress: u32,
+    /// Of the Egress.
+    flags: u32,
 }
 
-/// A client's packet that the Egress `egress` takes.
-#[inline(always)]
-pub(super) fn out<A: Addr, T: Tables<A>>(
-    packet: &Packet<A>,
+/// A packet of the client `pod` that the Egress `egress` takes. None when a gateway of this node is to translate it:
+/// [`gateway::out`] is the caller's to call, for the sake of the BPF stack.
+#[inline(never)]
+pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    pod: &PodValue,
     egress: u32,
     tables: &mut T,
-    outcome: &mut Outcome<A>,
-) -> Reason {
-    if let Err(reason) = translatable(packet) {
-        return outcome.drop(reason);
+    decision: &mut Decision<A>,
+) -> Option<Reason> {
+    let Decision { packet, quoted: told, passage: way, outcome, .. } = decision;
+    // UDP segmentation does not survive decapsulation.
+    if packet.gso != 0 && packet.kind != Kind::Tcp {
+        return Some(outcome.drop(Reason::EgressGso));
     }
-    let mut way = Way { gateway: packet.dst, link: 0, decap: 0, tos: None, tell: true, sport: 0 };
-    if !choose(packet, egress, tables, &mut way) {
-        return outcome.drop(Reason::NoGateway);
+    let whole = match packet.kind {
+        Kind::Short => return Some(outcome.drop(Reason::EgressKind)),
+        Kind::Error if quoted(skb, packet, told) && told.dst.same(packet.src) => {
+            // The flow is that of the packet which the error is about.
+            (packet.sport, packet.dport, packet.quoted) = (told.dport, told.sport, told.protocol);
+            true
+        }
+        Kind::Fragment => ports_of_fragment(packet, tables),
+        _ => true,
+    };
+    let Some(flags) = tables.egress_flags(egress) else { return Some(outcome.drop(Reason::NoGateway)) };
+    if !whole && flags & egress_flag::CLIENT_AFFINITY == 0 {
+        return Some(outcome.drop(Reason::EgressFragment));
     }
-    if way.link == 0 {
-        encapsulate(packet, &way, tables, outcome)
-    } else {
-        translate(packet, &way, tables, outcome)
+    if flags & egress_flag::ORIGINATING_ONLY != 0 && came_in(packet, tables) {
+        return Some(outcome.next(Reason::Incoming));
+    }
+    way.link = 0;
+    way.decap = 0;
+    way.tos = None;
+    way.tell = true;
+    way.sport = flags_port(flags, packet, tables);
+    if !choose(packet, &Choice { policy: pod.policy, egress, flags }, tables, way) {
+        return Some(outcome.drop(Reason::NoGateway));
+    }
+    match tables.pod(&way.gateway).filter(PodValue::is_gateway) {
+        None => Some(encapsulate(packet, way, tables, outcome)),
+        Some(local) if gateway::translates(packet) => {
+            way.link = local.ifindex;
+            None
+        }
+        Some(local) => Some(to_kernel_gateway(packet, way, &local, tables, outcome)),
     }
 }
 
-/// Picks the gateway; false when there is none.
+#[inline(always)]
+fn flags_port<A: Addr, T: Tables<A>>(flags: u32, packet: &Packet<A>, tables: &T) -> u16 {
+    if flags & egress_flag::SPORT_AUTO != 0 {
+        auto_port(hash::flow(packet))
+    } else {
+        tables.config().fou_port
+    }
+}
+
+/// Gives a fragment the ports that the first one of its packet has; false when that is not known.
 #[inline(never)]
-fn choose<A: Addr, T: Tables<A>>(packet: &Packet<A>, egress: u32, tables: &T, way: &mut Way<A>) -> bool {
-    let Some(flags) = tables.egress_flags(egress) else { return false };
-    let of_flow = hash::flow(packet);
-    let of_choice =
-        if flags & egress_flag::CLIENT_AFFINITY != 0 { hash::address(packet.src) } else { of_flow };
-    let Some(gateway) = tables.gateway(egress, hash::high(of_choice)) else { return false };
-    way.gateway = gateway;
-    way.sport =
-        if flags & egress_flag::SPORT_AUTO != 0 { auto_port(of_flow) } else { tables.config().fou_port };
-    if let Some(pod) = tables.pod(&way.gateway)
-        && pod.is_gateway()
-    {
-        way.link = pod.ifindex;
+pub(super) fn ports_of_fragment<A: Addr, T: Tables<A>>(packet: &mut Packet<A>, tables: &mut T) -> bool {
+    let key =
+        FragKey { src: packet.src, dst: packet.dst, id: packet.id, protocol: u32::from(packet.protocol) };
+    let now = tables.now();
+    if packet.under != Kind::Fragment {
+        tables.put_frag(&key, &FragValue { seen: now, sport: packet.sport, dport: packet.dport });
+        return true;
+    }
+    match tables.frag(&key) {
+        Some(first) if now.saturating_sub(first.seen) <= FRAGMENTS => {
+            (packet.sport, packet.dport) = (first.sport, first.dport);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// True for a packet of a connection that came in to the client, as `to_pod` has noted.
+#[inline(never)]
+fn came_in<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &mut T) -> bool {
+    let (key, _) = flow::key(packet);
+    let now = tables.now();
+    let state = tables.with_flow(&key, |entry| {
+        flow::note(entry, packet, now);
+        entry.state
+    });
+    state == Some(flow::KERNEL)
+}
+
+/// Picks the gateway: the one that the flow has, else the client's own, else one of those that take new flows.
+/// False when there is none.
+#[inline(never)]
+fn choose<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    of: &Choice,
+    tables: &mut T,
+    way: &mut Passage<A>,
+) -> bool {
+    let Choice { policy, egress, flags } = *of;
+    let now = tables.now();
+    let flow = PinKey {
+        client: packet.src,
+        remote: packet.dst,
+        egress,
+        client_port: packet.sport,
+        remote_port: packet.dport,
+        protocol: u32::from(hash::protocol(packet)),
+    };
+    // What begins may begin anew at a gateway that takes it.
+    let ready = flow::is_syn(packet);
+    let idle = nat::idle_limit(hash::protocol(packet), nat::State::Established as u8);
+    if pinned(&flow, policy, ready, idle, tables, way) {
+        return true;
+    }
+    let client = PinKey { remote: A::zeroed(), client_port: 0, remote_port: 0, protocol: 0, ..flow };
+    let affine = flags & egress_flag::CLIENT_AFFINITY != 0;
+    if !(affine && pinned(&client, policy, true, AFFINITY, tables, way)) {
+        let hash = if affine { hash::address(packet.src) } else { hash::flow(packet) };
+        let Some(gateway) = tables.gateway(egress, hash::high(hash)) else { return false };
+        way.gateway = gateway;
+        if affine {
+            tables.put_pin(&client, &PinValue { gateway, seen: now });
+        }
+    }
+    if matches!(packet.under, Kind::Tcp | Kind::Udp | Kind::EchoRequest) {
+        tables.put_pin(&flow, &PinValue { gateway: way.gateway, seen: now });
     }
     true
 }
 
-/// What SNAT can translate.
+/// Uses a pin, if it holds: the gateway is still there, takes new flows when it has to, and the pin was used
+/// within `idle` seconds.
 #[inline(always)]
-pub(super) fn translatable<A: Addr>(packet: &Packet<A>) -> Result<(), Reason> {
-    match packet.kind {
-        Kind::Tcp => Ok(()),
-        // UDP segmentation does not survive decapsulation.
-        Kind::Udp | Kind::EchoRequest if packet.gso != 0 => Err(Reason::EgressGso),
-        Kind::Udp | Kind::EchoRequest => Ok(()),
-        Kind::Fragment => Err(Reason::EgressFragment),
-        _ => Err(Reason::EgressKind),
+fn pinned<A: Addr, T: Tables<A>>(
+    key: &PinKey<A>,
+    policy: u32,
+    ready: bool,
+    idle: u32,
+    tables: &mut T,
+    way: &mut Passage<A>,
+) -> bool {
+    let Some(pin) = tables.pin(key) else { return false };
+    let now = tables.now();
+    let Some(gateway) = tables.gateway_of(policy, &pin.gateway) else { return false };
+    if now.saturating_sub(pin.seen) > idle || (ready && gateway & gateway_flag::NO_NEW != 0) {
+        return false;
     }
+    if pin.seen != now {
+        tables.put_pin(key, &PinValue { seen: now, ..pin });
+    }
+    way.gateway = pin.gateway;
+    true
 }
 
 /// Puts a client's packet into FOU, towards its gateway.
 #[inline(never)]
 fn encapsulate<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
-    way: &Way<A>,
+    way: &Passage<A>,
     tables: &T,
     outcome: &mut Outcome<A>,
 ) -> Reason {
@@ -99,12 +198,37 @@ fn encapsulate<A: Addr, T: Tables<A>>(
     let outer = Outer { src: packet.src, dst: way.gateway, sport: way.sport, dport, inner_len: 0, tos: 0 };
     let (ifindex, via) = match tables.fib(&outer_query(packet, &outer)) {
         Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => (ifindex, via),
-        Fib::TooBig { mtu } => return too_big(way.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome),
+        Fib::TooBig { mtu } => {
+            return too_big(packet, way.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome);
+        }
         _ => return outcome.drop(Reason::EgressNotRouted),
     };
     let Some(encap) = fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
     // A link of the pod itself would do this: no hop yet.
     let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(Deliver::Neighbour { ifindex, via }) };
+    outcome.send(Reason::ToGateway, plan)
+}
+
+/// Puts a client's packet into FOU for the kernel of a gateway pod of this node: what the programs do not
+/// translate.
+#[inline(never)]
+fn to_kernel_gateway<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    way: &Passage<A>,
+    pod: &PodValue,
+    tables: &T,
+    outcome: &mut Outcome<A>,
+) -> Reason {
+    if !pod.is_kernel_gateway() {
+        return outcome.drop(Reason::EgressKind);
+    }
+    let dport = tables.config().fou_port;
+    let outer = Outer { src: packet.src, dst: way.gateway, sport: way.sport, dport, inner_len: 0, tos: 0 };
+    if packet.segment + A::HEADER + UDP > pod.mtu {
+        return too_big(packet, way.gateway, pod.mtu.saturating_sub(A::HEADER + UDP), outcome);
+    }
+    let Some(encap) = fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
+    let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(super::peer(pod)) };
     outcome.send(Reason::ToGateway, plan)
 }
 
@@ -133,42 +257,12 @@ pub(super) fn fill<A: Addr>(packet: &Packet<A>, outer: &Outer<A>) -> Option<Oute
     Some(Outer { inner_len, tos: packet.tos & 3, ..*outer })
 }
 
-/// Translates a client's packet in the name of a gateway pod of this node, and sends it out.
-#[inline(never)]
-pub(super) fn translate<A: Addr, T: Tables<A>>(
-    packet: &Packet<A>,
-    way: &Way<A>,
-    tables: &mut T,
-    outcome: &mut Outcome<A>,
-) -> Reason {
-    if packet.ttl <= 1 {
-        return outcome.drop(Reason::EgressLastHop);
-    }
-    let port = match nat::outbound(tables, &way.gateway, packet) {
-        Ok(port) => port,
-        Err(reason) => return outcome.drop(reason),
-    };
-    let sport = if packet.kind == Kind::EchoRequest { 0 } else { port };
-    let question = FibQuery { ifindex: way.link, src: way.gateway, sport, ..query(packet) };
-    match tables.fib(&question) {
-        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
-            let source = Some(End { addr: way.gateway, port });
-            let forward = Plan::forward(Deliver::Neighbour { ifindex, via });
-            let plan = Plan { decap: way.decap, tos: way.tos, source, ..forward };
-            outcome.send(Reason::Out, plan)
-        }
-        Fib::TooBig { mtu } if way.tell => too_big(way.gateway, mtu, outcome),
-        Fib::TooBig { .. } => outcome.drop(Reason::EgressTooBig),
-        _ => outcome.drop(Reason::EgressNotRouted),
-    }
-}
-
-/// Tells the sender what fits.
+/// Tells the sender what fits. Nobody is told about an error.
 #[inline(always)]
-pub(super) fn too_big<A: Addr>(from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
+pub(super) fn too_big<A: Addr>(packet: &Packet<A>, from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
     let least = if A::L3_SUM { MIN_MTU_V4 } else { MIN_MTU };
     // A kernel before 5.12 does not say the route's MTU.
-    if mtu < least || mtu > 0xffff {
+    if mtu < least || mtu > 0xffff || packet.kind == Kind::Error {
         return outcome.drop(Reason::EgressTooBig);
     }
     #[expect(clippy::cast_possible_truncation, reason = "checked above")]

@@ -22,7 +22,12 @@ pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: 
     let (config, now) = (tables.config(), tables.now());
     (*key, *upward) = flow::key(packet);
     let holds = tables.with_flow(key, |flow| {
-        *way = if *upward { flow.upward } else { flow.downward };
+        // Two copies of a known length each: one of either would be a call of memmove.
+        if *upward {
+            *way = flow.upward;
+        } else {
+            *way = flow.downward;
+        }
         let holds = flow.state == flow::FAST && way.holds(&config, now, ingress, packet.segment);
         if holds {
             flow::note(flow, packet, now);
@@ -92,7 +97,7 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
 /// invalid.
 #[inline(never)]
 pub(super) fn error<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
-    let Decision { packet, outer: quoted, flow: Draft { key, .. }, way, outcome } = decision;
+    let Decision { packet, outer: quoted, flow: Draft { key, .. }, way, outcome, .. } = decision;
     if tables.config().flags & config_flag::FORWARD == 0 {
         return outcome.next(Reason::NotFastNode);
     }

@@ -1,8 +1,9 @@
 //! TC ingress of the host side of a pod's veth.
 
-use super::{egress, forward};
+use super::{egress, forward, gateway};
 use crate::{
     Decision, Reason, Skb, Tables,
+    abi::NONE,
     wire::{ETHERNET, Header, Kind, parse, quoted},
 };
 
@@ -22,20 +23,34 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     if forward::known(decision, ingress, tables) {
         return decision.outcome.reason;
     }
-    let Decision { packet, outer, outcome, .. } = decision;
+    let Decision { packet, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
-    let Some(pod) = tables.pod(&packet.src) else { return outcome.next(Reason::NotOwnSource) };
-    if pod.ifindex != ingress {
-        return outcome.next(Reason::NotOwnSource);
-    }
+    let Some(pod) = tables.pod(&packet.src).filter(|pod| pod.ifindex == ingress) else {
+        return match packet.kind {
+            // It would pass for what a client or a gateway sends.
+            Kind::Udp if packet.dport == tables.config().fou_port => outcome.drop(Reason::FouForged),
+            _ => outcome.next(Reason::NotOwnSource),
+        };
+    };
     if pod.is_client()
         && let Some(egress) = tables.policy(pod.policy, &packet.dst)
     {
-        return egress::out(packet, egress, tables, outcome);
+        return match egress::out(skb, &pod, egress, tables, decision) {
+            Some(reason) => reason,
+            None => gateway::out(decision, tables),
+        };
+    }
+    if packet.kind == Kind::Udp
+        && packet.dport == tables.config().fou_port
+        && !pod.may_send_fou()
+        && tables.gateway_of(NONE, &packet.dst).is_some()
+    {
+        return outcome.drop(Reason::FouForged);
     }
     if pod.is_by_kernel() {
         return outcome.next(Reason::KernelPod);
     }
+    let Decision { packet, outer, .. } = decision;
     if packet.kind == Kind::Error && quoted(skb, packet, outer) {
         return forward::error(decision, tables);
     }

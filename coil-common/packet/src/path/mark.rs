@@ -1,5 +1,6 @@
 //! What the kernel sends: its flows are marked, so that none of them ever becomes fast.
 
+use super::{gateway, is_fou};
 use crate::{
     Addr, Decision, Draft, Insert, Reason, Skb, Tables,
     abi::{FlowValue, config_flag},
@@ -16,19 +17,36 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
     decision: &mut Decision<A>,
 ) -> Reason {
     let Decision { packet, outcome, .. } = decision;
-    if tables.config().flags & config_flag::MARK == 0 {
-        return outcome.next(Reason::NotFastNode);
-    }
+    packet.ingress = egress;
     if !parse(skb, ETHERNET, packet) {
         return outcome.next(Reason::Malformed);
     }
-    // From a service or the world: no such flow can be fast.
-    let ours =
-        tables.pod(&packet.dst).is_some_and(|pod| pod.ifindex == egress) && tables.in_pools(&packet.src);
-    if !ours {
+    let Some(pod) = tables.pod(&packet.dst).filter(|pod| pod.ifindex == egress) else {
         return outcome.next(Reason::NotMarked);
+    };
+    // What did not come from an uplink, or whose outer header the host stack had to see.
+    if is_fou(packet, &pod, tables) {
+        return gateway::from_tunnel(skb, &pod, tables, decision);
     }
-    mark(decision, tables)
+    if pod.is_gateway()
+        && let Some(reason) = gateway::back(skb, decision, tables)
+    {
+        return reason;
+    }
+    let Decision { packet, outcome, .. } = decision;
+    if !tables.in_pools(&packet.src) {
+        // From a service or the world: no such flow can be fast. A client may have to answer it the way it came.
+        return if pod.is_originating_only() && flow::begins_in(packet) {
+            let _ = mark(decision, true, tables);
+            decision.outcome.next(Reason::Incoming)
+        } else {
+            outcome.next(Reason::NotMarked)
+        };
+    }
+    if tables.config().flags & config_flag::MARK == 0 {
+        return outcome.next(Reason::NotFastNode);
+    }
+    mark(decision, false, tables)
 }
 
 /// Looks at a packet that the kernel sends out of an uplink.
@@ -49,18 +67,18 @@ pub fn to_net<A: Header, S: Skb, T: Tables<A>>(
     if tables.pod(&packet.src).is_none() || !tables.in_pools(&packet.dst) {
         return outcome.next(Reason::NotMarked);
     }
-    mark(decision, tables)
+    mark(decision, false, tables)
 }
 
 /// What the kernel did with a flow that was there.
 const MARKED: u8 = 0;
 const CLASH: u8 = 1;
 
-/// Makes the packet's flow the kernel's.
+/// Makes the packet's flow the kernel's. `all`: UDP, too, whatever the configuration says.
 #[inline(never)]
-fn mark<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
+fn mark<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, all: bool, tables: &mut T) -> Reason {
     let Decision { packet, flow: Draft { key, value, .. }, outcome, .. } = decision;
-    if !flow::may_be_fast(packet, tables.config().flags & config_flag::MARK_UDP != 0) {
+    if !flow::may_be_fast(packet, all || tables.config().flags & config_flag::MARK_UDP != 0) {
         return outcome.next(Reason::NotFastKind);
     }
     let now = tables.now();

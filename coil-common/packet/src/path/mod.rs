@@ -7,13 +7,26 @@ mod egress;
 mod forward;
 mod from_net;
 mod from_pod;
+mod gateway;
 mod mark;
 
 pub use from_net::from_net;
 pub use from_pod::from_pod;
 pub use mark::{to_net, to_pod};
 
-use crate::{Addr, Deliver, FibQuery, abi::PodValue, wire::Packet};
+use crate::{
+    Addr, Deliver, FibQuery, Tables,
+    abi::PodValue,
+    wire::{Kind, Packet},
+};
+
+/// True for FOU that one of the programs takes off: for a client or a gateway.
+#[inline(always)]
+fn is_fou<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> bool {
+    matches!(packet.kind, Kind::Udp | Kind::UdpBehindOptions)
+        && packet.dport == tables.config().fou_port
+        && (pod.is_client() || pod.is_gateway())
+}
 
 /// Delivery into a pod of this node.
 #[inline(always)]

@@ -28,6 +28,13 @@ pub struct Packet<A> {
     pub dport: u16,
     /// What it is.
     pub kind: Kind,
+    /// What the transport header says, also in a first fragment, whose `kind` is [`Kind::Fragment`]. Of a later
+    /// fragment, which has none, it is [`Kind::Fragment`].
+    pub under: Kind,
+    /// Identification of a fragment, which all fragments of a packet share.
+    pub id: u32,
+    /// Of an ICMP error: the protocol of the packet that it quotes. Filled in by those who ask.
+    pub quoted: u8,
     /// IP protocol of the transport header.
     pub protocol: u8,
     /// TTL or hop limit.
@@ -51,6 +58,9 @@ pub struct L3<A> {
     tos: u8,
     plain: bool,
     fragment: bool,
+    /// A fragment that is not the first.
+    later: bool,
+    id: u32,
     fou_options: bool,
 }
 
@@ -86,6 +96,8 @@ impl Header for [u8; 4] {
             plain,
             // More fragments, or an offset.
             fragment: u16::from_be_bytes([b[6], b[7]]) & 0x3fff != 0,
+            later: u16::from_be_bytes([b[6], b[7]]) & 0x1fff != 0,
+            id: u32::from(u16::from_be_bytes([b[4], b[5]])),
             fou_options: false,
         })
     }
@@ -100,6 +112,9 @@ impl Header for [u8; 4] {
 /// Next header numbers of IPv6.
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
+/// Length of a fragment header, and of the options that a default `ip6tnl` sends.
+const EXTENSION: u32 = 8;
+const _: () = assert!(EXTENSION == FOU_OPTIONS);
 
 impl Header for [u8; 16] {
     #[inline(always)]
@@ -113,16 +128,28 @@ impl Header for [u8; 16] {
         let next = first[6];
         let fou_options =
             next == DESTINATION_OPTIONS && matches!(skb.load::<2>(at + 40), Some([udp::PROTOCOL, 0]));
+        let fragment = next == FRAGMENT;
+        // Next header, reserved, offset and flags, identification.
+        let f: [u8; 8] = if fragment { skb.load(at + 40)? } else { [0; 8] };
+        let extension = fragment || fou_options;
         Some(L3 {
             src,
             dst,
             len: 40 + u32::from(u16::from_be_bytes([first[4], first[5]])),
-            header: if fou_options { 40 + FOU_OPTIONS } else { 40 },
-            protocol: if fou_options { udp::PROTOCOL } else { next },
+            header: if extension { 40 + EXTENSION } else { 40 },
+            protocol: if fragment {
+                f[0]
+            } else if fou_options {
+                udp::PROTOCOL
+            } else {
+                next
+            },
             ttl: first[7],
             tos: first[0] << 4 | first[1] >> 4,
             plain: true,
-            fragment: next == FRAGMENT,
+            fragment,
+            later: u16::from_be_bytes([f[2], f[3]]) & 0xfff8 != 0,
+            id: u32::from_be_bytes([f[4], f[5], f[6], f[7]]),
             fou_options,
         })
     }
@@ -150,6 +177,9 @@ impl<A: Addr> Packet<A> {
             sport: 0,
             dport: 0,
             kind: Kind::Short,
+            under: Kind::Short,
+            id: 0,
+            quoted: 0,
             protocol: 0,
             ttl: 0,
             tos: 0,
@@ -174,13 +204,22 @@ pub fn parse<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> boo
     packet.len = ip.len;
     packet.segment = ip.len;
     (packet.sport, packet.dport) = (0, 0);
-    packet.kind = if ip.fragment { Kind::Fragment } else { Kind::Other };
+    packet.kind = Kind::Other;
+    packet.under = Kind::Other;
+    packet.id = ip.id;
+    packet.quoted = 0;
     packet.protocol = ip.protocol;
     packet.ttl = ip.ttl;
     packet.tos = ip.tos;
     packet.tcp_flags = 0;
-    if ip.plain && !ip.fragment {
+    if ip.later {
+        packet.under = Kind::Fragment;
+    } else if ip.plain {
         transport(skb, &ip, packet);
+        packet.under = packet.kind;
+    }
+    if ip.fragment {
+        packet.kind = Kind::Fragment;
     }
     true
 }
@@ -199,6 +238,8 @@ pub fn quoted<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet
     let (first, second) = (u16::from_be_bytes([b[0], b[1]]), u16::from_be_bytes([b[2], b[3]]));
     packet.src = ip.src;
     packet.dst = ip.dst;
+    packet.l3 = l3;
+    packet.l4 = l3 + ip.header;
     packet.protocol = ip.protocol;
     match ip.protocol {
         tcp::PROTOCOL | udp::PROTOCOL => {

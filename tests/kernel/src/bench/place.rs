@@ -224,7 +224,10 @@ fn desired(pods: &[End; 3], node: usize, v4: bool) -> Result<Desired> {
             mtu: 1500,
             policy: 0,
             client: false,
+            originating_only: false,
+            kernel_client: false,
             gateway: false,
+            kernel_gateway: false,
             by_kernel: false,
             shaped: false,
         }

@@ -8,6 +8,7 @@
 //! - `certificates`: webhook certificates are changed under load.
 //! - `e2e`: the end-to-end tests for any cluster.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
+//! - `egress`: Egresses as their users change them; every kind of packet; failover.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
 //! - `roles`: each permission of the shipped roles is needed.
@@ -20,6 +21,7 @@ mod certificates;
 mod common;
 mod demo;
 mod e2e;
+mod egress;
 mod failures;
 mod ipam;
 mod lifecycle;

@@ -1,0 +1,134 @@
+//! Makes a pod's namespace what it should be for its egress.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use coil_netns::NetNs;
+
+use super::{
+    KernelError, nft,
+    plan::{PREFIXES, TABLE_PRIVATE, TABLE_REST, Tunnel, Wanted},
+    rules, tunnel,
+};
+use crate::net::{
+    Rtnl,
+    plan::{OVERHEAD_V4, OVERHEAD_V6},
+    route::{Owned, Path, Routes},
+    sysctl,
+};
+
+/// IP and TCP headers without options.
+const TCP_HEADERS: [u32; 2] = [40, 60];
+
+/// What is the same for all pods of the node.
+#[derive(Debug, Clone, Copy)]
+pub struct Common {
+    /// `--egress-port`.
+    pub port: u16,
+    /// `--protocol-id`, which marks Coil's routes.
+    pub protocol: u8,
+}
+
+/// Makes it so. Doing it twice changes nothing; `before` is what was last made, if that is known.
+///
+/// # Errors
+/// When the kernel lacks something or refuses. What was done before stays: nothing of it lets a packet out
+/// another way.
+pub async fn apply(
+    ns: &NetNs,
+    ifname: &str,
+    common: Common,
+    before: Option<&Wanted>,
+    wanted: &Wanted,
+) -> Result<(), KernelError> {
+    let rtnl = Rtnl::open_in(ns)??;
+    let eth0 = rtnl.link_by_name(ifname).await?.ok_or_else(|| KernelError::NoInterface(ifname.to_owned()))?;
+    // Where tunnels change, what they were goes first: their routes go with them. Those that an earlier agent made
+    // are taken for what their names say.
+    let mut there = BTreeSet::new();
+    for link in rtnl.links().await? {
+        if !PREFIXES.iter().any(|prefix| link.name.starts_with(prefix)) {
+            continue;
+        }
+        let stays = wanted
+            .tunnels
+            .get(&link.name)
+            .is_some_and(|tunnel| before.is_none_or(|before| before.tunnels.get(&link.name) == Some(tunnel)));
+        if stays {
+            there.insert(link.name);
+        } else {
+            rtnl.delete_link(link.index).await?;
+        }
+    }
+    ns.run(|| settings_and_tunnels(ifname, common.port, &there, wanted))??;
+    for (kernels, ours) in tunnel::OTHERS {
+        // Made by the module; another name keeps it from being taken for somebody's tunnel.
+        if let Some(link) = rtnl.link_by_name(kernels).await? {
+            rtnl.rename_link(link.index, ours).await?;
+        }
+    }
+
+    let links = rtnl.links().await?;
+    for table in [TABLE_PRIVATE, TABLE_REST] {
+        let mut routes = Routes::new();
+        for ((_, net), name) in wanted.routes.iter().filter(|((t, _), _)| *t == table) {
+            let Some(link) = links.iter().find(|link| link.name == *name) else { continue };
+            let (overhead, headers) = if net.addr().is_ipv4() {
+                (OVERHEAD_V4, TCP_HEADERS[0])
+            } else {
+                (OVERHEAD_V6, TCP_HEADERS[1])
+            };
+            let mtu = eth0.mtu.saturating_sub(overhead);
+            let path = Path {
+                ifindex: Some(link.index),
+                mtu,
+                advmss: mtu.saturating_sub(headers),
+                ..Path::default()
+            };
+            routes.insert(*net, path);
+        }
+        Owned { table, protocol: common.protocol }.sync(&rtnl, &routes).await?;
+    }
+    rules::sync(&rtnl, &wanted.rules).await?;
+    Ok(())
+}
+
+/// On a thread inside the namespace.
+fn settings_and_tunnels(
+    ifname: &str,
+    port: u16,
+    there: &BTreeSet<String>,
+    wanted: &Wanted,
+) -> Result<(), KernelError> {
+    let new: Vec<(&String, &Tunnel)> =
+        wanted.tunnels.iter().filter(|(name, _)| !there.contains(*name)).collect();
+    let families: Vec<bool> = [false, true]
+        .into_iter()
+        .filter(|v6| wanted.tunnels.values().any(|t| t.local.is_ipv6() == *v6) || has(&wanted.gateway, *v6))
+        .collect();
+    if !families.is_empty() {
+        // Replies come out of a tunnel that no route leads into.
+        for name in ["all", "default", ifname] {
+            sysctl::set(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
+        }
+    }
+    for v6 in families {
+        tunnel::listen(port, v6)?;
+    }
+    for (name, tunnel) in new {
+        tunnel::add(name, tunnel, port)?;
+    }
+    if !wanted.gateway.is_empty() {
+        sysctl::set("ipv4/ip_forward", "1")?;
+        if has(&wanted.gateway, true) {
+            sysctl::set("ipv6/conf/all/forwarding", "1")?;
+        }
+    }
+    for own in &wanted.gateway {
+        nft::ensure(*own, ifname).map_err(KernelError::Masquerade)?;
+    }
+    Ok(())
+}
+
+fn has(addresses: &[IpAddr], v6: bool) -> bool {
+    addresses.iter().any(|address| address.is_ipv6() == v6)
+}

@@ -1,0 +1,54 @@
+//! Egress by the kernel: tunnels, rules and routes inside pods, as Coil v2 makes them.
+//!
+//! ```text
+//!  client pod                                   gateway pod
+//!  rule 1800 link-local ─▶ main                 UDP 5555 ─▶ fou ─▶ fou4_CLIENT ─▶ forward ─▶ masquerade ─▶ eth0
+//!  rule 1900 ─▶ 117 ─▶ fou4_SERVICE ─┐          rule 2000 iif eth0 ─▶ 118 ─▶ fou4_CLIENT ─▶ client
+//!  rule 2000 in-cluster ─▶ main      ├─FOU─▶
+//!  rule 2100 ─▶ 118 ─▶ fou4_SERVICE ─┘
+//! ```
+//!
+//! - [`plan`]: what a pod's namespace should have. Pure.
+//! - [`tunnel`]: FOU ports and links.
+//! - [`rules`]: routing rules.
+//! - [`nft`] does the masquerading.
+//! - [`apply`]: all of it, inside a pod's namespace.
+
+pub mod apply;
+pub mod nft;
+pub mod plan;
+pub mod rules;
+pub mod tunnel;
+
+use coil_netns::NetNsError;
+
+use crate::net::RtnlError;
+
+/// The inside of a pod cannot be made what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A link, a rule or a route was refused.
+    #[error(transparent)]
+    Rtnl(#[from] RtnlError),
+    /// The pod's namespace cannot be used.
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    /// A tunnel was refused.
+    #[error(
+        "cannot {doing}: {source}; without the kernel modules fou, fou6, ipip and ip6_tunnel there is no egress by the kernel"
+    )]
+    Tunnel {
+        /// What was being done.
+        doing: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// Masquerading was refused.
+    #[error(
+        "cannot masquerade in the gateway pod: {0}; it needs the kernel modules nf_tables, nft_masq and nft_ct"
+    )]
+    Masquerade(#[source] std::io::Error),
+    /// The pod's own interface is missing.
+    #[error("the pod has no interface {0}")]
+    NoInterface(String),
+}

@@ -1,0 +1,217 @@
+//! What a pod's namespace should have for its egress. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use sha1::{Digest as _, Sha1};
+
+use crate::{
+    datapath::EgressId,
+    egress::policy::{local_ranges, private_ranges},
+};
+
+/// Table of destinations inside private ranges.
+pub const TABLE_PRIVATE: u32 = 117;
+/// Table of all other destinations, and in gateway pods of the clients.
+pub const TABLE_REST: u32 = 118;
+/// The kernel's main table.
+pub const TABLE_MAIN: u32 = 254;
+
+const RULE_LINK_LOCAL: u32 = 1800;
+const RULE_PRIVATE: u32 = 1900;
+const RULE_IN_CLUSTER: u32 = 2000;
+const RULE_REST: u32 = 2100;
+/// All priorities of these rules.
+pub const RULES: std::ops::RangeInclusive<u32> = RULE_LINK_LOCAL..=RULE_REST;
+
+/// How the names of tunnel links to one peer begin, by family.
+pub const PREFIXES: [&str; 2] = ["fou4_", "fou6_"];
+
+/// A tunnel link to one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The pod's own address.
+    pub local: IpAddr,
+    /// The gateway's Service, or the client.
+    pub remote: IpAddr,
+    /// Source ports by flow, not the FOU port.
+    pub sport_auto: bool,
+}
+
+/// A routing rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Its priority.
+    pub priority: u32,
+    /// Destination; none for all of a family.
+    pub to: Option<IpNet>,
+    /// IPv6, not IPv4.
+    pub v6: bool,
+    /// The interface on which packets came in.
+    pub iif: Option<String>,
+    /// The table that is looked up.
+    pub table: u32,
+}
+
+/// Everything that Coil makes in a pod's namespace for its egress.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Links to peers by name.
+    pub tunnels: BTreeMap<String, Tunnel>,
+    /// Rules between priorities 1800 and 2100.
+    pub rules: BTreeSet<Rule>,
+    /// Routes by table and destination: the tunnel to take.
+    pub routes: BTreeMap<(u32, IpNet), String>,
+    /// The pod's addresses when it is a gateway, for masquerading.
+    pub gateway: Vec<IpAddr>,
+}
+
+/// The name of the link to a peer, as Coil v2 has it.
+#[must_use]
+pub fn tunnel_name(peer: IpAddr) -> String {
+    match peer {
+        IpAddr::V4(v4) => format!("{}{:08x}", PREFIXES[0], v4.to_bits()),
+        IpAddr::V6(v6) => {
+            let digest = Sha1::digest(v6.octets());
+            let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+            format!("{}{hex}", PREFIXES[1])
+        }
+    }
+}
+
+/// An Egress of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Via {
+    /// Addresses of its Service.
+    pub service: Vec<IpAddr>,
+    /// `fouSourcePortAuto`.
+    pub sport_auto: bool,
+}
+
+/// Adds what a client needs. `policy` is what of its destinations leaves through which Egress, as the programs
+/// have it.
+pub fn client(
+    wanted: &mut Wanted,
+    own: &[IpAddr],
+    policy: &BTreeMap<IpNet, Option<EgressId>>,
+    egresses: &BTreeMap<EgressId, Via>,
+) {
+    for local in own {
+        let family = |net: &IpNet| net.addr().is_ipv4() == local.is_ipv4();
+        let v6 = local.is_ipv6();
+        let of_family: BTreeMap<&IpNet, &Option<EgressId>> =
+            policy.iter().filter(|(net, _)| family(net)).collect();
+        if of_family.values().all(|egress| egress.is_none()) {
+            continue;
+        }
+        let rule = |priority, to, table| Rule { priority, to, v6, iif: None, table };
+        for net in local_ranges().into_iter().filter(|net| family(net) && is_link_local(*net)) {
+            wanted.rules.insert(rule(RULE_LINK_LOCAL, Some(net), TABLE_MAIN));
+        }
+        wanted.rules.insert(rule(RULE_PRIVATE, None, TABLE_PRIVATE));
+        wanted.rules.insert(rule(RULE_REST, None, TABLE_REST));
+        for (net, egress) in of_family {
+            let Some(id) = egress else {
+                wanted.rules.insert(rule(RULE_IN_CLUSTER, Some(*net), TABLE_MAIN));
+                continue;
+            };
+            let Some(via) = egresses.get(id) else { continue };
+            let Some(remote) = via.service.iter().find(|a| a.is_ipv4() == local.is_ipv4()) else { continue };
+            let name = tunnel_name(*remote);
+            let tunnel = Tunnel { local: *local, remote: *remote, sport_auto: via.sport_auto };
+            wanted.tunnels.insert(name.clone(), tunnel);
+            let table = if is_private(*net) { TABLE_PRIVATE } else { TABLE_REST };
+            wanted.routes.insert((table, *net), name);
+        }
+    }
+}
+
+/// Adds what a gateway needs: a way back to each client.
+pub fn gateway(wanted: &mut Wanted, own: &[IpAddr], ifname: &str, clients: &[IpAddr], sport_auto: bool) {
+    wanted.gateway = own.to_vec();
+    for local in own {
+        let v6 = local.is_ipv6();
+        let iif = Some(ifname.to_owned());
+        wanted.rules.insert(Rule { priority: RULE_IN_CLUSTER, to: None, v6, iif, table: TABLE_REST });
+        for client in clients.iter().filter(|c| c.is_ipv6() == v6) {
+            let name = tunnel_name(*client);
+            wanted.tunnels.insert(name.clone(), Tunnel { local: *local, remote: *client, sport_auto });
+            wanted.routes.insert((TABLE_REST, IpNet::from(*client)), name);
+        }
+    }
+}
+
+fn is_link_local(net: IpNet) -> bool {
+    match net {
+        IpNet::V4(net) => net.addr() == Ipv4Addr::new(169, 254, 0, 0),
+        IpNet::V6(net) => net.addr() == Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0),
+    }
+}
+
+fn is_private(net: IpNet) -> bool {
+    private_ranges().iter().any(|private| private.contains(&net))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn names_are_those_of_coil_v2() {
+        assert_eq!(tunnel_name("10.96.0.7".parse().unwrap()), "fou4_0a600007");
+        let v6 = tunnel_name("fd96::7".parse().unwrap());
+        assert!(v6.starts_with("fou6_") && v6.len() == 13, "{v6}");
+    }
+
+    #[test]
+    fn a_client_has_one_tunnel_per_egress_and_family() {
+        let own = ["10.64.0.1", "fd64::1"].map(|a| a.parse().unwrap());
+        let policy = [
+            (net("0.0.0.0/0"), Some(1)),
+            (net("10.0.0.0/8"), None),
+            (net("10.20.0.0/16"), Some(1)),
+            (net("::/0"), Some(1)),
+            (net("fc00::/7"), None),
+        ]
+        .into();
+        let via =
+            Via { service: ["10.96.0.7", "fd96::7"].map(|a| a.parse().unwrap()).into(), sport_auto: true };
+        let mut wanted = Wanted::default();
+        client(&mut wanted, &own, &policy, &[(1, via)].into());
+        assert_eq!(wanted.tunnels.len(), 2);
+        assert!(wanted.tunnels.values().all(|t| t.sport_auto && t.local.is_ipv4() == t.remote.is_ipv4()));
+        let tables: Vec<(u32, String)> =
+            wanted.routes.keys().map(|(table, net)| (*table, net.to_string())).collect();
+        let expected = [(117, "10.20.0.0/16"), (118, "0.0.0.0/0"), (118, "::/0")];
+        assert_eq!(tables, expected.map(|(t, n)| (t, n.to_owned())));
+        let rules: Vec<(u32, bool, u32)> = wanted.rules.iter().map(|r| (r.priority, r.v6, r.table)).collect();
+        for (priority, table) in [(1800, 254), (1900, 117), (2000, 254), (2100, 118)] {
+            assert!(
+                rules.contains(&(priority, false, table)) && rules.contains(&(priority, true, table)),
+                "{rules:?}"
+            );
+        }
+        let before = wanted.clone();
+        client(&mut wanted, &own, &[(net("0.0.0.0/0"), None)].into(), &BTreeMap::new());
+        assert_eq!(wanted, before, "no client of anything");
+    }
+
+    #[test]
+    fn a_gateway_has_a_way_back_to_each_client() {
+        let own = ["10.64.0.3".parse().unwrap()];
+        let clients = ["10.64.1.2", "10.64.1.3", "fd64::2"].map(|a| a.parse().unwrap());
+        let mut wanted = Wanted::default();
+        gateway(&mut wanted, &own, "eth0", &clients, false);
+        assert_eq!((wanted.tunnels.len(), wanted.routes.len(), wanted.rules.len()), (2, 2, 1));
+        assert_eq!(wanted.routes[&(118, net("10.64.1.2/32"))], "fou4_0a400102");
+        let rule = wanted.rules.first().unwrap();
+        assert_eq!((rule.priority, rule.iif.as_deref(), rule.table), (2000, Some("eth0"), 118));
+    }
+}

@@ -1,0 +1,142 @@
+//! FOU ports and tunnel links, in the calling thread's network namespace.
+//!
+//! Numbers are those of `linux/fou.h`, `linux/if_tunnel.h`, `linux/if_link.h` and `linux/genetlink.h`.
+
+use std::{io, net::IpAddr};
+
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use nix::libc;
+
+use super::{KernelError, plan::Tunnel};
+use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, exchange, find, message, pack};
+
+const CONTROL: u16 = 16;
+const GET_FAMILY: u8 = 3;
+const FAMILY_ID: u16 = 1;
+const FAMILY_NAME: u16 = 2;
+const FOU_ADD: u8 = 1;
+/// Protocols inside: IPv4 and IPv6.
+const IPIP: u8 = 4;
+const IPV6: u8 = 41;
+
+const NEW_LINK: u16 = 16;
+const SET_LINK: u16 = 19;
+const IFNAME: u16 = 3;
+const LINKINFO: u16 = 18;
+const KIND: u16 = 1;
+const DATA: u16 = 2;
+/// `IFF_UP`.
+const UP: u32 = 1;
+/// TTL and hop limit of tunnels.
+const TTL: u8 = 225;
+/// `IP6_TNL_F_IGN_ENCAP_LIMIT`: no options header before UDP.
+const NO_ENCAP_LIMIT: u32 = 1;
+/// `TUNNEL_ENCAP_FOU`.
+const ENCAP_FOU: u16 = 1;
+
+/// Links that receive from any peer, by family: name and kind.
+const RECEIVERS: [(&str, &str); 2] = [("coil_ipip4", "ipip"), ("coil_ipip6", "ip6tnl")];
+/// Links that the modules make by themselves: their names, and Coil's names for them.
+pub const OTHERS: [(&str, &str); 2] = [("tunl0", "coil_tunl"), ("ip6tnl0", "coil_ip6tnl")];
+
+/// Makes this namespace take FOU of a family at `port`, from any peer. Doing it twice changes nothing.
+///
+/// # Errors
+/// When the kernel lacks a module or refuses.
+pub fn listen(port: u16, v6: bool) -> Result<(), KernelError> {
+    let failed = |doing: String| move |source| KernelError::Tunnel { doing, source };
+    existing(add_port(port, v6)).map_err(failed(format!("listen for FOU on UDP port {port}")))?;
+    let (name, kind) = RECEIVERS[usize::from(v6)];
+    // IFLA_IPTUN_COLLECT_METADATA; ip6tnl carries IPv6 alone.
+    let mut data = pack(19, &[]);
+    if v6 {
+        data.extend(pack(9, &[IPV6]));
+    }
+    existing(add_link(name, kind, &data)).map_err(failed(format!("make link {name}")))?;
+    set_up(name).map_err(failed(format!("set up link {name}")))
+}
+
+/// Makes the link to a peer. It must not exist.
+///
+/// # Errors
+/// When the kernel lacks a module or refuses.
+pub fn add(name: &str, tunnel: &Tunnel, port: u16) -> Result<(), KernelError> {
+    let failed =
+        |source| KernelError::Tunnel { doing: format!("make link {name} to {}", tunnel.remote), source };
+    let sport = if tunnel.sport_auto { 0 } else { port };
+    let octets = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let v6 = tunnel.local.is_ipv6();
+    let mut data = [
+        pack(2, &octets(tunnel.local)),
+        pack(3, &octets(tunnel.remote)),
+        pack(4, &[TTL]),
+        pack(15, &ENCAP_FOU.to_ne_bytes()),
+        // No UDP checksum.
+        pack(16, &0_u16.to_ne_bytes()),
+        pack(17, &sport.to_be_bytes()),
+        pack(18, &port.to_be_bytes()),
+    ]
+    .concat();
+    if v6 {
+        data.extend([pack(8, &NO_ENCAP_LIMIT.to_ne_bytes()), pack(9, &[IPV6])].concat());
+    } else {
+        // Path MTU discovery: DF set.
+        data.extend(pack(10, &[1]));
+    }
+    add_link(name, if v6 { "ip6tnl" } else { "ipip" }, &data).map_err(failed)?;
+    set_up(name).map_err(failed)
+}
+
+fn add_port(port: u16, v6: bool) -> io::Result<()> {
+    let family = fou_family()?;
+    let (af, protocol) = if v6 { (libc::AF_INET6, IPV6) } else { (libc::AF_INET, IPIP) };
+    let af = u8::try_from(af).unwrap_or_default();
+    // FOU_ATTR_PORT, _AF, _IPPROTO, _TYPE: direct.
+    let list = [pack(1, &port.to_be_bytes()), pack(2, &[af]), pack(3, &[protocol]), pack(4, &[1])].concat();
+    exchange(NETLINK_GENERIC, &message(family, REQUEST | ACK, &[FOU_ADD, 1, 0, 0], &list), |_| {})
+}
+
+/// The number of the generic netlink family `fou`: the kernel loads the module when it is asked for.
+fn fou_family() -> io::Result<u16> {
+    let mut id = None;
+    let request = message(CONTROL, REQUEST | ACK, &[GET_FAMILY, 1, 0, 0], &pack(FAMILY_NAME, b"fou\0"));
+    exchange(NETLINK_GENERIC, &request, |body| {
+        let list = body.get(4..).unwrap_or_default();
+        id = find(list, FAMILY_ID).and_then(<[u8]>::first_chunk).map(|id| u16::from_ne_bytes(*id));
+    })?;
+    id.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+}
+
+fn header(change: u32, flags: u32) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&change.to_ne_bytes());
+    header
+}
+
+fn named(name: &str) -> Vec<u8> {
+    pack(IFNAME, &[name.as_bytes(), &[0]].concat())
+}
+
+fn add_link(name: &str, kind: &str, data: &[u8]) -> io::Result<()> {
+    let info = [pack(KIND, kind.as_bytes()), pack(DATA | NESTED, data)].concat();
+    let list = [named(name), pack(LINKINFO | NESTED, &info)].concat();
+    exchange(NETLINK_ROUTE, &message(NEW_LINK, REQUEST | ACK | CREATE, &header(0, 0), &list), |_| {})
+}
+
+fn set_up(name: &str) -> io::Result<()> {
+    exchange(NETLINK_ROUTE, &message(SET_LINK, REQUEST | ACK, &header(UP, UP), &named(name)), |_| {})
+}
+
+/// What is there already is as good as made.
+fn existing(made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::EALREADY | libc::EADDRINUSE)) => {
+            Ok(())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,131 @@
+//! Egress by the kernel: what a pod should have, and making it so.
+
+use std::collections::BTreeMap;
+
+use coil_netns::NetNs;
+use tracing::warn;
+
+use super::{Node, lock};
+use crate::{
+    egress::{
+        kernel::{
+            apply::{self, Common},
+            plan::{self as inside, Via, Wanted},
+        },
+        plan::{self, Attached},
+    },
+    ipam::AttachmentId,
+    watch::index::ObjectKey,
+};
+
+impl Node {
+    /// Whether clients and gateways of Egresses can be served here, by the programs or by the kernel.
+    #[must_use]
+    pub fn serves_egress(&self) -> bool {
+        self.plane.serves_egress() || self.settings.kernel_egress_missing.is_none()
+    }
+
+    /// Whether the kernel alone does egress on this node.
+    fn by_kernel(&self) -> bool {
+        !self.plane.serves_egress() && self.settings.egress && self.settings.kernel_egress_missing.is_none()
+    }
+
+    /// Why nothing was made inside a pod that needs it; none when it was, or none is needed.
+    #[must_use]
+    pub fn kernel_trouble(&self, owner: &AttachmentId) -> Option<String> {
+        lock(&self.pods).get(owner).and_then(|entry| entry.kernel_trouble.clone())
+    }
+
+    /// Why a gateway that the kernel is takes no clients; empty when it does.
+    pub(super) fn kernel_reason(&self, owner: &AttachmentId) -> String {
+        if !self.feed.knows_clients() {
+            return "the clients of all nodes are not known yet".to_owned();
+        }
+        match lock(&self.pods).get(owner) {
+            Some(entry) if entry.kernel.is_some() => entry.kernel_trouble.clone().unwrap_or_default(),
+            Some(entry) => {
+                entry.kernel_trouble.clone().unwrap_or_else(|| "its namespace is not ready".to_owned())
+            }
+            None => "the pod is gone".to_owned(),
+        }
+    }
+
+    /// What a pod's namespace should have. None where nothing is Coil's to make.
+    fn kernel_wanted(&self, attached: &Attached, ifname: &str) -> Result<Option<Wanted>, String> {
+        let Some(pod) = attached.pod.as_ref() else { return Ok(None) };
+        if !self.by_kernel() {
+            return Ok(None);
+        }
+        let facts = lock(&self.facts).clone();
+        let own = attached.link.addresses();
+        let egresses = plan::egresses_of(pod);
+        let mut wanted = Wanted::default();
+        self.feed.read(|index| {
+            let mut vias = BTreeMap::new();
+            for egress in egresses {
+                let key = ObjectKey::new(&egress.namespace, &egress.name);
+                let Some(info) = index.egresses.get(&key) else { continue };
+                let service = index.services.get(&key).cloned().unwrap_or_default();
+                if service.is_empty() {
+                    return Err(format!("Egress {egress} has no Service with an address yet"));
+                }
+                vias.insert(plan::egress_id(egress), Via { service, sport_auto: info.sport_auto });
+            }
+            inside::client(&mut wanted, &own, &plan::policy(index, &facts, egresses), &vias);
+            if let Some(egress) = &pod.gateway_of {
+                let key = ObjectKey::new(&egress.namespace, &egress.name);
+                let sport_auto = index.egresses.get(&key).is_some_and(|info| info.sport_auto);
+                inside::gateway(&mut wanted, &own, ifname, &index.clients_of(egress), sport_auto);
+            }
+            Ok(())
+        })?;
+        Ok(Some(wanted))
+    }
+
+    /// Makes the inside of a pod what it should be. Trouble is logged once, and tried again later.
+    pub(super) async fn follow_by_kernel(&self, owner: &AttachmentId) {
+        let Some((attached, before, netns)) = lock(&self.pods)
+            .get(owner)
+            .map(|entry| (entry.attached.clone(), entry.kernel.clone(), entry.netns.clone()))
+        else {
+            return;
+        };
+        if attached.pod.as_ref().is_some_and(|pod| pod.gateway_of.is_some()) && self.by_kernel() {
+            self.feed.watch_clients(&self.client);
+        }
+        let wanted = self.kernel_wanted(&attached, &owner.ifname);
+        let result = match (wanted, netns) {
+            (Ok(None), _) | (Ok(Some(_)), None) => return,
+            (Ok(Some(wanted)), _) if before.as_ref() == Some(&wanted) => return,
+            // Nothing was ever needed.
+            (Ok(Some(wanted)), _)
+                if before.is_none() && !attached.kernel_client && wanted == Wanted::default() =>
+            {
+                return;
+            }
+            (Ok(Some(wanted)), Some(netns)) => {
+                let common = Common { port: self.settings.facts.fou_port, protocol: self.settings.protocol };
+                let made = async {
+                    let ns = NetNs::open(&netns)?;
+                    apply::apply(&ns, &owner.ifname, common, before.as_ref(), &wanted).await
+                };
+                made.await.map(|()| wanted).map_err(|e| super::chain(&e))
+            }
+            (Err(e), _) => Err(e),
+        };
+        let mut pods = lock(&self.pods);
+        let Some(entry) = pods.get_mut(owner) else { return };
+        match result {
+            Ok(wanted) => {
+                entry.kernel = Some(wanted);
+                entry.kernel_trouble = None;
+            }
+            Err(e) => {
+                if entry.kernel_trouble.as_ref() != Some(&e) {
+                    warn!(container = %owner, error = e, "the pod's egress by the kernel is not as it should be");
+                }
+                entry.kernel_trouble = Some(e);
+            }
+        }
+    }
+}

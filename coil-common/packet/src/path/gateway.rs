@@ -1,0 +1,241 @@
+//! A gateway pod of this node: what its clients send goes out in its name, what comes back goes to them.
+
+use super::{egress, peer, query};
+use crate::{
+    Addr, Decision, Deliver, End, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables,
+    abi::PodValue,
+    nat,
+    wire::{Header, Kind, Packet, UDP, parse, quoted},
+};
+
+/// What the programs translate: TCP, UDP, echo requests, errors about these, and fragments of these.
+#[inline(always)]
+pub(super) fn translates<A: Addr>(packet: &Packet<A>) -> bool {
+    match packet.kind {
+        Kind::Tcp | Kind::Udp | Kind::EchoRequest => true,
+        Kind::Error => packet.quoted != 0,
+        Kind::Fragment => matches!(packet.under, Kind::Tcp | Kind::Udp | Kind::EchoRequest | Kind::Fragment),
+        _ => false,
+    }
+}
+
+/// Translates a client's packet in the name of the gateway, and sends it out.
+#[inline(never)]
+pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
+    let Decision { packet, quoted: told, passage: way, outcome, .. } = decision;
+    let answer = if packet.kind == Kind::Error {
+        nat::outbound_error(tables, &way.gateway, told)
+    } else {
+        nat::outbound(tables, &way.gateway, packet)
+    };
+    let Ok(port) = u16::try_from(answer) else { return outcome.drop(nat::refusal(answer)) };
+    let source = Some(End { addr: way.gateway, port });
+    let ports = matches!(packet.kind, Kind::Tcp | Kind::Udp);
+    let sport = if ports { port } else { 0 };
+    let dport = if ports { packet.dport } else { 0 };
+    let question = FibQuery { ifindex: way.link, src: way.gateway, sport, dport, ..query(packet) };
+    let mut plan = Plan { decap: way.decap, tos: way.tos, source, ..Plan::forward(Deliver::Here) };
+    if packet.ttl > 1 {
+        match tables.fib(&question) {
+            Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
+                plan.deliver = Deliver::Neighbour { ifindex, via };
+                return outcome.send(Reason::Out, plan);
+            }
+            Fib::TooBig { mtu } if way.tell && packet.kind != Kind::Error => {
+                return egress::too_big(packet, way.gateway, mtu, outcome);
+            }
+            _ => {}
+        }
+    }
+    // An address of this node, another kind of link, or something to tell the sender: all the kernel's, which
+    // gets the packet as if the gateway pod had sent it.
+    let Some(pod) = tables.pod(&way.gateway) else { return outcome.drop(Reason::EgressNotRouted) };
+    plan.hop = false;
+    plan.deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
+    outcome.send(Reason::OutByStack, plan)
+}
+
+/// A packet for a gateway pod. None when it is for the pod itself.
+#[inline(never)]
+pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    decision: &mut Decision<A>,
+    tables: &mut T,
+) -> Option<Reason> {
+    let Decision { packet, quoted: told, outcome, .. } = decision;
+    let client = match packet.kind {
+        Kind::Error => {
+            if !quoted(skb, packet, told) {
+                return None;
+            }
+            packet.quoted = told.protocol;
+            nat::inbound_error(tables, told)
+        }
+        Kind::Fragment => {
+            if !egress::ports_of_fragment(packet, tables) {
+                return Some(outcome.next(Reason::FragmentEarly));
+            }
+            nat::inbound(tables, packet)
+        }
+        _ => nat::inbound(tables, packet),
+    };
+    if let Some((client, port)) = client {
+        return Some(reply(packet, &End { addr: client, port }, tables, outcome));
+    }
+    // The pod's kernel would answer with a reset, to a connection that it never had.
+    let has_ports = matches!(packet.kind, Kind::Tcp | Kind::Udp)
+        || (packet.kind == Kind::Fragment && packet.protocol != A::ICMP);
+    if has_ports && nat::lendable(packet.dport) {
+        return Some(outcome.drop(Reason::NatUnknown));
+    }
+    None
+}
+
+/// A reply to a gateway, for one of its clients.
+#[inline(never)]
+fn reply<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    to: &End<A>,
+    tables: &mut T,
+    outcome: &mut Outcome<A>,
+) -> Reason {
+    if packet.ttl <= 1 {
+        return outcome.drop(Reason::EgressLastHop);
+    }
+    if let Some(pod) = tables.pod(&to.addr) {
+        let plan = Plan { destination: Some(*to), ..Plan::forward(peer(&pod)) };
+        return outcome.send(Reason::ReplyToPod, plan);
+    }
+    let fou_port = tables.config().fou_port;
+    let outer =
+        Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 };
+    let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
+    match tables.fib(&egress::outer_query(packet, &outer)) {
+        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
+            let deliver = Deliver::Neighbour { ifindex, via };
+            let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
+            outcome.send(Reason::ReplyToNode, plan)
+        }
+        // The remote learns what fits: its reply of full size would vanish again and again.
+        Fib::TooBig { mtu } => {
+            egress::too_big(packet, packet.dst, mtu.saturating_sub(A::HEADER + UDP), outcome)
+        }
+        _ => outcome.drop(Reason::EgressNotRouted),
+    }
+}
+
+/// FOU for a client or a gateway of this node.
+#[inline(always)]
+pub(super) fn from_tunnel<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    pod: &PodValue,
+    tables: &mut T,
+    decision: &mut Decision<A>,
+) -> Reason {
+    match out_of_tunnel(skb, pod, tables, decision) {
+        Some(reason) => reason,
+        None => out(decision, tables),
+    }
+}
+
+/// Takes the tunnel off. None when the packet is to be translated.
+#[inline(never)]
+fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    pod: &PodValue,
+    tables: &mut T,
+    decision: &mut Decision<A>,
+) -> Option<Reason> {
+    let Decision { packet: inner, outer, quoted: told, passage: way, outcome, .. } = decision;
+    *outer = *inner;
+    if !parse(skb, outer.l4 + UDP, inner) {
+        return Some(outcome.drop(Reason::FouInner));
+    }
+    let decap = inner.l3 - outer.l3;
+    if inner.len + decap != outer.len {
+        return Some(outcome.drop(Reason::FouInner));
+    }
+    let Some(tos) = congestion(outer.tos, inner.tos) else {
+        return Some(outcome.drop(Reason::FouCongestion));
+    };
+    if pod.is_client() && tables.gateway_of(pod.policy, &outer.src).is_some() {
+        if !inner.dst.same(outer.dst) {
+            return Some(outcome.drop(Reason::FouInner));
+        }
+        // The tunnel ends in the pod: no hop.
+        let deliver = if inner.ingress == pod.ifindex { Deliver::Here } else { peer(pod) };
+        let plan = Plan { decap, tos, hop: false, ..Plan::forward(deliver) };
+        return Some(outcome.send(Reason::Decapsulated, plan));
+    }
+    if !pod.is_gateway() {
+        return Some(outcome.drop(Reason::FouNotGateway));
+    }
+    if !inner.src.same(outer.src) {
+        return Some(outcome.drop(Reason::FouInner));
+    }
+    if !is_client(&outer.src, tables) {
+        return Some(outcome.drop(Reason::FouSender));
+    }
+    if inner.kind == Kind::Error && quoted(skb, inner, told) && told.dst.same(inner.src) {
+        (inner.sport, inner.dport, inner.quoted) = (told.dport, told.sport, told.protocol);
+    }
+    if inner.gso != 0 && inner.kind != Kind::Tcp {
+        return Some(outcome.drop(Reason::EgressGso));
+    }
+    if !translates(inner) {
+        // The pod's kernel does the rest, where it can.
+        return Some(if pod.is_kernel_gateway() {
+            outcome.next(Reason::KernelGateway)
+        } else {
+            outcome.drop(Reason::EgressKind)
+        });
+    }
+    if inner.kind == Kind::Fragment && !egress::ports_of_fragment(inner, tables) {
+        return Some(outcome.drop(Reason::EgressFragment));
+    }
+    *way = Passage { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0 };
+    None
+}
+
+/// Who may send FOU to a gateway: a pool's address, and of this node's pods only clients and gateways.
+#[inline(always)]
+fn is_client<A: Addr, T: Tables<A>>(sender: &A, tables: &T) -> bool {
+    match tables.pod(sender) {
+        Some(pod) => pod.may_send_fou(),
+        None => tables.config().flags & crate::abi::config_flag::ANY_SENDER != 0 || tables.in_pools(sender),
+    }
+}
+
+/// ECN bits of TOS and traffic class.
+const ECN: u8 = 3;
+const ECT1: u8 = 1;
+const ECT0: u8 = 2;
+const CE: u8 = 3;
+
+/// The inner TOS after decapsulation (RFC 6040, figure 4): `None` when the packet must be dropped,
+/// `Some(None)` when it stays.
+#[inline(always)]
+#[expect(clippy::option_option, reason = "refused, unchanged or changed")]
+const fn congestion(outer: u8, inner: u8) -> Option<Option<u8>> {
+    match (outer & ECN, inner & ECN) {
+        (CE, 0) => None,
+        (CE, ECT0 | ECT1) => Some(Some(inner | CE)),
+        (ECT1, ECT0) => Some(Some(inner & !ECN | ECT1)),
+        _ => Some(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::congestion;
+
+    #[test]
+    fn congestion_marks_survive_the_tunnel() {
+        assert_eq!(congestion(0xfc, 0), Some(None));
+        assert_eq!(congestion(0x03, 0), None);
+        assert_eq!(congestion(0x03, 0xb9), Some(Some(0xbb)));
+        assert_eq!(congestion(0x01, 0x02), Some(Some(0x01)));
+        assert_eq!(congestion(0x02, 0x01), Some(None));
+        assert_eq!(congestion(0x00, 0x03), Some(None));
+    }
+}

@@ -1,0 +1,134 @@
+//! Fragments through gateways: each follows the first one of its packet.
+
+use coil_packet::Reason;
+
+use crate::{
+    Case, Given, Net,
+    gateway::nat,
+    wire::{self, Ip},
+    world::CLIENT,
+};
+
+const ID: u16 = 0x4321;
+
+pub(crate) fn cases(net: Net) -> Vec<Case> {
+    let mut cases = outward(net);
+    cases.extend(homeward(net));
+    cases.extend(to_gateway(net));
+    cases
+}
+
+fn known(ends: (std::net::IpAddr, std::net::IpAddr), ports: (u16, u16)) -> Given {
+    Given::Frag { protocol: 17, ends, id: ID.into(), ports }
+}
+
+/// A datagram of 600 bytes in two fragments.
+fn datagram(header: Ip, sport: u16, dport: u16) -> [Vec<u8>; 2] {
+    wire::fragments(header, 17, ID, &wire::udp_datagram(header, sport, dport, true, &[7; 592]), 400)
+}
+
+/// From clients, at the gateway.
+fn outward(net: Net) -> Vec<Case> {
+    let of = |client| datagram(Ip::new(client, net.world_local), 40000, 53);
+    let out = datagram(Ip::new(net.gateway, net.world_local).ttl(63), 40000, 53);
+    let lease = |client| nat(&net, 17, 40000, (client, 40000), (net.world_local, 53), 1);
+    let tunnel = |inner: &[u8]| wire::fou((net.remote_client, net.gateway), 0, 5555, inner);
+    let [first, later] = of(net.client);
+    let [remote_first, remote_later] = of(net.remote_client);
+    vec![
+        Case::from_pod("a first fragment", net, CLIENT, first, Reason::Out).sends(&out[0]),
+        Case::from_pod("a later fragment", net, CLIENT, later.clone(), Reason::Out)
+            .given(known((net.client, net.world_local), (40000, 53)))
+            .given(lease(net.client))
+            .sends(&out[1]),
+        Case::from_pod("a later fragment comes first", net, CLIENT, later.clone(), Reason::EgressFragment),
+        Case::from_pod(
+            "a later fragment of a translation that has ended",
+            net,
+            CLIENT,
+            later,
+            Reason::EgressFragment,
+        )
+        .given(known((net.client, net.world_local), (40000, 53))),
+        Case::from_net("a first fragment out of the tunnel", net, tunnel(&remote_first), Reason::Out)
+            .sends(&out[0]),
+        Case::from_net("a later fragment out of the tunnel", net, tunnel(&remote_later), Reason::Out)
+            .given(known((net.remote_client, net.world_local), (40000, 53)))
+            .given(lease(net.remote_client))
+            .sends(&out[1]),
+        Case::from_net(
+            "a later fragment comes first out of the tunnel",
+            net,
+            tunnel(&remote_later),
+            Reason::EgressFragment,
+        ),
+    ]
+}
+
+/// From the world.
+fn homeward(net: Net) -> Vec<Case> {
+    let arrives = datagram(Ip::new(net.world_local, net.gateway), 53, 50001);
+    let at_client = datagram(Ip::new(net.world_local, net.client).ttl(63), 53, 40000);
+    let at_remote = datagram(Ip::new(net.world_local, net.remote_client).ttl(63), 53, 40000);
+    let lease = |client| nat(&net, 17, 50001, (client, 40000), (net.world_local, 53), 1);
+    let facts = known((net.world_local, net.gateway), (53, 50001));
+    let tunnel = |inner: &[u8]| wire::fou((net.gateway, net.remote_client), 0, 5555, inner);
+    let own = datagram(Ip::new(net.world_local, net.gateway), 53, 61001);
+    vec![
+        Case::from_net("a reply's first fragment", net, &arrives[0], Reason::ReplyToPod)
+            .given(lease(net.client))
+            .hands_over(CLIENT, &at_client[0]),
+        Case::from_net("a reply's later fragment", net, &arrives[1], Reason::ReplyToPod)
+            .given(lease(net.client))
+            .given(facts)
+            .hands_over(CLIENT, &at_client[1]),
+        Case::from_net("a reply's first fragment to another node", net, &arrives[0], Reason::ReplyToNode)
+            .given(lease(net.remote_client))
+            .sends(&tunnel(&at_remote[0])),
+        Case::from_net("a reply's later fragment to another node", net, &arrives[1], Reason::ReplyToNode)
+            .given(lease(net.remote_client))
+            .given(facts)
+            .sends(&tunnel(&at_remote[1])),
+        // Nobody knows yet whose it is: the pod's own, perhaps.
+        Case::from_net("a reply's later fragment comes first", net, &arrives[1], Reason::FragmentEarly)
+            .given(lease(net.client)),
+        Case::from_net(
+            "a first fragment to a port that is lent to nobody",
+            net,
+            &arrives[0],
+            Reason::NatUnknown,
+        ),
+        Case::from_net("a first fragment for the gateway pod", net, &own[0], Reason::NotFastKind),
+        Case::from_net("a later fragment for the gateway pod", net, &own[1], Reason::NotFastKind)
+            .given(known((net.world_local, net.gateway), (53, 61001))),
+    ]
+}
+
+/// From clients, on their own node.
+fn to_gateway(net: Net) -> Vec<Case> {
+    let [first, later] = datagram(Ip::new(net.client, net.world), 40000, 53);
+    let [_, affine] = datagram(Ip::new(net.client, net.world_affine), 40000, 53);
+    let tunnel = |inner: &[u8]| wire::fou((net.client, net.remote_gateway), 0, 5555, inner);
+    vec![
+        Case::from_pod("a first fragment to a gateway", net, CLIENT, first.clone(), Reason::ToGateway)
+            .sends(&tunnel(&first)),
+        Case::from_pod("a later fragment to a gateway", net, CLIENT, later.clone(), Reason::ToGateway)
+            .given(known((net.client, net.world), (40000, 53)))
+            .sends(&tunnel(&later)),
+        Case::from_pod(
+            "a later fragment comes first to a gateway",
+            net,
+            CLIENT,
+            later,
+            Reason::EgressFragment,
+        ),
+        Case::from_pod(
+            "in any order where the client has one gateway",
+            net,
+            CLIENT,
+            affine.clone(),
+            Reason::ToGateway,
+        )
+        .sends(&tunnel(&affine)),
+    ]
+}

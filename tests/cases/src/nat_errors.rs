@@ -1,0 +1,178 @@
+//! ICMP errors about translated packets: the quoted packet is translated, too.
+
+use std::net::IpAddr;
+
+use coil_packet::Reason;
+
+use crate::{
+    Case, Given, Net,
+    gateway::nat,
+    wire::{self, Ip, tcp},
+    world::CLIENT,
+};
+
+pub(crate) fn cases(net: Net) -> Vec<Case> {
+    let mut cases = from_outside(net);
+    cases.extend(quotations(net));
+    cases.extend(from_client(net));
+    cases
+}
+
+const fn icmp(net: &Net) -> u8 {
+    if net.is_v4() { 1 } else { 58 }
+}
+
+/// Type, code and the four bytes behind the checksum: too big, time exceeded, unreachable.
+fn kinds(net: &Net) -> [(&'static str, [u8; 2], [u8; 4]); 3] {
+    let mtu = [0, 0, 5, 0];
+    if net.is_v4() {
+        [
+            ("a smaller MTU outside", [3, 4], mtu),
+            ("time exceeded outside", [11, 0], [0; 4]),
+            ("unreachable outside", [3, 1], [0; 4]),
+        ]
+    } else {
+        [
+            ("a smaller MTU outside", [2, 0], mtu),
+            ("time exceeded outside", [3, 0], [0; 4]),
+            ("unreachable outside", [1, 0], [0; 4]),
+        ]
+    }
+}
+
+fn lease(net: &Net, protocol: u8, client: IpAddr) -> Given {
+    let port = if protocol == icmp(net) { 0 } else { 443 };
+    nat(net, protocol, 50001, (client, 40000), (net.world_local, port), 1)
+}
+
+/// Errors of a router outside, for a client of this node and of another.
+fn from_outside(net: Net) -> Vec<Case> {
+    let router = net.world;
+    let quoted =
+        |from: IpAddr, port| wire::tcp(Ip::new(from, net.world_local).ttl(60), port, 443, tcp::ACK, b"data");
+    let arrives =
+        |kind, rest| wire::error(Ip::new(router, net.gateway), kind, rest, &quoted(net.gateway, 50001));
+    let leaves =
+        |client, kind, rest| wire::error(Ip::new(router, client).ttl(63), kind, rest, &quoted(client, 40000));
+    let mut cases = vec![];
+    for (name, kind, rest) in kinds(&net) {
+        cases.push(
+            Case::from_net(name, net, arrives(kind, rest), Reason::ReplyToPod)
+                .given(lease(&net, 6, net.client))
+                .hands_over(CLIENT, &leaves(net.client, kind, rest)),
+        );
+        let name = match name {
+            "a smaller MTU outside" => "a smaller MTU outside, for another node's client",
+            "time exceeded outside" => "time exceeded outside, for another node's client",
+            _ => "unreachable outside, for another node's client",
+        };
+        cases.push(
+            Case::from_net(name, net, arrives(kind, rest), Reason::ReplyToNode)
+                .given(lease(&net, 6, net.remote_client))
+                .sends(&wire::fou(
+                    (net.gateway, net.remote_client),
+                    0,
+                    5555,
+                    &leaves(net.remote_client, kind, rest),
+                )),
+        );
+    }
+    let (_, kind, rest) = kinds(&net)[2];
+    let to_plain = wire::error(Ip::new(router, net.gateway), kind, rest, &quoted(net.gateway, 50002));
+    cases.push(Case::from_net(
+        "about a flow that the gateway does not have",
+        net,
+        to_plain,
+        Reason::NotFastFlow,
+    ));
+    let of_pod = wire::error(Ip::new(router, net.gateway), kind, rest, &quoted(net.client, 50001));
+    cases.push(
+        Case::from_net("about a packet that the gateway did not send", net, of_pod, Reason::NotFastKind)
+            .given(lease(&net, 6, net.client)),
+    );
+    cases
+}
+
+/// Of each protocol, and cut short.
+fn quotations(net: Net) -> Vec<Case> {
+    let (_, kind, rest) = kinds(&net)[2];
+    let header = |from: IpAddr| Ip::new(from, net.world_local).ttl(60);
+    let case = |name, protocol, quoted: &dyn Fn(IpAddr, u16) -> Vec<u8>| {
+        let error = |to: Ip, quoted: &[u8]| wire::error(to, kind, rest, quoted);
+        Case::from_net(
+            name,
+            net,
+            error(Ip::new(net.world_local, net.gateway), &quoted(net.gateway, 50001)),
+            Reason::ReplyToPod,
+        )
+        .given(lease(&net, protocol, net.client))
+        .hands_over(CLIENT, &error(Ip::new(net.world_local, net.client).ttl(63), &quoted(net.client, 40000)))
+    };
+    let ip = if net.is_v4() { 20 } else { 40 };
+    let mut cases = vec![
+        case("about UDP", 17, &|from, port| wire::udp(header(from), port, 443, b"query")),
+        case("about an echo", icmp(&net), &|from, id| wire::echo(header(from), false, id)),
+        case("with eight bytes of TCP", 6, &|from, port| {
+            wire::tcp(header(from), port, 443, tcp::SYN, b"")[..ip + 8].to_vec()
+        }),
+        case("with eight bytes of UDP", 17, &|from, port| {
+            wire::udp(header(from), port, 443, b"query")[..ip + 8].to_vec()
+        }),
+    ];
+    if net.is_v4() {
+        cases.push(case("about UDP without a checksum", 17, &|from, port| {
+            wire::udp_unsummed(header(from), port, 443, b"query")
+        }));
+    }
+    cases
+}
+
+/// A client tells the remote that it does not want what it got.
+fn from_client(net: Net) -> Vec<Case> {
+    let kind = if net.is_v4() { [3, 3] } else { [1, 4] };
+    let answer = |to: IpAddr, port| wire::udp(Ip::new(net.world_local, to).ttl(50), 443, port, b"answer");
+    let error = |from: IpAddr, to: IpAddr, ttl, quoted: &[u8]| {
+        wire::error(Ip::new(from, to).ttl(ttl), kind, [0; 4], quoted)
+    };
+    let sent = |client: IpAddr| error(client, net.world_local, 64, &answer(client, 40000));
+    let out = error(net.gateway, net.world_local, 63, &answer(net.gateway, 50001));
+    let to_world = {
+        let got = wire::udp(Ip::new(net.world, net.client).ttl(50), 443, 40000, b"answer");
+        error(net.client, net.world, 64, &got)
+    };
+    vec![
+        Case::from_pod(
+            "a client's error through a gateway of this node",
+            net,
+            CLIENT,
+            sent(net.client),
+            Reason::Out,
+        )
+        .given(lease(&net, 17, net.client))
+        .sends(&out),
+        Case::from_net(
+            "a client's error out of the tunnel",
+            net,
+            wire::fou((net.remote_client, net.gateway), 0, 5555, &sent(net.remote_client)),
+            Reason::Out,
+        )
+        .given(lease(&net, 17, net.remote_client))
+        .sends(&out),
+        Case::from_pod("a client's error to a gateway", net, CLIENT, to_world.clone(), Reason::ToGateway)
+            .sends(&wire::fou((net.client, net.remote_gateway), 0, 5555, &to_world)),
+        Case::from_pod(
+            "a client's error about what the gateway does not know",
+            net,
+            CLIENT,
+            sent(net.client),
+            Reason::NatUnknown,
+        ),
+        Case::from_pod(
+            "a client's error about another's packet",
+            net,
+            CLIENT,
+            error(net.client, net.world_local, 64, &answer(net.plain, 40000)),
+            Reason::EgressKind,
+        ),
+    ]
+}

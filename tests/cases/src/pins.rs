@@ -1,0 +1,105 @@
+//! Which gateway a client's flow has: the one it began with, while that is there.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use coil_packet::Reason;
+
+use crate::{
+    Case, Flow, Given, Net,
+    wire::{self, Ip, tcp},
+    world::{AFFINE, CLIENT},
+};
+
+const fn any(net: &Net) -> IpAddr {
+    if net.is_v4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) }
+}
+
+pub(crate) fn cases(net: Net) -> Vec<Case> {
+    let tunnel = |gateway, inner: &[u8]| wire::fou((net.client, gateway), 0, 5555, inner);
+    let packet = |to, flags| wire::tcp(Ip::new(net.client, to), 40000, 443, flags, b"");
+    let pin = |to, egress, gateway| Given::Pin {
+        protocol: 6,
+        client: (net.client, 40000),
+        remote: (to, 443),
+        egress,
+        gateway,
+    };
+    let of_client = |gateway| Given::Pin {
+        protocol: 0,
+        client: (net.client, 0),
+        remote: (any(&net), 0),
+        egress: AFFINE,
+        gateway,
+    };
+    let (leaving, ready) = (net.leaving_gateway, net.remote_gateway);
+    let case = |name, to, flags, gateway| {
+        let packet = packet(to, flags);
+        Case::from_pod(name, net, CLIENT, packet.clone(), Reason::ToGateway).sends(&tunnel(gateway, &packet))
+    };
+    let mut cases = vec![
+        case("a flow stays with a gateway that is leaving", net.world, tcp::ACK, leaving)
+            .given(pin(net.world, 1, leaving)),
+        case("a new flow does not", net.world, tcp::SYN, ready).given(pin(net.world, 1, leaving)),
+        case("a gateway that is gone keeps nobody", net.world, tcp::ACK, ready)
+            .given(pin(net.world, 1, net.remote)),
+        case("a client's flow stays, too", net.world_affine, tcp::ACK, leaving)
+            .given(pin(net.world_affine, AFFINE, leaving))
+            .given(of_client(ready)),
+        case("a client's new flow goes where the client is", net.world_affine, tcp::SYN, ready)
+            .given(of_client(ready)),
+        case("and leaves a gateway that is leaving", net.world_affine, tcp::SYN, ready)
+            .given(of_client(leaving)),
+    ];
+    cases.extend(originating_only(net));
+    cases
+}
+
+/// What came in to the client is answered the way it came.
+fn originating_only(net: Net) -> Vec<Case> {
+    let remote = net.world_originating;
+    let out = |flags| wire::tcp(Ip::new(net.client, remote), 80, 40000, flags, b"");
+    let syn = wire::tcp(Ip::new(remote, net.client), 40000, 80, tcp::SYN, b"");
+    let flow = Flow::kernel(6, (remote, 40000), (net.client, 80));
+    let answer = out(tcp::SYN | tcp::ACK);
+    let query = wire::udp(Ip::new(remote, net.client), 40000, 53, b"query");
+    vec![
+        Case::to_pod("a connection from the world is noted", net, CLIENT, syn, Reason::Incoming)
+            .leaves(flow.phase(coil_packet::flow::Phase::New)),
+        Case::to_pod("so is a datagram", net, CLIENT, query, Reason::Incoming).leaves(Flow::kernel(
+            17,
+            (remote, 40000),
+            (net.client, 53),
+        )),
+        Case::to_pod(
+            "the middle of a connection is not",
+            net,
+            CLIENT,
+            wire::tcp(Ip::new(remote, net.client), 40000, 80, tcp::ACK, b""),
+            Reason::NotMarked,
+        ),
+        Case::from_pod("its answer goes the way it came", net, CLIENT, answer.clone(), Reason::Incoming)
+            .given(flow),
+        Case::from_pod(
+            "what the client begins goes to a gateway",
+            net,
+            CLIENT,
+            answer.clone(),
+            Reason::ToGateway,
+        )
+        .sends(&wire::fou((net.client, net.remote_gateway), 0, 5555, &answer)),
+        Case::from_pod(
+            "of an Egress that takes everything",
+            net,
+            CLIENT,
+            wire::tcp(Ip::new(net.client, net.world), 80, 40000, tcp::ACK, b""),
+            Reason::ToGateway,
+        )
+        .given(Flow::kernel(6, (net.world, 40000), (net.client, 80)))
+        .sends(&wire::fou(
+            (net.client, net.remote_gateway),
+            0,
+            5555,
+            &wire::tcp(Ip::new(net.client, net.world), 80, 40000, tcp::ACK, b""),
+        )),
+    ]
+}

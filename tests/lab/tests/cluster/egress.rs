@@ -1,0 +1,266 @@
+//! Egresses as their users change them, with traffic through real gateways.
+//!
+//! ```text
+//!  node1: web (routed, client)   node2: client, plain   node3: gateway   world: echo on port 7, HTTP
+//! ```
+
+use std::{net::IpAddr, process::Child};
+
+use anyhow::{Context as _, Result};
+use coil_lab::{Lab, config::Ip};
+use serde_json::Value;
+
+use crate::common::{
+    LIMIT, addresses, check, end, get, idle_pod, items, namespace, server_pod, start, wait_ready,
+};
+
+const ANNOTATION: &str = "egress.coil.cybozu.com/internet: nat";
+const DESTINATIONS: &str = "['198.51.100.0/24', '2001:db8:9::/64']";
+
+/// An Egress whose gateways run on node3.
+fn egress(name: &str, fields: &str) -> String {
+    format!(
+        "---
+apiVersion: coil.cybozu.com/v2
+kind: Egress
+metadata: {{name: {name}, namespace: internet}}
+spec: {{{fields}, template: {{spec: {{nodeName: node3, containers: [{{name: egress}}]}}}}}}
+"
+    )
+}
+
+fn rolled_out(lab: &Lab, name: &str) -> Result<()> {
+    lab.wait_for(&format!("the gateways of {name}"), LIMIT, |lab| {
+        let get = lab.kubectl(&format!("rollout status -n internet deployment/{name} --timeout=20s"))?;
+        Ok(if get.ok { Ok(()) } else { Err(get.stderr) })
+    })
+}
+
+fn patch(lab: &Lab, what: &str, patch: &str) -> Result<()> {
+    let words = ["patch", "--type=merge", "-p", patch, "-n"];
+    let (namespace, object) = what.split_once('/').context("NAMESPACE/KIND/NAME")?;
+    lab.kubectl_with(&[&words[..], &[namespace, object]].concat(), "")?.success().map(drop)
+}
+
+fn socket(address: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}
+
+/// The address that the world's server saw of a pod, if it answers.
+fn seen(lab: &Lab, pod: &str, ip: Ip) -> Result<Option<IpAddr>> {
+    let url = format!("http://{}/", socket(ip.world(), 80));
+    let done = lab.exec(pod, &format!("coil-lab tool http-get --timeout 1 {url}"))?;
+    let answer: Option<Value> = serde_json::from_str(&done.stdout).ok();
+    Ok(answer.and_then(|answer| answer["peer"].as_str()?.parse().ok()))
+}
+
+fn gateways(lab: &Lab, egress: &str) -> Result<Vec<IpAddr>> {
+    let pods = items(lab, &format!("pods -n internet -l app.kubernetes.io/instance={egress}"))?;
+    Ok(pods.iter().flat_map(addresses).filter_map(|a| a.parse().ok()).collect())
+}
+
+/// Waits until a pod is seen as a gateway of an Egress.
+fn wait_out(lab: &Lab, pod: &str, egress: &str) -> Result<()> {
+    for ip in [Ip::V4, Ip::V6] {
+        lab.wait_for(&format!("{pod} to leave by {egress}, {}", ip.name()), LIMIT, |lab| {
+            let (seen, gateways) = (seen(lab, pod, ip)?, gateways(lab, egress)?);
+            let out = seen.is_some_and(|seen| gateways.contains(&seen));
+            Ok(if out {
+                Ok(())
+            } else {
+                Err(format!("the world saw {seen:?}, the gateways have {gateways:?}"))
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// Waits until a pod gets no answer from the world.
+fn wait_in(lab: &Lab, pod: &str) -> Result<()> {
+    for ip in [Ip::V4, Ip::V6] {
+        lab.wait_for(&format!("{pod} to stay in, {}", ip.name()), LIMIT, |lab| {
+            Ok(seen(lab, pod, ip)?.map_or(Ok(()), |seen| Err(format!("the world saw {seen}"))))
+        })?;
+    }
+    Ok(())
+}
+
+fn echo_101_times(lab: &Lab, pod: &str) -> Result<()> {
+    for ip in [Ip::V4, Ip::V6] {
+        let to = socket(ip.world(), 7);
+        lab.exec(pod, &format!("coil-lab tool tcp-echo --times 101 --bytes 1048576 --timeout 20 {to}"))?
+            .success()?;
+    }
+    Ok(())
+}
+
+fn finish(what: &str, child: Child) -> Result<()> {
+    let output = child.wait_with_output().with_context(|| format!("cannot wait for {what}"))?;
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    check(output.status.success(), || format!("{what}: {said}"))
+}
+
+#[test]
+fn clients_follow_their_egress_and_their_annotations() -> Result<()> {
+    let lab = start("egress")?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("nat", &format!("replicas: 2, destinations: {DESTINATIONS}")))?;
+    rolled_out(&lab, "nat")?;
+    lab.apply(
+        &[
+            idle_pod("default", "client", "node2", ANNOTATION),
+            idle_pod("default", "near", "node3", ANNOTATION),
+        ]
+        .concat(),
+    )?;
+    wait_ready(&lab, "default", &["client", "near"])?;
+    for pod in ["default/client", "default/near"] {
+        wait_out(&lab, pod, "nat")?;
+        echo_101_times(&lab, pod)?;
+    }
+
+    patch(&lab, "internet/egress/nat", r#"{"spec": {"fouSourcePortAuto": true}}"#)?;
+    echo_101_times(&lab, "default/client")?;
+    patch(&lab, "internet/egress/nat", r#"{"spec": {"sessionAffinity": "None"}}"#)?;
+    echo_101_times(&lab, "default/client")?;
+
+    // Destinations of a running client.
+    patch(&lab, "internet/egress/nat", r#"{"spec": {"destinations": ["203.0.113.0/24"]}}"#)?;
+    wait_in(&lab, "default/client")?;
+    let both = r#"{"spec": {"destinations": ["198.51.100.0/24", "2001:db8:9::/64"]}}"#;
+    patch(&lab, "internet/egress/nat", both)?;
+    wait_out(&lab, "default/client", "nat")?;
+
+    // Its annotation, and a second Egress with a longer prefix.
+    let annotate = |value: &str| lab.kubectl(&format!("annotate pod client --overwrite {value}"))?.success();
+    annotate("egress.coil.cybozu.com/internet-")?;
+    wait_in(&lab, "default/client")?;
+    lab.apply(&egress("longer", "destinations: ['198.51.100.9/32', '2001:db8:9::9/128']"))?;
+    rolled_out(&lab, "longer")?;
+    annotate("egress.coil.cybozu.com/internet=nat,longer")?;
+    wait_out(&lab, "default/client", "longer")?;
+    annotate("egress.coil.cybozu.com/internet=,")?;
+    wait_out(&lab, "default/client", "longer")?;
+    annotate("egress.coil.cybozu.com/internet=nat")?;
+    wait_out(&lab, "default/client", "nat")?;
+
+    lab.kubectl("delete egress -n internet nat --wait")?.success()?;
+    wait_in(&lab, "default/client")?;
+    end(lab)
+}
+
+#[test]
+fn every_kind_of_packet_finds_its_way() -> Result<()> {
+    let lab = start("packets")?;
+    lab.apply(&namespace("internet", "egress"))?;
+    let destinations = "['198.51.100.0/24', '2001:db8:9::/64', '192.0.2.77/32', '2001:db8:77::77/128']";
+    lab.apply(&egress("nat", &format!("destinations: {destinations}")))?;
+    rolled_out(&lab, "nat")?;
+    let pods = [
+        idle_pod("default", "client", "node2", ANNOTATION),
+        idle_pod("default", "near", "node3", ANNOTATION),
+        idle_pod("default", "plain", "node2", ""),
+    ];
+    lab.apply(&pods.concat())?;
+    wait_ready(&lab, "default", &["client", "near", "plain"])?;
+    // On the gateway's own node.
+    lab.node("node3", "ip addr add 192.0.2.77/32 dev lo")?.success()?;
+    lab.node("node3", "ip addr add 2001:db8:77::77/128 dev lo nodad")?.success()?;
+    for pod in ["default/client", "default/near"] {
+        for (ip, own) in [(Ip::V4, "192.0.2.77"), (Ip::V6, "2001:db8:77::77")] {
+            let (flag, world) = (ip.flag(), ip.world());
+            lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {world}"))?.success()?;
+            // In fragments, both ways.
+            lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 3 -s 4000 {world}"))?.success()?;
+            let to = socket(world, 7);
+            lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1400 --timeout 3 {to}"))?.success()?;
+            // Nobody listens: the world's error gets back to the client.
+            let refused =
+                lab.exec(pod, &format!("coil-lab tool udp-echo --times 1 --timeout 3 {}", socket(world, 9)))?;
+            check(!refused.ok && refused.stderr.contains("refused"), || {
+                format!("{pod} to a closed port of {world}: {}", refused.stderr)
+            })?;
+            // The last hop: the node of the gateway answers.
+            let last = lab.exec(pod, &format!("ping {flag} -c 1 -W 3 -t 1 {world}"))?;
+            check(last.stdout.contains("exceeded") || last.stdout.contains("Hop limit"), || {
+                format!("{pod}, one hop: {}{}", last.stdout, last.stderr)
+            })?;
+            if pod == "default/client" {
+                lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {own}"))?.success()?;
+            }
+        }
+    }
+    end(lab)
+}
+
+#[test]
+fn what_came_in_is_answered_the_way_it_came() -> Result<()> {
+    let lab = start("originating")?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("nat", &format!("originatingOnly: true, destinations: {DESTINATIONS}")))?;
+    rolled_out(&lab, "nat")?;
+    let web = server_pod("internet", "web", "node1")
+        .replace("annotations: {}", &format!("annotations: {{{ANNOTATION}}}"));
+    lab.apply(&web)?;
+    wait_ready(&lab, "internet", &["web"])?;
+    wait_out(&lab, "internet/web", "nat")?;
+    let own: Vec<IpAddr> =
+        addresses(&get(&lab, "pod -n internet web")?).iter().filter_map(|a| a.parse().ok()).collect();
+    let echo = |lab: &Lab, address: IpAddr| {
+        lab.world(&format!(
+            "coil-lab tool tcp-echo --times 2 --bytes 1000 --timeout 2 {}",
+            socket(address, 5002)
+        ))
+    };
+    for address in &own {
+        lab.wait_for(&format!("the world to reach {address}"), LIMIT, |lab| {
+            let done = echo(lab, *address)?;
+            Ok(if done.ok { Ok(()) } else { Err(done.stderr) })
+        })?;
+    }
+    patch(&lab, "internet/egress/nat", r#"{"spec": {"originatingOnly": false}}"#)?;
+    for address in own {
+        lab.wait_for(&format!("answers from {address} to leave by the gateway"), LIMIT, |lab| {
+            let done = echo(lab, address)?;
+            Ok(if done.ok { Err("the world still reaches it".to_owned()) } else { Ok(()) })
+        })?;
+    }
+    end(lab)
+}
+
+#[test]
+fn flows_finish_on_gateways_that_go() -> Result<()> {
+    let lab = start("draining")?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("nat", &format!("replicas: 2, sessionAffinity: None, destinations: {DESTINATIONS}")))?;
+    rolled_out(&lab, "nat")?;
+    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
+    wait_ready(&lab, "default", &["client"])?;
+    wait_out(&lab, "default/client", "nat")?;
+    let before = gateways(&lab, "nat")?;
+    let mut flows = Vec::new();
+    for n in 0..10 {
+        let ip = if n % 2 == 0 { Ip::V4 } else { Ip::V6 };
+        let words = format!(
+            "coil-lab tool tcp-echo --times 100 --pause 100 --bytes 1000 --timeout 5 {}",
+            socket(ip.world(), 7)
+        );
+        flows.push(lab.spawn_in_pod("default/client", &words)?);
+    }
+    lab.wait_for("all flows to be open", LIMIT, |lab| {
+        let open = lab.exec("default/client", "ss -Htn state established")?.stdout.lines().count();
+        Ok(if open >= 10 { Ok(()) } else { Err(format!("{open} are")) })
+    })?;
+    lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;
+    for (n, flow) in flows.into_iter().enumerate() {
+        finish(&format!("flow {n}"), flow)?;
+    }
+    rolled_out(&lab, "nat")?;
+    lab.wait_for("the old gateways to go", LIMIT, |lab| {
+        let now = gateways(lab, "nat")?;
+        Ok(if now.iter().any(|g| before.contains(g)) { Err(format!("there are {now:?}")) } else { Ok(()) })
+    })?;
+    wait_out(&lab, "default/client", "nat")?;
+    end(lab)
+}
