@@ -1,6 +1,6 @@
 //! Maps and the kernel's FIB, as the decisions see them.
 
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -265,10 +265,11 @@ impl<A: Side> Tables<A> for Kernel {
 
     #[inline(always)]
     fn fib(&self, query: &FibQuery<A>) -> Fib {
-        let mut answer = FibAnswer::default();
-        match fib(&self.skb, query, &mut answer) {
+        let mut answer = MaybeUninit::uninit();
+        let answer = FibAnswer::zero(&mut answer);
+        match fib(&self.skb, query, answer) {
             FIB_SUCCESS | FIB_NO_NEIGH => {
-                let family = if answer.family == AF_INET { Family::V4 } else { Family::V6 };
+                let family = if answer.family == u32::from(AF_INET) { Family::V4 } else { Family::V6 };
                 let via = NextHop { family, addr: bytes(answer.via) };
                 Fib::Forward { ifindex: answer.ifindex, via, fits: answer.mtu }
             }
@@ -280,12 +281,32 @@ impl<A: Side> Tables<A> for Kernel {
 
 /// What the kernel said, in plain numbers: an enum that is written in one branch and copied in another
 /// confuses the verifier.
-#[derive(Default)]
+#[repr(C)]
 struct FibAnswer {
     ifindex: u32,
     mtu: u32,
-    family: u8,
+    family: u32,
     via: [u32; 4],
+}
+
+impl FibAnswer {
+    /// One of zeroes, by volatile stores: a call of memset would have a stack of its own, and there is none left.
+    #[inline(always)]
+    fn zero(slot: &mut MaybeUninit<Self>) -> &mut Self {
+        const { assert!(size_of::<Self>() == 7 * size_of::<u32>()) };
+        let word = slot.as_mut_ptr().cast::<u32>();
+        // SAFETY: seven words and nothing else.
+        unsafe {
+            word.write_volatile(0);
+            word.add(1).write_volatile(0);
+            word.add(2).write_volatile(0);
+            word.add(3).write_volatile(0);
+            word.add(4).write_volatile(0);
+            word.add(5).write_volatile(0);
+            word.add(6).write_volatile(0);
+            slot.assume_init_mut()
+        }
+    }
 }
 
 /// Asks the kernel's routing. Not inlined: a stack of its own.
@@ -303,7 +324,7 @@ fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
     // SAFETY: params is valid for its size, the context is this packet's.
     let code = unsafe { fib_lookup(skb.context().cast(), params, size, 0) };
     out.ifindex = params.ifindex;
-    out.family = params.family;
+    out.family = u32::from(params.family);
     // SAFETY: every bit pattern of these unions is an integer. An IPv4 next hop is the first word.
     unsafe {
         out.mtu = u32::from(params.__bindgen_anon_1.mtu_result);

@@ -19,8 +19,8 @@ use super::{
     wire::{Answer, Request, Wire},
 };
 
-/// The kernel defers the work on links for a second at most.
-const LIMIT: Duration = Duration::from_secs(5);
+/// The kernel defers the work on links for a second at most, and then needs a CPU that has time for it.
+const LIMIT: Duration = Duration::from_secs(20);
 /// Its deferred work runs as soon as a CPU has time.
 const POLL: Duration = Duration::from_micros(200);
 

@@ -1,7 +1,5 @@
 //! Which gateway a client's flow has: the one it began with, while that is there.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use coil_packet::Reason;
 
 use crate::{
@@ -9,10 +7,6 @@ use crate::{
     wire::{self, Ip, tcp},
     world::{AFFINE, CLIENT},
 };
-
-const fn any(net: &Net) -> IpAddr {
-    if net.is_v4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) }
-}
 
 pub(crate) fn cases(net: Net) -> Vec<Case> {
     let tunnel = |gateway, inner: &[u8]| wire::fou((net.client, gateway), 0, 5555, inner);
@@ -27,7 +21,7 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
     let of_client = |gateway| Given::Pin {
         protocol: 0,
         client: (net.client, 0),
-        remote: (any(&net), 0),
+        remote: (net.client, 0),
         egress: AFFINE,
         gateway,
     };

@@ -11,7 +11,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use coil_agent::datapath::{self, Datapath, Drift, Removed, Report};
 use coil_cases::world::{CLIENT, PLAIN, UPLINK};
 use coil_kernel_tests::{Node, Pins, desired};
-use coil_packet::abi::{PodValue, PolicyKey, PoolValue};
+use coil_packet::abi::{Config, PodValue, PolicyKey, PoolValue};
 
 fn run(command: &str) -> Result<String> {
     let mut words = command.split(' ');
@@ -80,7 +80,7 @@ fn entries_that_others_change_are_put_right() -> Result<()> {
         run(&format!(
             "bpftool map update pinned {} key 0 0 0 0 value {}",
             pins.config().pin_root.join("maps/coil_config").display(),
-            ["0"; 16].join(" ")
+            ["0"; size_of::<Config>()].join(" ")
         ))?;
         repaired(agent, entries(1), "the configuration was cleared")
     })

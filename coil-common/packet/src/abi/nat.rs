@@ -62,7 +62,8 @@ pub struct NatRevValue<A> {
     pub pad: u8,
 }
 
-/// Key of `coil_pin4` and `coil_pin6`: a client's flow, or a client (all but client and Egress zero).
+/// Key of `coil_pin4` and `coil_pin6`: a client's flow, or a client
+/// (itself as the remote; ports and protocol are 0).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PinKey<A> {

@@ -146,7 +146,7 @@ fn choose<A: Addr, T: Tables<A>>(
     if pinned(&flow, policy, ready, idle, tables, way) {
         return true;
     }
-    let client = PinKey { remote: A::zeroed(), client_port: 0, remote_port: 0, protocol: 0, ..flow };
+    let client = PinKey { remote: packet.src, client_port: 0, remote_port: 0, protocol: 0, ..flow };
     let affine = flags & egress_flag::CLIENT_AFFINITY != 0;
     if !(affine && pinned(&client, policy, true, AFFINITY, tables, way)) {
         let hash = if affine { hash::address(packet.src) } else { hash::flow(packet) };

@@ -18,6 +18,8 @@ use crate::common::{LIMIT, check, end, name, program};
 
 /// Permissions for moments that a test cannot bring about: what would ask, and when.
 const RARE: &[(&str, &str)] = &[
+    ("coild create events", "forwarding by eBPF begins or ends"),
+    ("coild patch events", "the same Event again"),
     ("coil-ipam-controller-events patch events", "the same Event again, which is told once a minute"),
     ("coild get pods", "ADD before the watch has told of the pod"),
     ("coild-ipam get namespaces", "ADD before the watch has told of the namespace"),
