@@ -31,6 +31,9 @@ const BPF_KINDS: [&str; 3] = ["prog", "map", "link"];
 pub struct Remains {
     /// Namespaces as `/proc` writes them: `net:[4026532000]`.
     namespaces: BTreeSet<String>,
+    /// When the youngest process of the machine had started. The kernel gives numbers of namespaces again:
+    /// processes that started later may be another lab's.
+    looked: u64,
     /// Pinned BPF objects: kind and id.
     bpf: BTreeSet<(&'static str, u64)>,
     state: PathBuf,
@@ -72,7 +75,8 @@ impl Remains {
                 bpf.extend(pinned.map(|object| (kind, object.id)));
             }
         }
-        Ok(Self { namespaces: &namespaces - &own, bpf, state: state.path().to_owned() })
+        let looked = processes().filter_map(|process| started(&process)).max().unwrap_or_default();
+        Ok(Self { namespaces: &namespaces - &own, looked, bpf, state: state.path().to_owned() })
     }
 
     /// What of it is still there, one line each.
@@ -81,7 +85,8 @@ impl Remains {
     /// When it cannot be found out.
     pub fn left(&self) -> Result<Vec<String>> {
         let mut left = Vec::new();
-        for process in processes() {
+        let older = |process: &String| started(process).is_some_and(|start| start <= self.looked);
+        for process in processes().filter(older) {
             if let Some(ns) = namespaces(&process).find(|ns| self.namespaces.contains(ns)) {
                 let name = fs::read_to_string(proc(&process).join("comm")).unwrap_or_default();
                 left.push(format!("process {process} ({}) in {ns}", name.trim()));
@@ -172,6 +177,14 @@ fn processes() -> impl Iterator<Item = String> {
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// When a process started, in ticks since the machine did.
+fn started(process: &str) -> Option<u64> {
+    let stat = fs::read_to_string(proc(process).join("stat")).ok()?;
+    // Behind the name, which may have spaces and parentheses of its own; proc_pid_stat(5) counts from 1.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
 }
 
 /// The namespaces that a process is in or holds open.
