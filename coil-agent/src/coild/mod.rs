@@ -160,11 +160,8 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
             fast_udp: options.fast_udp,
-            // Calico's policies, and another plugin's, are in the host's stack: no packet may pass it by.
-            forward: plane.mode() == "ebpf"
-                && options.enable_ipam
-                && !options.compat_calico
-                && !options.host_stack,
+            forward: plane.mode() == "ebpf" && !options.is_by_host_stack(),
+            host_stack: options.is_by_host_stack(),
             fou_port: options.egress_port,
             mark: options.mark.0,
             originating_only: options.enable_originating_only,

@@ -26,6 +26,7 @@ mod maglev;
 pub(crate) mod netlink;
 mod object;
 pub mod obstacle;
+mod outgrown;
 mod pins;
 mod state;
 mod table;
@@ -40,12 +41,13 @@ use aya::{
 };
 use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
-use tracing::warn;
+use tracing::{info, warn};
 
 use attach::{Attachments, Hook, Place, Program, classifier};
 use events::Events;
 use family::FamilyTables;
 use lock::Lock;
+use outgrown::Outgrown;
 use state::Counters;
 use table::Table;
 
@@ -71,11 +73,13 @@ pub struct DatapathConfig {
     pub pin_root: PathBuf,
     /// How long to wait for another agent to end.
     pub patience: Duration,
+    /// Maps with another number of entries than the object states.
+    pub entries: Vec<(&'static str, u32)>,
 }
 
 impl Default for DatapathConfig {
     fn default() -> Self {
-        Self { pin_root: PIN_ROOT.into(), patience: PATIENCE }
+        Self { pin_root: PIN_ROOT.into(), patience: PATIENCE, entries: vec![] }
     }
 }
 
@@ -116,6 +120,8 @@ pub struct Datapath {
     pools: Vec<IpNet>,
     /// The configuration as last written.
     stated: Option<Config>,
+    /// Maps of an earlier version, until its programs are replaced.
+    before: Option<Outgrown>,
     /// How programs are attached to uplinks, and to links that somebody else wants the qdisc of.
     link_hook: Hook,
 }
@@ -130,10 +136,13 @@ impl Datapath {
         let link_hook = require_kernel()?;
         let lock = Lock::take(&config.pin_root, config.patience)?;
         let maps = config.pin_root.join("maps");
-        pins::prepare(&maps)?;
+        let outgrown = pins::prepare(&maps, &config.entries)?;
         let mut loader = EbpfLoader::new();
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
+        }
+        for (name, entries) in &config.entries {
+            loader.map_max_entries(name, *entries);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for program in Program::ALL {
@@ -144,7 +153,7 @@ impl Datapath {
             })?;
         }
         let uplinks = take(&mut ebpf, "coil_uplinks")?;
-        Ok(Self {
+        let mut opened = Self {
             attachments: Attachments::adopt(config.pin_root.join("links"))?,
             config: take(&mut ebpf, "coil_config")?,
             lost: take(&mut ebpf, "coil_lost")?,
@@ -159,7 +168,30 @@ impl Datapath {
             link_hook,
             pin_root: config.pin_root.clone(),
             ebpf,
-        })
+            before: None,
+        };
+        opened.take_over(&outgrown)?;
+        opened.before = Some(outgrown);
+        Ok(opened)
+    }
+
+    fn take_over(&mut self, outgrown: &Outgrown) -> Result<(), DatapathError> {
+        let moved = self.v4.state.take_over(outgrown)? + self.v6.state.take_over(outgrown)?;
+        if moved > 0 {
+            info!(entries = moved, "moved what maps of another size held");
+        }
+        Ok(())
+    }
+
+    /// What is left of an earlier version goes, now that none of its programs runs.
+    fn leave_behind(&mut self) -> Result<(), DatapathError> {
+        let Some(outgrown) = self.before.take() else { return Ok(()) };
+        self.take_over(&outgrown)?;
+        let removed = pins::remove_others(&self.pin_root.join("maps"))?;
+        if removed > 0 {
+            info!(maps = removed, "removed maps of another version");
+        }
+        Ok(())
     }
 
     /// Makes the kernel's state what is wanted. Doing it twice changes nothing.
@@ -181,6 +213,7 @@ impl Datapath {
         report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
         report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
         self.forget_decisions_after(&report)?;
+        self.leave_behind()?;
         Ok(report)
     }
 
