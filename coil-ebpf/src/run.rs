@@ -64,6 +64,10 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
         (reason, action) = (Reason::Rewrite, DROP);
     }
     maps::count(H::PATH, <A as Addr>::FAMILY, reason, len);
+    #[cfg(feature = "log")]
+    if crate::log::tells_of(H::PATH) {
+        crate::log::packet(skb, H::PATH, decision, reason);
+    }
     if action == DROP {
         report::<H, A>(skb, decision, reason, len);
     }

@@ -30,8 +30,17 @@ const FIB_FRAG_NEEDED: i64 = 8;
 /// No answer of the kernel.
 const FIB_NOT_ASKED: i64 = -1;
 
+#[cfg(feature = "log")]
+use crate::log::Shown;
+
+/// Nothing is shown.
+#[cfg(not(feature = "log"))]
+pub(crate) trait Shown {}
+#[cfg(not(feature = "log"))]
+impl<A> Shown for A {}
+
 /// A family with its maps and its part of `struct bpf_fib_lookup`.
-pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps {
+pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps + Shown {
     fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self);
 }
 

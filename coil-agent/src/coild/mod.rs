@@ -140,7 +140,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
-    let plane = datapath::choose(options.datapath)?;
+    let plane = datapath::choose(options.datapath, options.ebpf_log)?;
     let kernel_egress_missing = kernel_egress(options.enable_egress);
     let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
     feed.start(

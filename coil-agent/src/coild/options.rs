@@ -12,6 +12,8 @@ use coil_api::{
 };
 use ipnet::IpNet;
 
+use crate::datapath::LogLevel;
+
 /// The node agent of Coil: addresses, pod networks, and the egress datapath
 #[derive(Debug, Clone, Parser)]
 #[command(name = "coild", version)]
@@ -66,6 +68,9 @@ pub struct Options {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     pub host_stack: bool,
+    /// What a debug build of the eBPF programs tells of its packets in this log
+    #[arg(long, value_enum)]
+    pub ebpf_log: Option<LogLevel>,
     /// The bit of packets' marks that Coil's own packets carry between two of its programs
     #[arg(long, default_value = "0x2000")]
     pub mark: Mark,

@@ -22,6 +22,7 @@ mod filter;
 mod flows;
 mod image;
 mod lock;
+mod log;
 mod maglev;
 pub(crate) mod netlink;
 mod object;
@@ -43,10 +44,11 @@ use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
-use attach::{Attachments, Hook, Place, Program, classifier};
+use attach::{Attachments, Hook, Program, classifier, places};
 use events::Events;
 use family::FamilyTables;
 use lock::Lock;
+use log::Log;
 use outgrown::Outgrown;
 use state::Counters;
 use table::Table;
@@ -56,6 +58,7 @@ pub use cleanup::{Removed, cleanup};
 pub use desired::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId};
 pub use error::DatapathError;
 pub use events::Dropped;
+pub use log::LogLevel;
 pub use object::{OBJECT, PINNED_MAPS};
 pub use state::{NatEntry, Reading, Swept, monotonic_seconds};
 pub use table::Changes;
@@ -116,6 +119,7 @@ pub struct Datapath {
     v6: FamilyTables<[u8; 16]>,
     counters: Counters,
     events: Events,
+    log: Log,
     /// Pools as last wanted.
     pools: Vec<IpNet>,
     /// The configuration as last written.
@@ -141,6 +145,7 @@ impl Datapath {
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
         }
+        loader.map_pin_path(log::LEVEL, maps.join(log::LEVEL));
         for (name, entries) in &config.entries {
             loader.map_max_entries(name, *entries);
         }
@@ -162,6 +167,7 @@ impl Datapath {
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             counters: Counters::adopt(&mut ebpf)?,
             events: Events::adopt(&mut ebpf)?,
+            log: Log::adopt(&mut ebpf)?,
             pools: vec![],
             stated: None,
             _lock: lock,
@@ -377,8 +383,17 @@ impl Datapath {
         self.counters.read()
     }
 
+    /// Says what a debug build of the programs tells of its packets from now on. False for another build.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_log(&mut self, level: LogLevel) -> Result<bool, DatapathError> {
+        self.log.set(level)
+    }
+
     /// Packets that the programs dropped since the last time: at most five a second are told of.
     pub fn dropped(&mut self) -> Vec<Dropped> {
+        self.log.show();
         self.events.take()
     }
 
@@ -438,20 +453,6 @@ impl Datapath {
 
 /// What a packet may not be before the kernel's flows are marked.
 const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
-
-/// Every place where a program belongs, with its owner for messages.
-fn places(desired: &Desired, link_hook: Hook) -> BTreeMap<Place, String> {
-    let pods = desired.pods.iter().flat_map(|pod| {
-        let hook = if pod.shaped { link_hook } else { Hook::Filter };
-        let place = |program| (Place { program, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name));
-        [Program::FromPod, Program::ToPod].map(place)
-    });
-    let uplinks = desired.uplinks.iter().flat_map(|ifindex| {
-        let place = |program| (Place { program, ifindex: *ifindex, hook: link_hook }, "uplink".to_owned());
-        [Program::FromNet, Program::ToNet].map(place)
-    });
-    pods.chain(uplinks).collect()
-}
 
 /// `bpf_redirect_peer` and `bpf_redirect_neigh` came with Linux 5.10 (commits 9aa1206e8f48 and b4ab31414970).
 fn require_kernel() -> Result<Hook, DatapathError> {

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use aya::maps::{Map, MapData, MapInfo};
 use aya_obj::Object;
 
-use super::{DatapathError, OBJECT, PINNED_MAPS, outgrown::Outgrown};
+use super::{DatapathError, OBJECT, PINNED_MAPS, log, outgrown::Outgrown};
 
 /// Maps of flows, and the map that says whether flows may be fast.
 const FLOWS: [&str; 4] = ["coil_flows4", "coil_flows6", "coil_datagrams4", "coil_datagrams6"];
@@ -58,7 +58,7 @@ pub(super) fn remove_others(dir: &Path) -> Result<usize, DatapathError> {
     let mut removed = 0;
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if PINNED_MAPS.iter().all(|name| entry.file_name() != *name) {
+        if PINNED_MAPS.iter().chain([&log::LEVEL]).all(|name| entry.file_name() != *name) {
             remove_file(&entry.path())?;
             removed += 1;
         }

@@ -50,6 +50,7 @@ fn build(package: &str, words: &[&str]) -> Result<Vec<Built>> {
     if WITH_EBPF.contains(&package) {
         setup::ensure()?;
         build_ebpf::build()?;
+        build_ebpf::build_logging_all()?;
     }
     built::cargo(&[words, &["--package", package]].concat())
 }
