@@ -39,10 +39,13 @@ pub enum Tool {
         #[command(flatten)]
         timeout: Timeout,
     },
-    /// Have bytes echoed over one TCP connection, again and again, and compare each
+    /// Have bytes echoed over TCP connections, again and again, and compare each
     TcpEcho {
         /// ADDRESS:PORT
         to: SocketAddr,
+        /// How many connections at once
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
         /// How many bytes each time
         #[arg(long, default_value_t = 1 << 20)]
         bytes: usize,
@@ -159,8 +162,9 @@ pub fn run(tool: Tool) -> Result<String> {
                 served.map(|()| String::new())
             }
             Tool::TcpSend { to, bytes, timeout } => tcp::send(to, bytes, timeout.get()).await,
-            Tool::TcpEcho { to, bytes, times, pause, timeout } => {
-                tcp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
+            Tool::TcpEcho { to, connections, bytes, times, pause, timeout } => {
+                let pause = Duration::from_millis(pause);
+                tcp::echo_on_all(connections, to, bytes, times, pause, timeout.get()).await
             }
             Tool::UdpEcho { to, bytes, times, pause, timeout } => {
                 udp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
