@@ -66,6 +66,9 @@ pub enum Tool {
         /// Bytes of a datagram
         #[arg(long, default_value_t = 1000)]
         bytes: usize,
+        /// Hand the kernel this many at once, as QUIC does (UDP_SEGMENT)
+        #[arg(long, default_value_t = 1)]
+        segments: usize,
         /// How many
         #[arg(long, default_value_t = 20)]
         times: usize,
@@ -166,8 +169,9 @@ pub fn run(tool: Tool) -> Result<String> {
                 let pause = Duration::from_millis(pause);
                 tcp::echo_on_all(connections, to, bytes, times, pause, timeout.get()).await
             }
-            Tool::UdpEcho { to, bytes, times, pause, timeout } => {
-                udp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
+            Tool::UdpEcho { to, bytes, segments, times, pause, timeout } => {
+                let pause = Duration::from_millis(pause);
+                udp::echo(to, bytes, segments, times, pause, timeout.get()).await
             }
             Tool::Visit { address, port, times, timeout } => visit(address, port, times, timeout.get()).await,
             Tool::Route { addresses, via } => {
@@ -190,7 +194,7 @@ async fn visit(address: IpAddr, port: u16, times: usize, limit: Duration) -> Res
     let seen = tcp::whoami(at(2), limit).await?;
     tcp::send(at(0), MEGABYTE, limit).await?;
     tcp::echo(at(1), MEGABYTE, times, Duration::ZERO, limit).await?;
-    udp::echo(at(1), 1000, 20, Duration::ZERO, limit).await?;
+    udp::echo(at(1), 1000, 1, 20, Duration::ZERO, limit).await?;
     Ok(seen)
 }
 

@@ -192,6 +192,9 @@ fn every_kind_of_packet_finds_its_way() -> Result<()> {
             lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 3 -s 4000 {world}"))?.success()?;
             let to = socket(world, 7);
             lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1400 --timeout 3 {to}"))?.success()?;
+            // As QUIC sends: the kernel gets several datagrams in one piece.
+            lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1200 --segments 20 --timeout 3 {to}"))?
+                .success()?;
             // Nobody listens: the world's error gets back to the client.
             let refused =
                 lab.exec(pod, &format!("coil-lab tool udp-echo --times 1 --timeout 3 {}", socket(world, 9)))?;

@@ -94,7 +94,7 @@ fn a_gateway_may_be_a_client_of_another() -> Result<()> {
     rolled_out(&lab, "outer")?;
     let annotated = egress("nat", &format!("destinations: {DESTINATIONS}")).replace(
         "template: {",
-        &"template: {metadata: {annotations: {egress.coil.cybozu.com/internet: outer}}, ".to_owned(),
+        "template: {metadata: {annotations: {egress.coil.cybozu.com/internet: outer}}, ",
     );
     lab.apply(&annotated)?;
     rolled_out(&lab, "nat")?;
