@@ -15,6 +15,8 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "coil-ebpf";
+/// Of the workspace's Cargo.toml.
+const PROFILE: &str = "bpf";
 /// `--btf` makes the linker keep type information: maps and programs carry readable names.
 const RUSTFLAGS: &str = "-Clinker=bpf-linker -Clink-arg=--btf -Cdebuginfo=2";
 
@@ -53,9 +55,9 @@ pub(crate) fn object() -> PathBuf {
 pub(crate) fn build() -> Result<()> {
     let build_dir = run::target_dir().join("bpf-build");
     let mut command = cargo("build");
-    command.arg("--release").arg("--target-dir").arg(&build_dir);
+    command.arg("--target-dir").arg(&build_dir);
     run::run(&mut command)?;
-    copy_if_changed(&build_dir.join(TARGET).join("release").join(PACKAGE), &object())
+    copy_if_changed(&build_dir.join(TARGET).join(PROFILE).join(PACKAGE), &object())
 }
 
 /// Compiles a debug build of some programs, for which the tests look beside the object.
@@ -63,10 +65,10 @@ pub(crate) fn build_logging(programs: &[&str]) -> Result<PathBuf> {
     let build_dir = run::target_dir().join("bpf-log");
     let features: Vec<String> = programs.iter().map(|program| format!("log-{program}")).collect();
     let mut command = cargo("build");
-    command.arg("--release").arg("--target-dir").arg(&build_dir).arg("--features").arg(features.join(","));
+    command.arg("--target-dir").arg(&build_dir).arg("--features").arg(features.join(","));
     run::run(&mut command)?;
     let object = run::target_dir().join("bpf").join(format!("{PACKAGE}-log"));
-    copy_if_changed(&build_dir.join(TARGET).join("release").join(PACKAGE), &object)?;
+    copy_if_changed(&build_dir.join(TARGET).join(PROFILE).join(PACKAGE), &object)?;
     Ok(object)
 }
 
@@ -78,7 +80,7 @@ pub(crate) fn build_logging_all() -> Result<()> {
 /// Runs clippy over the eBPF crate, with the workspace's lints, for its own target.
 pub(crate) fn clippy() -> Result<()> {
     let mut command = cargo("clippy");
-    command.arg("--release").arg("--target-dir").arg(run::target_dir().join("bpf-clippy"));
+    command.arg("--target-dir").arg(run::target_dir().join("bpf-clippy"));
     command.arg("--all-features");
     command.args(["--", "-D", "warnings"]);
     run::run(&mut command)
@@ -110,7 +112,7 @@ fn cargo(verb: &str) -> Command {
             command.env("RUSTC", setup::DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
         }
     }
-    command.args(["--package", PACKAGE, "--target", TARGET]);
+    command.args(["--package", PACKAGE, "--target", TARGET, "--profile", PROFILE]);
     command.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", RUSTFLAGS);
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command

@@ -9,6 +9,7 @@
 //! - `e2e`: the end-to-end tests for any cluster.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
 //! - `egress`: Egresses as their users change them; every kind of packet; failover.
+//! - `gateways`: gateways that die, that are clients themselves, and whose clients send them everything.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
 //! - `roles`: each permission of the shipped roles is needed.
@@ -23,6 +24,7 @@ mod demo;
 mod e2e;
 mod egress;
 mod failures;
+mod gateways;
 mod ipam;
 mod lifecycle;
 mod refusals;
