@@ -51,6 +51,8 @@ const PODS: [(Pod, &str, Option<usize>, u8); 6] = [
 ];
 
 const UPLINK: u32 = 2;
+/// Where the local network is one of several on a wire.
+const VLAN: u16 = 10;
 /// The world's number on the local network.
 const ROUTER: u8 = 254;
 
@@ -71,7 +73,15 @@ impl Fabric {
     /// # Errors
     /// Without root, or when the kernel refuses something.
     pub fn new(v4: bool) -> Result<Self> {
-        Self::of_another_version(v4, vec![])
+        Self::make(v4, vec![], false)
+    }
+
+    /// The same with a VLAN of the local network as everybody's link.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn over_vlan(v4: bool) -> Result<Self> {
+        Self::make(v4, vec![], true)
     }
 
     /// The same with agents whose maps have other sizes; those who replace them have this version's.
@@ -79,6 +89,10 @@ impl Fabric {
     /// # Errors
     /// As [`Self::new`].
     pub fn of_another_version(v4: bool, entries: Vec<(&'static str, u32)>) -> Result<Self> {
+        Self::make(v4, entries, false)
+    }
+
+    fn make(v4: bool, entries: Vec<(&'static str, u32)>, vlan: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pins = vec![Pins::new()?, Pins::new()?];
         let prefix = format!("coil-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -89,7 +103,7 @@ impl Fabric {
             let path = PathBuf::from("/run/netns").join(format!("{}{name}", fabric.prefix));
             fabric.spaces.insert(name, NetNs::create(path)?);
         }
-        fabric.make_switch()?;
+        fabric.make_switch(vlan)?;
         for (index, node) in NODES.into_iter().enumerate() {
             fabric.make_node(index, node)?;
         }
@@ -299,16 +313,21 @@ impl Fabric {
         self.ip(space, &format!("{} addr add {}/{len} dev eth0{more}", self.family(), self.lan(host)))
     }
 
-    fn make_switch(&self) -> Result<()> {
+    fn make_switch(&self, vlan: bool) -> Result<()> {
         self.ip(SWITCH, "link add br0 type bridge")?;
         self.ip(SWITCH, "link set br0 up")?;
         for space in NODES.into_iter().chain([name(Pod::World)]) {
             let there = format!("{}{space}", self.prefix);
+            let peer = if vlan { "trunk".to_owned() } else { format!("eth0 index {UPLINK}") };
             self.ip(
                 SWITCH,
-                &format!("link add name sw-{space} master br0 type veth peer name eth0 index {UPLINK} netns {there}"),
+                &format!("link add name sw-{space} master br0 type veth peer name {peer} netns {there}"),
             )?;
             self.ip(SWITCH, &format!("link set sw-{space} up"))?;
+            if vlan {
+                self.ip(space, "link set trunk up")?;
+                self.ip(space, &format!("link add link trunk name eth0 index {UPLINK} type vlan id {VLAN}"))?;
+            }
             self.ip(space, "link set eth0 up")?;
             self.ip(space, "link set lo up")?;
         }

@@ -35,7 +35,9 @@ pub(super) fn entry(built: Built, group: &str, package: &str, tests: Vec<String>
     let mut command =
         vec!["env".to_owned(), format!("CARGO_MANIFEST_DIR={}", built.folder.display()), built.path];
     // One at a time: a line as each ends, and the guest's processors for its traffic.
-    command.extend(["--test-threads=1".to_owned(), "--exact".to_owned()]);
+    // Those that the host's kernel cannot run, too.
+    let options = ["--test-threads=1", "--include-ignored", "--exact"];
+    command.extend(options.map(str::to_owned));
     command.extend(tests.iter().cloned());
     // A package's unit tests need no second name.
     let target = if built.target.replace('-', "_") == package.replace('-', "_") {
