@@ -23,6 +23,8 @@ const FAULT: i32 = i32::MIN;
 pub(crate) trait Hook {
     /// Its counters.
     const PATH: Path;
+    /// True for a program on the way in.
+    const FORWARDS: bool = matches!(Self::PATH, Path::FromPod | Path::FromNet);
     /// False for a packet that it leaves alone at the first look: one with a tag, or one that another of the programs
     /// sends, which has a mark that is for us alone.
     #[inline(always)]
@@ -56,7 +58,9 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
     let mut action = match decision.outcome.verdict {
         Verdict::Next => NEXT,
         Verdict::Drop => DROP,
-        Verdict::Forward => pass_on(skb, decision),
+        Verdict::Forward if H::FORWARDS => pass_on(skb, decision),
+        // No program on the way out forwards: without the code that would, the kernel need not make packets writable.
+        Verdict::Forward => NEXT,
         Verdict::Send(_) => carry_out::<H, A>(skb, decision),
         Verdict::Answer(_) => tell::<H, A>(skb, decision),
     };
@@ -98,7 +102,7 @@ fn report<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>, reason: Reason
     });
 }
 
-#[inline(never)]
+#[inline(always)]
 fn pass_on<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
     let way = &decision.way;
     if forward(&mut skb.front(), &decision.packet, way).is_err() {

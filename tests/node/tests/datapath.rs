@@ -149,8 +149,7 @@ impl Pair {
         // A rule that counts is none that would be missed.
         run("nft add table inet watch")?;
         run("nft add chain inet watch gate { type filter hook forward priority 0 ; }")?;
-        run("nft add counter inet watch seen")?;
-        run("nft add rule inet watch gate counter name seen")?;
+        run("nft add rule inet watch gate counter")?;
         let pods = <[Sandbox; 2]>::try_from(pods).ok().context("two pods")?;
         Ok(Self { pods, to: address })
     }
@@ -163,7 +162,7 @@ impl Pair {
     }
 
     fn seen() -> Result<u64> {
-        let text = run("nft list counter inet watch seen")?;
+        let text = run("nft list chain inet watch gate")?;
         let count = text.split("packets ").nth(1).context("a counter")?.split(' ').next().unwrap_or_default();
         Ok(count.parse()?)
     }
@@ -172,7 +171,9 @@ impl Pair {
     async fn pings(&self, cluster: &Cluster, wanted: (bool, u64), after: &str) -> Result<()> {
         let check = async || {
             let now = self.ping()?;
-            Ok((now != wanted).then(|| format!("(answered, seen by the stack) {now:?}, not {wanted:?}")))
+            let log = cluster.coild_log()?;
+            Ok((now != wanted)
+                .then(|| format!("(answered, seen by the stack) {now:?}, not {wanted:?}\n{log}")))
         };
         cluster.wait_for(&format!("the ping after {after}"), check).await
     }

@@ -25,7 +25,8 @@ async fn uplinks(cluster: &Cluster, wanted: &[&str], after: &str) -> Result<()> 
                 wrong.push(link);
             }
         }
-        Ok((!wrong.is_empty()).then(|| format!("{wrong:?} should be otherwise\n{}", cluster.coild_log()?)))
+        let log = cluster.coild_log()?;
+        Ok((!wrong.is_empty()).then(|| format!("{wrong:?} should be otherwise\n{log}")))
     };
     cluster.wait_for(&format!("the uplinks after {after}"), check).await
 }

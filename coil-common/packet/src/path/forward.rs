@@ -3,7 +3,7 @@
 use super::query;
 use crate::{
     Addr, Decision, Draft, Fib, Insert, Reason, Tables,
-    abi::{PodValue, Way, config_flag, way_kind},
+    abi::{Config, PodValue, Way, config_flag, way_kind},
     flow,
     wire::Packet,
 };
@@ -16,10 +16,11 @@ pub(super) const NETWORK: u32 = 0;
 #[inline(never)]
 pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &mut T) -> bool {
     let Decision { packet, flow: Draft { key, upward, .. }, way, outcome, .. } = decision;
-    if eligible(packet, tables).is_err() {
+    let config = tables.config();
+    if eligible(packet, &config).is_err() {
         return false;
     }
-    let (config, now) = (tables.config(), tables.now());
+    let now = tables.now();
     (*key, *upward) = flow::key(packet);
     let holds = tables.with_flow(key, |flow| {
         // Two copies of a known length each: one of either would be a call of memmove.
@@ -51,7 +52,7 @@ pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, 
         return outcome.next(Reason::NotAPod);
     }
     // The source is a pod's own address, and yet need not be of a pool (chained mode).
-    if let Err(reason) = eligible(packet, tables) {
+    if let Err(reason) = eligible(packet, &tables.config()) {
         return outcome.next(reason);
     }
     let reason = way_out(packet, local.as_ref(), tables, way);
@@ -75,7 +76,7 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
     tables: &mut T,
 ) -> Reason {
     let Decision { packet, way, outcome, .. } = decision;
-    if let Err(reason) = eligible(packet, tables) {
+    if let Err(reason) = eligible(packet, &tables.config()) {
         return outcome.next(reason);
     }
     if pod.is_by_kernel() {
@@ -221,8 +222,7 @@ fn begins_fast<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T, network: b
 
 /// What every fast packet must be.
 #[inline(always)]
-fn eligible<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T) -> Result<(), Reason> {
-    let config = tables.config();
+fn eligible<A: Addr>(packet: &Packet<A>, config: &Config) -> Result<(), Reason> {
     if config.flags & config_flag::FORWARD == 0 {
         Err(Reason::NotFastNode)
     } else if !flow::may_be_fast(packet, config.flags & config_flag::FAST_UDP != 0) {
