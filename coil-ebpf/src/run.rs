@@ -112,9 +112,13 @@ fn pass_on<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
         return skb.send_to_peer(way.egress);
     }
     skb.add_mark(maps::config().mark);
-    if way.kind == way_kind::LINK {
-        return skb.send_out(way.egress);
-    }
+    if way.kind == way_kind::LINK { skb.send_out(way.egress) } else { search(skb, decision) }
+}
+
+/// Lets the kernel search for the neighbour. Not inlined: a part of the stack of its own.
+#[inline(never)]
+fn search<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+    let way = &decision.way;
     let family = if way.kind == way_kind::NEIGHBOUR4 { AF_INET } else { AF_INET6 };
     skb.send_to_neighbour(way.egress, family, &way.next)
 }
