@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod};
+use coil_agent::datapath::{Datapath, DatapathConfig, Desired, Egress, Gateway, LocalPod};
 use coil_netns::NetNs;
 use coil_packet::{Class, Reason};
 
@@ -61,6 +61,8 @@ pub struct Fabric {
     spaces: BTreeMap<&'static str, NetNs>,
     datapaths: Vec<Mutex<Option<Datapath>>>,
     pins: Vec<Pins>,
+    /// Sizes of maps that the first agents make.
+    entries: Vec<(&'static str, u32)>,
 }
 
 impl Fabric {
@@ -69,10 +71,18 @@ impl Fabric {
     /// # Errors
     /// Without root, or when the kernel refuses something.
     pub fn new(v4: bool) -> Result<Self> {
+        Self::of_another_version(v4, vec![])
+    }
+
+    /// The same with agents whose maps have other sizes; those who replace them have this version's.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_another_version(v4: bool, entries: Vec<(&'static str, u32)>) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pins = vec![Pins::new()?, Pins::new()?];
         let prefix = format!("coil-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut fabric = Self { prefix, v4, spaces: BTreeMap::new(), datapaths: vec![], pins };
+        let mut fabric = Self { prefix, v4, spaces: BTreeMap::new(), datapaths: vec![], pins, entries };
         std::fs::create_dir_all("/run/netns").context("cannot make /run/netns")?;
         let names = PODS.map(|(_, name, ..)| name);
         for name in [SWITCH].into_iter().chain(NODES).chain(names) {
@@ -166,7 +176,8 @@ impl Fabric {
     }
 
     fn open(&self, node: usize) -> Result<Datapath> {
-        let mut datapath = Datapath::open(&self.pins[node].config())?;
+        let config = DatapathConfig { entries: self.entries.clone(), ..self.pins[node].config() };
+        let mut datapath = Datapath::open(&config)?;
         datapath.apply(&self.desired(node))?;
         Ok(datapath)
     }
@@ -409,6 +420,7 @@ impl Fabric {
             quota: 0,
             uplinks: [UPLINK].into(),
             forward: true,
+            host_stack: false,
             fast_udp: false,
             fou_port: 5555,
             mark: crate::node::MARK,

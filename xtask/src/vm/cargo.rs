@@ -6,11 +6,14 @@ use super::groups::Entry;
 use crate::{
     build_ebpf,
     built::{self, Built},
-    setup,
+    plugin, setup,
 };
 
 /// Packages that embed the TC programs.
 const WITH_EBPF: &[&str] = &["coil-kernel-tests", "coil-agent"];
+
+/// Packages whose tests start coild and the plugin.
+const WITH_COILD: &[&str] = &["coil-node-tests"];
 
 /// Builds a package's programs.
 pub(super) fn programs(package: &str) -> Result<Vec<Built>> {
@@ -19,7 +22,11 @@ pub(super) fn programs(package: &str) -> Result<Vec<Built>> {
 
 /// Builds a package's tests.
 pub(super) fn tests(package: &str) -> Result<Vec<Built>> {
-    // Programs that the tests start are built as well.
+    if WITH_COILD.contains(&package) {
+        plugin::build()?;
+        build("coil-agent", &["build", "--bins"])?;
+    }
+    // Programs of the package itself are built as well.
     Ok(build(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())
 }
 
@@ -43,6 +50,7 @@ fn build(package: &str, words: &[&str]) -> Result<Vec<Built>> {
     if WITH_EBPF.contains(&package) {
         setup::ensure()?;
         build_ebpf::build()?;
+        build_ebpf::build_logging_all()?;
     }
     built::cargo(&[words, &["--package", package]].concat())
 }

@@ -144,29 +144,35 @@ fn way_out<A: Addr, T: Tables<A>>(
     }
 }
 
-/// Writes the entry that the packet's flow would begin with, if it is fast.
+/// Writes the entry that the packet's flow would begin with, if it is fast. The packet itself goes to a neighbour by
+/// the kernel's search, which keeps the kernel's knowledge of it fresh; those that follow in this second need none.
 #[inline(always)]
 fn draft<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &T) {
     let Decision { packet, flow: Draft { key, value, upward }, way, .. } = decision;
     (*key, *upward) = flow::key(packet);
     let now = tables.now();
-    way.seal(&tables.config(), now, ingress);
     flow::begin(value, flow::FAST, packet, now);
-    if *upward {
-        value.upward = *way;
-        value.downward.epoch = 0;
+    let (next, other) = if *upward {
+        (&mut value.upward, &mut value.downward)
     } else {
-        value.downward = *way;
-        value.upward.epoch = 0;
+        (&mut value.downward, &mut value.upward)
+    };
+    other.epoch = 0;
+    *next = *way;
+    if way.kind != way_kind::POD
+        && let Some(macs) = tables.macs()
+    {
+        next.to_link(macs);
     }
+    next.seal(&tables.config(), now, ingress);
 }
 
 /// Finds or makes the packet's fast flow, and stores the drafted decision in it. [`Reason::ToPod`] says that it
 /// is fast, another reason why not.
 #[inline(never)]
 fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &mut T) -> Reason {
-    let Decision { packet, flow: draft, way, .. } = decision;
-    let mut state = look(packet, draft, way, tables);
+    let Decision { packet, flow: draft, .. } = decision;
+    let mut state = look(packet, draft, tables);
     if state == 0 {
         if !begins_fast(packet, tables, network) {
             return Reason::NotFastFlow;
@@ -175,7 +181,7 @@ fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &
             Ok(()) => return Reason::ToPod,
             Err(Insert::Full) => return Reason::FlowTableFull,
             // Another CPU was faster; it may be the kernel's by now.
-            Err(Insert::Exists) => state = look(packet, draft, way, tables),
+            Err(Insert::Exists) => state = look(packet, draft, tables),
         }
     }
     match state {
@@ -187,15 +193,15 @@ fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &
 
 /// The state of the packet's flow, 0 without one. Keeps it alive, and stores the decision in a fast one.
 #[inline(always)]
-fn look<A: Addr, T: Tables<A>>(packet: &Packet<A>, draft: &Draft<A>, way: &Way, tables: &mut T) -> u8 {
+fn look<A: Addr, T: Tables<A>>(packet: &Packet<A>, draft: &Draft<A>, tables: &mut T) -> u8 {
     let Draft { key, value, upward } = draft;
     let state = tables.with_flow(key, |flow| {
         flow::note(flow, packet, value.seen);
         if flow.state == flow::FAST {
             if *upward {
-                flow.upward = *way;
+                flow.upward = value.upward;
             } else {
-                flow.downward = *way;
+                flow.downward = value.downward;
             }
         }
         flow.state
