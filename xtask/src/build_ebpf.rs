@@ -80,8 +80,7 @@ pub(crate) fn build_logging_all() -> Result<()> {
 /// Runs clippy over the eBPF crate, with the workspace's lints, for its own target.
 pub(crate) fn clippy() -> Result<()> {
     let mut command = cargo("clippy");
-    command.arg("--target-dir").arg(run::target_dir().join("bpf-clippy"));
-    command.arg("--all-features");
+    command.arg("--target-dir").arg(run::target_dir().join("bpf-clippy")).arg("--all-features");
     command.args(["--", "-D", "warnings"]);
     run::run(&mut command)
 }

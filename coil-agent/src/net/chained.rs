@@ -25,7 +25,7 @@ use rtnetlink::packet_route::{
 
 use super::{
     link::{Alias, Link},
-    name, offload,
+    name,
     plan::{PodGateways, pod_routes},
     pod::{PodLink, PodNetError, RoutePolicy},
     recover::{Found, nsid},
@@ -117,7 +117,6 @@ impl Chained {
         let what = || PodNetError::Missing { what: format!("interface {ifname} in {}", ns.path().display()) };
         let inner = inside.link_by_name(ifname).await?.ok_or_else(what)?;
         let gateways = gateways_on(&inside, inner.index).await?;
-        ns.run(|| offload::follow(ifname, &policy))?;
         Ok(ROUTES.sync(&inside, &routes(gateways, &inner, policy)).await?)
     }
 

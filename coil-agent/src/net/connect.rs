@@ -24,7 +24,6 @@ use super::{
     host::HostAddresses,
     link::{self, Alias, Link, Mac, Veth, found},
     name::{self, PodIdentity},
-    offload,
     plan::{host_net, pod_routes},
     pod::{PodLink, PodNetError, PodNetwork, RoutePolicy},
     ready,
@@ -194,7 +193,6 @@ impl Connection {
         let table = self.network.inside_routes();
         requests.extend(direct.into_iter().chain(via).map(|(dst, path)| table.add_request(*dst, path)));
         wire.change(requests)?;
-        offload::follow(self.ifname(), &self.policy);
         Ok(ready::wait(&mut wire, index, &pod.addresses())?)
     }
 }

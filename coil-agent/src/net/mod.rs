@@ -21,7 +21,6 @@
 //! - [`reach`]: which addresses are on the node's links.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
 //! - `ready`: waits for what the kernel finishes later.
-//! - `offload`: what clients of Egresses cannot leave to their interface.
 //! - `rtnl`, `wire`, `link`, `addr`, `sysctl`: the kernel's words; `wire` for threads that may wait.
 
 mod addr;
@@ -32,7 +31,6 @@ pub mod host;
 mod link;
 pub mod monitor;
 pub mod name;
-mod offload;
 pub mod plan;
 pub mod pod;
 pub mod reach;

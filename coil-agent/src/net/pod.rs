@@ -13,7 +13,6 @@ use super::{
     host::HostAddresses,
     link::{Link, Mac},
     name::{self, PodIdentity},
-    offload,
     plan::{PodGateways, host_net, pod_routes},
     route::{Changes, MAIN_TABLE, Owned, Path},
     rtnl::{Rtnl, RtnlError},
@@ -174,7 +173,6 @@ impl PodNetwork {
         let inside = Rtnl::open_in(ns)??;
         let what = || PodNetError::Missing { what: format!("interface {ifname} in {}", ns.path().display()) };
         let inner = inside.link_by_name(ifname).await?.ok_or_else(what)?;
-        ns.run(|| offload::follow(ifname, &policy))?;
         let routes = pod_routes(self.gateways(pod), inner.index, inner.mtu, policy);
         Ok(self.inside_routes().sync(&inside, &routes).await?)
     }

@@ -11,6 +11,7 @@
 //! - `egress`: Egresses as their users change them; every kind of packet; failover.
 //! - `gateways`: gateways that die, that are clients themselves, and whose clients send them everything.
 //! - `failures`: pods that cannot have a network, and how they recover.
+//! - `mtu`: Egresses on wires of every size.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
 //! - `roles`: each permission of the shipped roles is needed.
 //! - `restart`: coild killed while packets flow.
@@ -27,6 +28,7 @@ mod failures;
 mod gateways;
 mod ipam;
 mod lifecycle;
+mod mtu;
 mod refusals;
 mod restart;
 mod roles;
