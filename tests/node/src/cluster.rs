@@ -154,9 +154,18 @@ impl Cluster {
     /// # Errors
     /// When it does not start.
     pub async fn restart_coild(&mut self) -> Result<()> {
+        self.kill_coild()?;
+        self.start_coild().await
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn kill_coild(&mut self) -> Result<()> {
         self.coild.kill().context("cannot kill coild")?;
         self.coild.wait().context("cannot wait for coild")?;
-        self.start_coild().await
+        Ok(())
     }
 
     /// SIGTERM, and the wait until coild has ended.

@@ -11,10 +11,13 @@
 //! - [`place`]: the namespaces. Nothing of them is seen outside, and nothing is left.
 //! - [`cluster`]: the API's objects, and coild.
 //! - [`runtime`]: pods as a container runtime makes them.
+//! - [`pair`]: two pods that reach each other.
 
 pub mod cluster;
+pub mod pair;
 pub mod place;
 pub mod runtime;
 
 pub use cluster::{Cluster, Programs};
+pub use pair::Pair;
 pub use runtime::{Plugin, Sandbox};

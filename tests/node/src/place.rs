@@ -65,8 +65,19 @@ fn furnish() -> Result<()> {
 /// # Errors
 /// When it fails, with what it said.
 pub fn ip(args: &str) -> Result<String> {
-    let output = Command::new("ip").args(args.split_whitespace()).output().context("cannot run ip")?;
-    ensure!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    run(&format!("ip {args}"))
+}
+
+/// The same for any command.
+///
+/// # Errors
+/// As [`ip`].
+pub fn run(command: &str) -> Result<String> {
+    let mut words = command.split_whitespace();
+    let program = words.next().context("no command")?;
+    let output =
+        Command::new(program).args(words).output().with_context(|| format!("cannot run {program}"))?;
+    ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

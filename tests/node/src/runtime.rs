@@ -94,6 +94,12 @@ impl Sandbox {
         serde_json::from_str(&text).with_context(|| format!("{verb} of {namespace}/{name}: no JSON: {text}"))
     }
 
+    /// Path of its network namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Path {
+        &self.netns
+    }
+
     /// Runs a command in the pod's network namespace; true when it succeeds.
     ///
     /// # Errors

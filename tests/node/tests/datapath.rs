@@ -5,18 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use coil_node_tests::{
-    Cluster, Plugin, Programs, Sandbox, cluster::WATCH_DELAY, place::ip, runtime::addresses,
+    Cluster, Pair, Plugin, Programs, Sandbox,
+    cluster::WATCH_DELAY,
+    place::{ip, run},
 };
 use serde_json::json;
-
-fn run(command: &str) -> Result<String> {
-    let mut words = command.split(' ');
-    let program = words.next().context("a program")?;
-    let output =
-        Command::new(program).args(words).output().with_context(|| format!("cannot run {program}"))?;
-    ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
 /// Waits until the last thing that coild said of who forwards is `wanted`.
 async fn forwards(cluster: &Cluster, wanted: &str, after: &str) -> Result<()> {
@@ -124,61 +117,6 @@ fn link_to(address: &str) -> Result<String> {
     Ok(route.split(" dev ").nth(1).and_then(|rest| rest.split(' ').next()).context("a route")?.to_owned())
 }
 
-/// Two pods of the pool of IPv4, and what they need to be told apart from what passes the host's stack.
-struct Pair {
-    pods: [Sandbox; 2],
-    to: String,
-}
-
-impl Pair {
-    async fn new(cluster: &Cluster) -> Result<Self> {
-        let plugin = Plugin {
-            path: cluster.programs.plugin.clone(),
-            config: json!({"cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "coil", "socket": cluster.socket()}),
-        };
-        let mut pods = vec![];
-        let mut address = String::new();
-        for name in ["one", "two"] {
-            let uid = cluster.create_pod("v4", name).await?;
-            let pod = Sandbox::new("v4", name, &uid)?;
-            tokio::time::sleep(WATCH_DELAY).await;
-            let added = addresses(&pod.call(&plugin, "ADD")?);
-            address = added.first().and_then(|net| net.split('/').next()).context("an address")?.to_owned();
-            pods.push(pod);
-        }
-        // A rule that counts is none that would be missed.
-        run("nft add table inet watch")?;
-        run("nft add chain inet watch gate { type filter hook forward priority 0 ; }")?;
-        run("nft add rule inet watch gate counter")?;
-        let pods = <[Sandbox; 2]>::try_from(pods).ok().context("two pods")?;
-        Ok(Self { pods, to: address })
-    }
-
-    /// Pings once: whether the answer came, and how many packets the forward hook saw.
-    fn ping(&self) -> Result<(bool, u64)> {
-        let before = Self::seen()?;
-        let answered = self.pods[0].run(&format!("ping -c1 -W2 {}", self.to))?;
-        Ok((answered, Self::seen()? - before))
-    }
-
-    fn seen() -> Result<u64> {
-        let text = run("nft list chain inet watch gate")?;
-        let count = text.split("packets ").nth(1).context("a counter")?.split(' ').next().unwrap_or_default();
-        Ok(count.parse()?)
-    }
-
-    /// Waits until a ping ends so.
-    async fn pings(&self, cluster: &Cluster, wanted: (bool, u64), after: &str) -> Result<()> {
-        let check = async || {
-            let now = self.ping()?;
-            let log = cluster.coild_log()?;
-            Ok((now != wanted)
-                .then(|| format!("(answered, seen by the stack) {now:?}, not {wanted:?}\n{log}")))
-        };
-        cluster.wait_for(&format!("the ping after {after}"), check).await
-    }
-}
-
 const PAST_THE_STACK: (bool, u64) = (true, 0);
 const BY_THE_STACK: (bool, u64) = (true, 2);
 const REFUSED: (bool, u64) = (false, 1);
@@ -190,7 +128,7 @@ fn limits_and_policies_of_others_hold() -> Result<()> {
     Cluster::run(Programs::beside_tests()?, &[], async |cluster| {
         let pair = Pair::new(&cluster).await?;
         pair.pings(&cluster, PAST_THE_STACK, "the start").await?;
-        let link = link_to(&pair.to)?;
+        let link = link_to(&pair.addresses[1])?;
         run(&format!("tc qdisc add dev {link} root tbf rate 10mbit burst 32kbit latency 400ms"))?;
         poke()?;
         pair.pings(&cluster, BY_THE_STACK, "a limit").await?;
@@ -236,7 +174,7 @@ fn auto_picks_what_the_kernel_has() -> Result<()> {
         {
             let filters = run(&format!("tc filter show dev uplink {side}"))?;
             ensure!(filters.contains(of_uplink) != tcx, "{release}: the uplink has {filters:?}");
-            let filters = run(&format!("tc filter show dev {} {side}", link_to(&pair.to)?))?;
+            let filters = run(&format!("tc filter show dev {} {side}", link_to(&pair.addresses[1])?))?;
             ensure!(filters.contains(of_pod), "{release}: the pod's link has {filters:?}");
         }
         pair.pings(&cluster, PAST_THE_STACK, "the start").await
