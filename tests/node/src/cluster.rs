@@ -30,6 +30,8 @@ const NODE: &str = "n1";
 /// How long after its creation a Pod is known to coild: its watch is a connection to this process.
 pub const WATCH_DELAY: Duration = Duration::from_millis(30);
 const LIMIT: Duration = Duration::from_secs(40);
+/// How long coild may take to start: in an emulated machine the verifier alone takes a minute.
+const START: Duration = Duration::from_secs(240);
 /// Namespaces, which are pools too, with their subnets.
 const POOLS: [(&str, Option<&str>, Option<&str>); 3] = [
     ("v4", Some("10.64.0.0/16"), None),
@@ -202,7 +204,7 @@ impl Cluster {
     async fn until_ready(&self) -> Result<()> {
         let start = Instant::now();
         while UnixStream::connect(self.socket()).is_err() {
-            ensure!(start.elapsed() < LIMIT, "coild does not serve its socket: {}", self.coild_log()?);
+            ensure!(start.elapsed() < START, "coild does not serve its socket: {}", self.coild_log()?);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
