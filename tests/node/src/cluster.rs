@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,7 +15,10 @@ use coil_api::crd::{self, AddressBlock, AddressPool};
 use coil_apitest::{Options, Server};
 use coil_controller::ipam;
 use k8s_openapi::{
-    api::core::v1::{Namespace, Node, Pod},
+    api::{
+        core::v1::{Namespace, Node, Pod},
+        events::v1::Event,
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
@@ -27,6 +32,8 @@ use tempfile::TempDir;
 use crate::place::{NODE_V4, NODE_V6, on_node};
 
 const NODE: &str = "n1";
+/// Where coild serves its metrics: the node's network is its own.
+const METRICS: &str = "127.0.0.1:9384";
 /// How long after its creation a Pod is known to coild: its watch is a connection to this process.
 pub const WATCH_DELAY: Duration = Duration::from_millis(30);
 const LIMIT: Duration = Duration::from_secs(40);
@@ -192,6 +199,50 @@ impl Cluster {
         self.until_ready().await
     }
 
+    /// Starts coild, which must end with an error; what it said.
+    ///
+    /// # Errors
+    /// When it does not end so.
+    pub fn coild_refuses(&mut self) -> Result<String> {
+        let before = self.coild_log()?.len();
+        self.coild = spawn(&self.programs, self.directory.path(), &self.coild_args)?;
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.coild.try_wait().context("cannot wait for coild")? {
+                break status;
+            }
+            ensure!(start.elapsed() < START, "coild does not end: {}", self.coild_log()?);
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let said = self.coild_log()?.split_off(before);
+        ensure!(!status.success(), "coild ended without an error: {said}");
+        Ok(said)
+    }
+
+    /// coild's metrics.
+    ///
+    /// # Errors
+    /// When it serves none.
+    pub fn metrics(&self) -> Result<String> {
+        let mut stream = TcpStream::connect(METRICS).context("coild serves no metrics")?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: coild\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).context("cannot read coild's metrics")?;
+        Ok(text)
+    }
+
+    /// Reasons and notes of the Events about the node.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn events(&self) -> Result<Vec<(String, String)>> {
+        let api: Api<Event> = Api::all(self.client.clone());
+        let about = |event: &Event| event.regarding.as_ref().is_some_and(|r| r.name.as_deref() == Some(NODE));
+        let events = api.list(&ListParams::default()).await?.items.into_iter().filter(about);
+        Ok(events.map(|e| (e.reason.unwrap_or_default(), e.note.unwrap_or_default())).collect())
+    }
+
     /// Deletes the Node.
     ///
     /// # Errors
@@ -262,7 +313,7 @@ fn spawn(programs: &Programs, directory: &Path, more: &Vec<String>) -> Result<Ch
     let at = |name: &str| directory.join(name);
     let log = std::fs::OpenOptions::new().append(true).create(true).open(at("coild.log"))?;
     Command::new(&programs.coild)
-        .args(["--metrics-addr", "127.0.0.1:0", "--health-addr", "127.0.0.1:0", "--socket"])
+        .args(["--metrics-addr", METRICS, "--health-addr", "127.0.0.1:0", "--socket"])
         .arg(at("coild.sock"))
         .args(more)
         .env("KUBECONFIG", at("kubeconfig"))
