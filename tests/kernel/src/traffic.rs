@@ -29,18 +29,26 @@ fn serve(listener: &TcpListener, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Takes a port. A process that another test is just starting may hold the last server's socket for a
+/// Takes a port in a pod. A process that another test is just starting may hold the last server's socket for a
 /// moment, between fork and exec.
-fn take<T>(server: SocketAddr, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> Result<T> {
+fn listen<T: Send>(
+    fabric: &Fabric,
+    pod: Pod,
+    port: u16,
+    bind: impl Fn(SocketAddr) -> std::io::Result<T> + Sync,
+) -> Result<T> {
+    let server = SocketAddr::new(fabric.address(pod), port);
     let start = Instant::now();
-    loop {
-        match bind(server) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
-                thread::sleep(Duration::from_millis(20));
+    fabric.inside(pod, || {
+        loop {
+            match bind(server) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                taken => return taken.with_context(|| format!("listen on {server}")),
             }
-            taken => return taken.with_context(|| format!("listen on {server}")),
         }
-    }
+    })?
 }
 
 fn patient(stream: &TcpStream) -> Result<()> {
@@ -99,8 +107,7 @@ pub fn tcp_via(
     port: u16,
     size: usize,
 ) -> Result<IpAddr> {
-    let server = SocketAddr::new(fabric.address(to), port);
-    let listener = fabric.inside(to, || take(server, TcpListener::bind))??;
+    let listener = listen(fabric, to, port, TcpListener::bind)?;
     thread::scope(|scope| {
         let serving = scope.spawn(|| serve(&listener, size));
         let seen = fabric
@@ -108,6 +115,7 @@ pub fn tcp_via(
             .with_context(|| format!("{from:?} to {to:?} by {target}, {size} bytes\n{}", fabric.counters()));
         if seen.is_err() {
             // The server must not wait for ever.
+            let server = SocketAddr::new(fabric.address(to), port);
             let _ = fabric.inside(to, || TcpStream::connect_timeout(&server, PATIENCE));
         }
         let served = serving.join().expect("the server does not panic");
@@ -137,8 +145,7 @@ pub fn udp_via(
     port: u16,
     size: usize,
 ) -> Result<IpAddr> {
-    let server = SocketAddr::new(fabric.address(to), port);
-    let socket = fabric.inside(to, || take(server, UdpSocket::bind))??;
+    let socket = listen(fabric, to, port, UdpSocket::bind)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     thread::scope(|scope| {
         let serving = scope.spawn(move || -> Result<IpAddr> {
@@ -179,7 +186,7 @@ impl Lines {
     /// When the port is taken.
     pub fn start(fabric: &Fabric, pod: Pod, port: u16) -> Result<Self> {
         let address = SocketAddr::new(fabric.address(pod), port);
-        let listener = fabric.inside(pod, || take(address, TcpListener::bind))??;
+        let listener = listen(fabric, pod, port, TcpListener::bind)?;
         listener.set_nonblocking(true)?;
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = stop.clone();
