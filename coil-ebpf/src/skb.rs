@@ -39,7 +39,7 @@ unsafe fn words_at<const N: usize>(place: *const u8) -> [u8; N] {
         (bytes[n], bytes[n + 1]) = (a, b);
         n += 2;
     }
-    if N % 2 != 0 {
+    if !N.is_multiple_of(2) {
         // SAFETY: as above.
         bytes[N - 1] = unsafe { place.add(N - 1).read() };
     }
@@ -58,7 +58,7 @@ unsafe fn put_words<const N: usize>(place: *mut u8, bytes: &[u8; N]) {
         unsafe { place.add(n).cast::<u16>().write(u16::from_ne_bytes([bytes[n], bytes[n + 1]])) };
         n += 2;
     }
-    if N % 2 != 0 {
+    if !N.is_multiple_of(2) {
         // SAFETY: as above.
         unsafe { place.add(N - 1).write(bytes[N - 1]) };
     }
@@ -213,7 +213,7 @@ impl<const FRONT: bool> Buffer<FRONT> {
     /// that this is compiled: the verifier does not follow another.
     #[inline(always)]
     fn place<const N: usize>(&self, at: u32) -> Option<*mut u8> {
-        if at % 2 != 0 {
+        if !at.is_multiple_of(2) {
             return None;
         }
         // SAFETY: the context is valid while the program runs.
