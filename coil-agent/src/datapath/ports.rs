@@ -3,6 +3,8 @@
 //! The programs set bits as they lend ports, and never clear one. A look at all leases says which are right: what was
 //! set before the look began and belongs to no lease is left over.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use aya::{
     Ebpf, Pod,
     maps::{Array, MapData},
@@ -17,8 +19,8 @@ use super::{DatapathError, take};
 
 const NAME: &str = "coil_ports";
 
-/// All rows.
-type Bits = Vec<PortRow>;
+/// Rows by number; those that are missing have no bit. A node without gateways has none at all.
+type Bits = BTreeMap<u32, Box<PortRow>>;
 
 /// The table of ports that are probably lent.
 pub(super) struct Ports {
@@ -33,7 +35,6 @@ pub(super) struct Look {
     before: Bits,
     /// Those of the leases that were seen.
     live: Bits,
-    any: bool,
 }
 
 const NOTHING: PortRow = PortRow { words: [0; PORT_WORDS_OF_ROW as usize] };
@@ -45,13 +46,14 @@ impl Ports {
 
     /// Begins a look.
     pub(super) fn look(&self) -> Result<Look, DatapathError> {
-        let rows = PORT_ROWS as usize;
-        let before = if self.empty { vec![NOTHING; rows] } else { self.read()? };
-        Ok(Look { before, live: vec![NOTHING; rows], any: false })
-    }
-
-    fn read(&self) -> Result<Bits, DatapathError> {
-        (0..PORT_ROWS).map(|row| self.row(row)).collect()
+        let mut before = Bits::new();
+        for number in (0..PORT_ROWS).take_while(|_| !self.empty) {
+            let row = self.row(number)?;
+            if row != NOTHING {
+                before.insert(number, Box::new(row));
+            }
+        }
+        Ok(Look { before, live: Bits::new() })
     }
 
     fn row(&self, row: u32) -> Result<PortRow, DatapathError> {
@@ -60,19 +62,18 @@ impl Ports {
 
     /// Ends it.
     pub(super) fn settle(&mut self, look: &Look) -> Result<(), DatapathError> {
-        let nothing = self.empty && !look.any;
-        self.empty = !look.any;
-        if nothing {
-            return Ok(());
-        }
-        for (row, (before, live)) in (0..).zip(look.before.iter().zip(&look.live)) {
+        self.empty = look.live.is_empty();
+        let numbers: BTreeSet<u32> = look.before.keys().chain(look.live.keys()).copied().collect();
+        for number in numbers {
+            let of = |bits: &Bits| bits.get(&number).map_or(NOTHING, |row| **row);
+            let (before, live) = (of(&look.before), of(&look.live));
             if before == live {
                 continue;
             }
-            let now = self.row(row)?;
-            let right = settled(before, live, &now);
+            let now = self.row(number)?;
+            let right = settled(&before, &live, &now);
             if right != now {
-                self.map.set(row, right, 0).map_err(|source| DatapathError::Map {
+                self.map.set(number, right, 0).map_err(|source| DatapathError::Map {
                     name: NAME,
                     action: "write it",
                     source,
@@ -88,10 +89,7 @@ impl Look {
     pub(super) fn saw<A: Addr + Pod>(&mut self, key: &NatRevKey<A>) {
         let (word, bit) = ports::place(ports::remote(key), key.port);
         let (row, column) = (word / PORT_WORDS_OF_ROW, word % PORT_WORDS_OF_ROW);
-        if let Some(row) = self.live.get_mut(row as usize) {
-            row.words[column as usize] |= bit;
-            self.any = true;
-        }
+        self.live.entry(row).or_insert_with(|| Box::new(NOTHING)).words[column as usize] |= bit;
     }
 }
 
