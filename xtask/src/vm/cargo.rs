@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::groups::Entry;
 use crate::{
-    build_ebpf,
+    build, build_ebpf,
     built::{self, Built},
     setup,
 };
@@ -12,15 +12,18 @@ use crate::{
 /// Packages that embed the TC programs.
 const WITH_EBPF: &[&str] = &["coil-kernel-tests", "coil-agent"];
 
+/// Packages whose tests start programs of others.
+const WITH_PROGRAMS: &[&str] = &["coil-node-tests"];
+
 /// Builds a package's programs.
 pub(super) fn programs(package: &str) -> Result<Vec<Built>> {
-    build(package, &["build", "--bins"])
+    of_package(package, &["build", "--bins"])
 }
 
 /// Builds a package's tests.
 pub(super) fn tests(package: &str) -> Result<Vec<Built>> {
     // Programs that the tests start are built as well.
-    Ok(build(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())
+    Ok(of_package(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())
 }
 
 /// The command that runs some of an executable's tests.
@@ -39,10 +42,14 @@ pub(super) fn entry(built: Built, group: &str, package: &str, tests: Vec<String>
     Entry { prefix: format!("{group}/{package}::{target}"), tests, folder: built.folder, command }
 }
 
-fn build(package: &str, words: &[&str]) -> Result<Vec<Built>> {
+fn of_package(package: &str, words: &[&str]) -> Result<Vec<Built>> {
     if WITH_EBPF.contains(&package) {
         setup::ensure()?;
         build_ebpf::build()?;
+    }
+    if WITH_PROGRAMS.contains(&package) {
+        setup::ensure()?;
+        build::all()?;
     }
     built::cargo(&[words, &["--package", package]].concat())
 }
