@@ -15,10 +15,13 @@ use crate::common::{
 
 /// Variable with the folder of the other version's programs.
 const PROGRAMS: &str = "COIL_UPGRADE_FROM";
-/// Turns of an echo, 50 ms apart: longer than everything is rolled. A turn that takes 10 s has failed.
-const TURNS: &str = "--times 2400 --pause 50 --bytes 1000 --timeout 10";
+/// Turns of an echo, 50 ms apart: longer than all nodes are rolled. A turn that takes 10 s has failed.
+const TURNS: &str = "--times 1800 --pause 50 --bytes 1000 --timeout 10";
+/// The same, shorter than a gateway waits for its flows to end.
+const SHORT: &str = "--times 200 --pause 50 --bytes 1000 --timeout 10";
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 const ON_NODES: [&str; 2] = ["coild", "coil-router"];
+const GATEWAYS: &str = "pods -n internet -l app.kubernetes.io/instance=nat";
 const CONTROLLERS: [&str; 2] = ["coil-ipam-controller", "coil-egress-controller"];
 
 /// Whether a program of a place runs from a folder.
@@ -39,6 +42,28 @@ fn rolled_out(lab: &Lab) -> Result<()> {
     lab.wait_for("the gateways", LIMIT, |lab| {
         let get = lab.kubectl("rollout status -n internet deployment/nat --timeout=20s")?;
         Ok(if get.ok { Ok(()) } else { Err(get.stderr) })
+    })
+}
+
+/// As the controller does when it has a new image: flows that are there stay with the gateways that go.
+fn roll_gateways(lab: &Lab) -> Result<()> {
+    let old: Vec<String> = items(lab, GATEWAYS)?.iter().map(name_of).collect();
+    let mut flows = Vec::new();
+    for to in ["198.51.100.9:7", "[2001:db8:9::9]:7"] {
+        flows
+            .push((to, lab.spawn_in_pod("default/client", &format!("coil-lab tool tcp-echo {SHORT} {to}"))?));
+    }
+    lab.wait_for("the client's connections", LIMIT, |lab| {
+        let open = lab.exec("default/client", "ss -Htn state established")?.stdout.lines().count();
+        Ok(if open == flows.len() { Ok(()) } else { Err(format!("{open} are open")) })
+    })?;
+    lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;
+    flows.into_iter().try_for_each(|(to, flow)| finish(to, flow))?;
+    lab.wait_for("gateways of this version", LIMIT, |lab| {
+        let gateways = items(lab, GATEWAYS)?;
+        let new = gateways.iter().filter(|pod| is_ready(pod) && !old.contains(&name_of(pod))).count();
+        let left = gateways.iter().filter(|pod| old.contains(&name_of(pod))).count();
+        Ok(if (new, left) == (2, 0) { Ok(()) } else { Err(format!("{new} are ready, {left} are left")) })
     })
 }
 
@@ -74,8 +99,6 @@ metadata: {name: nat, namespace: internet}
 spec:
   replicas: 2
   destinations: ['198.51.100.0/24', '2001:db8:9::/64']
-  # Gateways that go have as long for their flows.
-  template: {spec: {terminationGracePeriodSeconds: 300, containers: [{name: egress}]}}
 ",
     )?;
     rolled_out(&lab)?;
@@ -117,8 +140,6 @@ spec:
         })?;
     }
 
-    let old: Vec<String> =
-        items(&lab, "pods -n internet -l app.kubernetes.io/instance=nat")?.iter().map(name_of).collect();
     lab.roll("control", &CONTROLLERS, LIMIT)?;
     for node in NODES {
         lab.roll(node, &ON_NODES, LIMIT)?;
@@ -129,14 +150,6 @@ spec:
             })?;
         }
     }
-    // As a new image of the controller does.
-    lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;
-    lab.wait_for("gateways of this version", LIMIT, |lab| {
-        let gateways = items(lab, "pods -n internet -l app.kubernetes.io/instance=nat")?;
-        let staying = gateways.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-        let new = staying.filter(|pod| is_ready(pod) && !old.contains(&name_of(pod))).count();
-        Ok(if new == 2 { Ok(()) } else { Err(format!("{new} are ready")) })
-    })?;
     let mut ended = Vec::new();
     for (what, flow) in &mut flows {
         if flow.try_wait().context("cannot look at a flow")?.is_some() {
@@ -155,6 +168,7 @@ spec:
     for (what, flow) in flows {
         finish(&what, flow)?;
     }
+    roll_gateways(&lab)?;
 
     let mut seen = BTreeSet::new();
     for pod in items(&lab, "pods -A")?.into_iter().filter(|pod| pod["spec"]["hostNetwork"] != true) {
