@@ -22,7 +22,8 @@ struct FromPod;
 impl Hook for FromPod {
     const PATH: Path = Path::FromPod;
 
-    /// What a program translated in a gateway's name and left to the stack comes in here, marked.
+    /// What a program translated in a gateway's name and left to the stack comes in here, marked. What is not for this
+    /// link is no router's business.
     #[inline(always)]
     fn concerns(skb: &Buffer) -> bool {
         !skb.take_mark(maps::config().mark) && skb.is_for_us()

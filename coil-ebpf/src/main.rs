@@ -14,6 +14,8 @@
 
 mod from_net;
 mod from_pod;
+#[cfg(feature = "log")]
+mod log;
 mod maps;
 mod run;
 mod skb;

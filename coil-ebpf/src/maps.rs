@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::bpf_fib_lookup,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use coil_packet::{
@@ -143,35 +143,81 @@ static PACES: Array<Pace, 1> = Array::new();
 #[btf_map(name = "coil_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
+#[btf_map(name = "coil_clock")]
+static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();
+
+/// The second that a CPU knows.
+#[repr(C)]
+struct Clock {
+    /// The tick in which it was read.
+    tick: u64,
+    /// The second of the monotonic clock.
+    second: u64,
+}
+
+/// Seconds of the monotonic clock, read once a tick: a counter that the kernel advances is cheaper to ask than a clock.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "136 years of uptime")]
+pub(crate) fn second() -> u32 {
+    // SAFETY: both helpers take nothing.
+    let (tick, now) = (unsafe { bpf_jiffies64() }, || unsafe { bpf_ktime_get_ns() } / 1_000_000_000);
+    let Some(clock) = CLOCK.get_ptr_mut(0) else { return now() as u32 };
+    // SAFETY: a pointer into this CPU's value. Programs do not preempt each other.
+    unsafe {
+        if (*clock).tick != tick {
+            (*clock).second = now();
+            (*clock).tick = tick;
+        }
+        (*clock).second as u32
+    }
+}
+
 #[btf_map(name = "coil_fib")]
 static FIB: PerCpuArray<FibWords, 1> = PerCpuArray::new();
 
-/// `struct bpf_fib_lookup` in words.
-type FibWords = [u64; 8];
+/// `struct bpf_fib_lookup` in words, and one that is 1 when the answer has MAC addresses.
+type FibWords = [u64; 9];
 
-/// This CPU's room for a question to the routing, all zero: the stack of a deep call has none.
+/// A question to the routing, and its answer.
+#[repr(C)]
+pub(crate) struct Fib {
+    pub(crate) params: bpf_fib_lookup,
+    pub(crate) has_macs: u64,
+}
+
+/// This CPU's room for a question to the routing: the stack of a deep call has none.
 #[inline(always)]
-pub(crate) fn fib_params() -> Option<&'static mut bpf_fib_lookup> {
+pub(crate) fn fib_room() -> Option<&'static mut Fib> {
     const {
-        assert!(size_of::<bpf_fib_lookup>() == size_of::<FibWords>());
-        assert!(align_of::<bpf_fib_lookup>() <= align_of::<FibWords>());
+        assert!(size_of::<Fib>() == size_of::<FibWords>());
+        assert!(align_of::<Fib>() <= align_of::<FibWords>());
     }
-    let slot = FIB.get_ptr_mut(0)?;
-    let word = slot.cast::<u64>();
-    // Volatile, so that they are stores and not a call of memset with a stack of its own.
-    // SAFETY: the slot has eight words, of this CPU alone while the program runs.
-    unsafe {
-        word.write_volatile(0);
-        word.add(1).write_volatile(0);
-        word.add(2).write_volatile(0);
-        word.add(3).write_volatile(0);
-        word.add(4).write_volatile(0);
-        word.add(5).write_volatile(0);
-        word.add(6).write_volatile(0);
-        word.add(7).write_volatile(0);
+    // SAFETY: large enough, aligned, integers and unions of integers; of this CPU alone while the program runs.
+    FIB.get_ptr_mut(0).map(|slot| unsafe { &mut *slot.cast() })
+}
+
+/// The same, all zero.
+#[inline(always)]
+pub(crate) fn fib_question() -> Option<&'static mut Fib> {
+    let room = fib_room()?;
+    // SAFETY: it has as many words.
+    unsafe { zero::<u64, { size_of::<FibWords>() / 8 }>((&raw mut *room).cast()) };
+    Some(room)
+}
+
+/// Zeroes `N` words by volatile stores: anything else could become a call of memset, which has a stack of its own, and
+/// there is none left.
+///
+/// # Safety
+/// `at` is aligned, and has `N` words to write.
+#[inline(always)]
+pub(crate) unsafe fn zero<W: Default, const N: usize>(at: *mut W) {
+    let mut n = 0;
+    while n < N {
+        // SAFETY: the caller's promise.
+        unsafe { at.add(n).write_volatile(W::default()) };
+        n += 1;
     }
-    // SAFETY: large enough, aligned, integers and unions of integers.
-    Some(unsafe { &mut *slot.cast() })
 }
 
 /// Memory for one decision of either family.

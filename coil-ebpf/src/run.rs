@@ -1,7 +1,7 @@
 //! What all programs do: look at the frame, decide, count, apply, send.
 
 use coil_packet::{
-    Addr, Class, Decision, Deliver, Family, Path, Reason, Verdict,
+    Addr, Decision, Deliver, Family, Path, Reason, Verdict,
     abi::{Event, way_kind},
     answer, apply, forward,
 };
@@ -23,8 +23,14 @@ const FAULT: i32 = i32::MIN;
 pub(crate) trait Hook {
     /// Its counters.
     const PATH: Path;
-    /// False for a packet that it leaves alone at the first look.
-    fn concerns(skb: &Buffer) -> bool;
+    /// True for a program on the way in.
+    const FORWARDS: bool = matches!(Self::PATH, Path::FromPod | Path::FromNet);
+    /// False for a packet that it leaves alone at the first look: one with a tag, or one that another of the programs
+    /// sends, which has a mark that is for us alone.
+    #[inline(always)]
+    fn concerns(skb: &Buffer) -> bool {
+        !skb.take_mark(maps::config().mark) && !skb.is_tagged()
+    }
     /// Its decision.
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason;
 }
@@ -49,21 +55,27 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
     let Some(decision) = scratch::<A>() else { return NEXT };
     let len = skb.len();
     let mut reason = decide::<H, A>(skb, decision);
-    let action = match decision.outcome.verdict {
+    let mut action = match decision.outcome.verdict {
         Verdict::Next => NEXT,
         Verdict::Drop => DROP,
-        Verdict::Forward => pass_on(skb, decision),
+        Verdict::Forward if H::FORWARDS => pass_on(skb, decision),
+        // No program on the way out forwards: without the code that would, the kernel need not make packets writable.
+        Verdict::Forward => NEXT,
         Verdict::Send(_) => carry_out::<H, A>(skb, decision),
         Verdict::Answer(_) => tell::<H, A>(skb, decision),
     };
     if action == FAULT {
-        reason = Reason::Rewrite;
+        (reason, action) = (Reason::Rewrite, DROP);
     }
     maps::count(H::PATH, <A as Addr>::FAMILY, reason, len);
-    if matches!(reason.class(), Class::Drop) {
+    #[cfg(feature = "log")]
+    if crate::log::tells_of(H::PATH) {
+        crate::log::packet(skb, H::PATH, decision, reason);
+    }
+    if action == DROP {
         report::<H, A>(skb, decision, reason, len);
     }
-    if action == FAULT { DROP } else { action }
+    action
 }
 
 #[inline(never)]
@@ -90,16 +102,23 @@ fn report<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>, reason: Reason
     });
 }
 
-#[inline(never)]
+#[inline(always)]
 fn pass_on<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
     let way = &decision.way;
-    if forward(&mut skb.writer(), &decision.packet, way).is_err() {
+    if forward(&mut skb.front(), &decision.packet, way).is_err() {
         return FAULT;
     }
     if way.kind == way_kind::POD {
         return skb.send_to_peer(way.egress);
     }
     skb.add_mark(maps::config().mark);
+    if way.kind == way_kind::LINK { skb.send_out(way.egress) } else { search(skb, decision) }
+}
+
+/// Lets the kernel search for the neighbour. Not inlined: a part of the stack of its own.
+#[inline(never)]
+fn search<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+    let way = &decision.way;
     let family = if way.kind == way_kind::NEIGHBOUR4 { AF_INET } else { AF_INET6 };
     skb.send_to_neighbour(way.egress, family, &way.next)
 }

@@ -14,7 +14,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use coil_packet::{Family, Fault, Room, Skb};
+use coil_packet::{Family, Fault, Room, Skb, wire::replace_in_sum};
 
 /// `PACKET_HOST`: addressed to the link that received it.
 const PACKET_HOST: u32 = 0;
@@ -24,8 +24,49 @@ const ETH_P_IPV6: u16 = 0x86dd;
 pub(crate) const AF_INET: u8 = 2;
 pub(crate) const AF_INET6: u8 = 10;
 
-/// A packet in the kernel. Copies of it are the same packet.
-pub(crate) struct Buffer {
+/// Reads an even number of bytes by words of two: frames begin at an even address, and a program that reads single
+/// bytes takes many instructions.
+///
+/// # Safety
+/// `place` is even, and has `N` bytes.
+#[inline(always)]
+unsafe fn words_at<const N: usize>(place: *const u8) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut n = 0;
+    while n + 1 < N {
+        // SAFETY: the caller's promise.
+        let [a, b] = unsafe { place.add(n).cast::<u16>().read() }.to_ne_bytes();
+        (bytes[n], bytes[n + 1]) = (a, b);
+        n += 2;
+    }
+    if N % 2 != 0 {
+        // SAFETY: as above.
+        bytes[N - 1] = unsafe { place.add(N - 1).read() };
+    }
+    bytes
+}
+
+/// Writes them.
+///
+/// # Safety
+/// As [`words_at`].
+#[inline(always)]
+unsafe fn put_words<const N: usize>(place: *mut u8, bytes: &[u8; N]) {
+    let mut n = 0;
+    while n + 1 < N {
+        // SAFETY: the caller's promise.
+        unsafe { place.add(n).cast::<u16>().write(u16::from_ne_bytes([bytes[n], bytes[n + 1]])) };
+        n += 2;
+    }
+    if N % 2 != 0 {
+        // SAFETY: as above.
+        unsafe { place.add(N - 1).write(bytes[N - 1]) };
+    }
+}
+
+/// A packet in the kernel. Copies of it are the same packet. `FRONT`: it is written at places that are the same in
+/// every packet, near its beginning, and so without a helper.
+pub(crate) struct Buffer<const FRONT: bool = false> {
     raw: *mut __sk_buff,
 }
 
@@ -47,6 +88,14 @@ impl Buffer {
         Self { raw: self.raw }
     }
 
+    /// The same packet, to write to its front.
+    #[inline(always)]
+    pub(crate) const fn front(&self) -> Buffer<true> {
+        Buffer { raw: self.raw }
+    }
+}
+
+impl<const FRONT: bool> Buffer<FRONT> {
     /// The program's context, for helpers.
     #[inline(always)]
     pub(crate) const fn context(&self) -> *mut __sk_buff {
@@ -159,6 +208,20 @@ impl Buffer {
         self.send_out(self.ifindex())
     }
 
+    /// Where the `N` bytes at `at` lie, when the kernel lets a program at them: in the packet's first part, which
+    /// holds the headers of nearly all packets. A helper costs many times as much. `at` must be a number by the time
+    /// that this is compiled: the verifier does not follow another.
+    #[inline(always)]
+    fn place<const N: usize>(&self, at: u32) -> Option<*mut u8> {
+        if at % 2 != 0 {
+            return None;
+        }
+        // SAFETY: the context is valid while the program runs.
+        let (start, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
+        let place = start + at as usize;
+        (place + N <= end).then_some(place as *mut u8)
+    }
+
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "lengths of headers")]
     fn write<const N: usize>(&mut self, at: u32, bytes: &[u8; N], flags: u64) -> Result<(), Fault> {
@@ -173,7 +236,7 @@ impl Buffer {
     }
 }
 
-impl Skb for Buffer {
+impl<const FRONT: bool> Skb for Buffer<FRONT> {
     #[inline(always)]
     fn frame_len(&self) -> u32 {
         self.len()
@@ -197,8 +260,24 @@ impl Skb for Buffer {
     }
 
     #[inline(always)]
+    fn peek<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
+        match self.place::<N>(at) {
+            // SAFETY: the place has N bytes, as the verifier has seen, and begins at an even address.
+            Some(place) => Some(unsafe { words_at(place) }),
+            None => self.load(at),
+        }
+    }
+
+    #[inline(always)]
     fn store<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Result<(), Fault> {
-        self.write(at, bytes, 0)
+        match if FRONT { self.place::<N>(at) } else { None } {
+            Some(place) => {
+                // SAFETY: as above. The kernel has made the place this packet's own before the program began.
+                unsafe { put_words(place, bytes) };
+                Ok(())
+            }
+            None => self.write(at, bytes, 0),
+        }
     }
 
     #[inline(always)]
@@ -208,6 +287,14 @@ impl Skb for Buffer {
 
     #[inline(always)]
     fn fix_l3_sum(&mut self, at: u32, diff: u32) -> Result<(), Fault> {
+        if FRONT && let Some(place) = self.place::<2>(at) {
+            // SAFETY: the place has two bytes, and begins at an even address.
+            unsafe {
+                let sum = place.cast::<u16>();
+                sum.write(replace_in_sum(sum.read(), diff));
+            }
+            return Ok(());
+        }
         // SAFETY: the helper takes numbers; size 0 means that `to` is a difference.
         done(unsafe { bpf_l3_csum_replace(self.raw, at, 0, u64::from(diff), 0) })
     }

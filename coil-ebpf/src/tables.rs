@@ -5,7 +5,7 @@ use core::mem::{MaybeUninit, size_of};
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
     btf_maps::lpm_trie::Key,
-    helpers::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_ns},
+    helpers::bpf_fib_lookup as fib_lookup,
 };
 use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
@@ -30,8 +30,17 @@ const FIB_FRAG_NEEDED: i64 = 8;
 /// No answer of the kernel.
 const FIB_NOT_ASKED: i64 = -1;
 
+#[cfg(feature = "log")]
+use crate::log::Shown;
+
+/// Nothing is shown.
+#[cfg(not(feature = "log"))]
+pub(crate) trait Shown {}
+#[cfg(not(feature = "log"))]
+impl<A> Shown for A {}
+
 /// A family with its maps and its part of `struct bpf_fib_lookup`.
-pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps {
+pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps + Shown {
     fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self);
 }
 
@@ -90,10 +99,8 @@ impl<A: Side> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "136 years of uptime")]
     fn now(&self) -> u32 {
-        // SAFETY: the helper takes nothing and reads a clock.
-        (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+        maps::second()
     }
 
     #[inline(always)]
@@ -277,6 +284,13 @@ impl<A: Side> Tables<A> for Kernel {
             _ => Fib::Refused,
         }
     }
+
+    #[inline(always)]
+    fn macs(&self) -> Option<[u8; 12]> {
+        let room = maps::fib_room()?;
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (room.params.dmac, room.params.smac);
+        (room.has_macs == 1).then_some([a, b, c, d, e, f, g, h, i, j, k, l])
+    }
 }
 
 /// What the kernel said, in plain numbers: an enum that is written in one branch and copied in another
@@ -290,20 +304,12 @@ struct FibAnswer {
 }
 
 impl FibAnswer {
-    /// One of zeroes, by volatile stores: a call of memset would have a stack of its own, and there is none left.
+    /// One of zeroes.
     #[inline(always)]
     fn zero(slot: &mut MaybeUninit<Self>) -> &mut Self {
-        const { assert!(size_of::<Self>() == 7 * size_of::<u32>()) };
-        let word = slot.as_mut_ptr().cast::<u32>();
-        // SAFETY: seven words and nothing else.
+        // SAFETY: words and nothing else.
         unsafe {
-            word.write_volatile(0);
-            word.add(1).write_volatile(0);
-            word.add(2).write_volatile(0);
-            word.add(3).write_volatile(0);
-            word.add(4).write_volatile(0);
-            word.add(5).write_volatile(0);
-            word.add(6).write_volatile(0);
+            maps::zero::<u32, { size_of::<Self>() / 4 }>(slot.as_mut_ptr().cast());
             slot.assume_init_mut()
         }
     }
@@ -313,7 +319,7 @@ impl FibAnswer {
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "a longer segment fits no route's MTU, however cut")]
 fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
-    let Some(params) = maps::fib_params() else { return FIB_NOT_ASKED };
+    let Some(maps::Fib { params, has_macs }) = maps::fib_question() else { return FIB_NOT_ASKED };
     A::write_fib(params, query.src, query.dst);
     params.l4_protocol = query.protocol;
     params.sport = query.sport.to_be();
@@ -323,6 +329,7 @@ fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: params is valid for its size, the context is this packet's.
     let code = unsafe { fib_lookup(skb.context().cast(), params, size, 0) };
+    *has_macs = u64::from(code == FIB_SUCCESS);
     out.ifindex = params.ifindex;
     out.family = u32::from(params.family);
     // SAFETY: every bit pattern of these unions is an integer. An IPv4 next hop is the first word.

@@ -4,7 +4,6 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use coil_packet::{Decision, Path, Reason, path};
 
 use crate::{
-    maps,
     run::{self, Hook},
     skb::Buffer,
     tables::{Kernel, Side},
@@ -21,12 +20,6 @@ struct ToNet;
 
 impl Hook for ToNet {
     const PATH: Path = Path::ToNet;
-
-    /// What another of the programs sends passes here too, with a mark that is for us alone.
-    #[inline(always)]
-    fn concerns(skb: &Buffer) -> bool {
-        !skb.take_mark(maps::config().mark) && !skb.is_tagged()
-    }
 
     #[inline(always)]
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {

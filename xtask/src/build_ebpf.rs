@@ -15,6 +15,8 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "coil-ebpf";
+/// Of the workspace's Cargo.toml.
+const PROFILE: &str = "bpf";
 /// `--btf` makes the linker keep type information: maps and programs carry readable names.
 const RUSTFLAGS: &str = "-Clinker=bpf-linker -Clink-arg=--btf -Cdebuginfo=2";
 
@@ -22,12 +24,25 @@ const RUSTFLAGS: &str = "-Clinker=bpf-linker -Clink-arg=--btf -Cdebuginfo=2";
 ///
 /// The compiler is Debian's `rustc-web`, or rustup's nightly with rust-src; see `cargo xtask setup`.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// A debug build of these programs, which tell of each packet: from_pod, from_net, to_pod, to_net. It is made
+    /// beside the other; COIL_EBPF_OBJECT names it for a build of coild
+    #[arg(long, value_name = "PROGRAM", value_delimiter = ',', value_parser = PROGRAMS)]
+    log: Vec<String>,
+}
 
-pub(crate) fn run(_: &Args) -> Result<()> {
+const PROGRAMS: [&str; 4] = ["from_pod", "from_net", "to_pod", "to_net"];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
     setup::ensure()?;
-    build()?;
-    println!("{}", object().display());
+    let object = if args.log.is_empty() {
+        build()?;
+        object()
+    } else {
+        let programs: Vec<&str> = args.log.iter().map(String::as_str).collect();
+        build_logging(&programs)?
+    };
+    println!("{}", object.display());
     Ok(())
 }
 
@@ -40,15 +55,32 @@ pub(crate) fn object() -> PathBuf {
 pub(crate) fn build() -> Result<()> {
     let build_dir = run::target_dir().join("bpf-build");
     let mut command = cargo("build");
-    command.arg("--release").arg("--target-dir").arg(&build_dir);
+    command.arg("--target-dir").arg(&build_dir);
     run::run(&mut command)?;
-    copy_if_changed(&build_dir.join(TARGET).join("release").join(PACKAGE), &object())
+    copy_if_changed(&build_dir.join(TARGET).join(PROFILE).join(PACKAGE), &object())
+}
+
+/// Compiles a debug build of some programs, for which the tests look beside the object.
+pub(crate) fn build_logging(programs: &[&str]) -> Result<PathBuf> {
+    let build_dir = run::target_dir().join("bpf-log");
+    let features: Vec<String> = programs.iter().map(|program| format!("log-{program}")).collect();
+    let mut command = cargo("build");
+    command.arg("--target-dir").arg(&build_dir).arg("--features").arg(features.join(","));
+    run::run(&mut command)?;
+    let object = run::target_dir().join("bpf").join(format!("{PACKAGE}-log"));
+    copy_if_changed(&build_dir.join(TARGET).join(PROFILE).join(PACKAGE), &object)?;
+    Ok(object)
+}
+
+/// The debug build of all programs.
+pub(crate) fn build_logging_all() -> Result<()> {
+    build_logging(&PROGRAMS).map(drop)
 }
 
 /// Runs clippy over the eBPF crate, with the workspace's lints, for its own target.
 pub(crate) fn clippy() -> Result<()> {
     let mut command = cargo("clippy");
-    command.arg("--release").arg("--target-dir").arg(run::target_dir().join("bpf-clippy"));
+    command.arg("--target-dir").arg(run::target_dir().join("bpf-clippy")).arg("--all-features");
     command.args(["--", "-D", "warnings"]);
     run::run(&mut command)
 }
@@ -79,7 +111,7 @@ fn cargo(verb: &str) -> Command {
             command.env("RUSTC", setup::DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
         }
     }
-    command.args(["--package", PACKAGE, "--target", TARGET]);
+    command.args(["--package", PACKAGE, "--target", TARGET, "--profile", PROFILE]);
     command.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", RUSTFLAGS);
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command

@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     run::need_root("test");
     setup::ensure()?;
     build_ebpf::build()?;
+    build_ebpf::build_logging_all()?;
     plugin::build()?;
     let built = built::cargo(&[&["build"], &WORKSPACE[..], &["--bins", "--tests"]].concat())?;
     let (mut ran, mut failed) = (0, Vec::new());

@@ -5,20 +5,20 @@ use tracing::{info, warn};
 
 use super::options::Mode;
 use crate::{
-    datapath::{self, Datapath, DatapathConfig, DatapathError, Removed, obstacle},
+    datapath::{self, Datapath, DatapathConfig, DatapathError, LogLevel, Removed, obstacle},
     plane::{self, Plane},
 };
 
 /// Opens the datapath that was asked for, or the best there is. Without programs, those of an earlier run are
 /// detached: nobody would tell them what changes.
-pub(super) fn choose(mode: Mode) -> Result<Plane> {
+pub(super) fn choose(mode: Mode, log: Option<LogLevel>) -> Result<Plane> {
     let config = DatapathConfig::default();
     if mode == Mode::Kernel {
         leave(&config)?;
         return Ok(Plane::kernel(plane::CHOSEN));
     }
     match Datapath::open(&config) {
-        Ok(datapath) => {
+        Ok(mut datapath) => {
             if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find()) {
                 bail!(
                     "--datapath ebpf is not possible here: {obstacle}; with --datapath auto the kernel forwards \
@@ -30,6 +30,11 @@ pub(super) fn choose(mode: Mode) -> Result<Plane> {
                 pods = "clsact filters",
                 "the kernel takes the eBPF programs"
             );
+            if let Some(level) = log
+                && !datapath.set_log(level).context("cannot start")?
+            {
+                warn!("--ebpf-log has no effect: the eBPF programs of this coild are no debug build");
+            }
             Ok(Plane::ebpf(Box::new(datapath)))
         }
         Err(e @ DatapathError::Owned { .. }) => Err(e).context("cannot start"),

@@ -140,7 +140,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
-    let plane = datapath::choose(options.datapath)?;
+    let plane = datapath::choose(options.datapath, options.ebpf_log)?;
     let kernel_egress_missing = kernel_egress(options.enable_egress);
     let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
     feed.start(
@@ -160,11 +160,8 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
             fast_udp: options.fast_udp,
-            // Calico's policies, and another plugin's, are in the host's stack: no packet may pass it by.
-            forward: plane.mode() == "ebpf"
-                && options.enable_ipam
-                && !options.compat_calico
-                && !options.host_stack,
+            forward: plane.mode() == "ebpf" && !options.is_by_host_stack(),
+            host_stack: options.is_by_host_stack(),
             fou_port: options.egress_port,
             mark: options.mark.0,
             originating_only: options.enable_originating_only,

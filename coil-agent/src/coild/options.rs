@@ -12,6 +12,8 @@ use coil_api::{
 };
 use ipnet::IpNet;
 
+use crate::datapath::LogLevel;
+
 /// The node agent of Coil: addresses, pod networks, and the egress datapath
 #[derive(Debug, Clone, Parser)]
 #[command(name = "coild", version)]
@@ -62,10 +64,13 @@ pub struct Options {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     pub fast_udp: bool,
-    /// Every packet from pod to pod passes the host's stack, for whoever looks at them there
+    /// Every packet passes the host's stack, to and from gateways too, for whoever looks at them there
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = ArgAction::Set, value_parser = parse_bool)]
     pub host_stack: bool,
+    /// What a debug build of the eBPF programs tells of its packets in this log
+    #[arg(long, value_enum)]
+    pub ebpf_log: Option<LogLevel>,
     /// The bit of packets' marks that Coil's own packets carry between two of its programs
     #[arg(long, default_value = "0x2000")]
     pub mark: Mark,
@@ -157,6 +162,12 @@ pub enum OptionsError {
 }
 
 impl Options {
+    /// True when every packet has to pass the host's stack: Calico's policies, and those of another plugin, are there.
+    #[must_use]
+    pub const fn is_by_host_stack(&self) -> bool {
+        self.host_stack || self.compat_calico || !self.enable_ipam
+    }
+
     /// Flags that are right and have nothing to do here, for a warning.
     #[must_use]
     pub fn without_effect(&self) -> Option<&'static str> {
@@ -217,6 +228,10 @@ mod tests {
         assert_eq!(parse("").unwrap().mark, Mark(0x2000));
         assert_eq!(parse("--mark=0x80 --fast-udp").unwrap().mark, Mark(128));
         assert!(parse("--fast-udp").unwrap().fast_udp);
+        assert!(!parse("--fast-udp").unwrap().is_by_host_stack());
+        for flag in ["--host-stack", "--compat-calico", "--enable-ipam=false"] {
+            assert!(parse(flag).unwrap().is_by_host_stack(), "{flag}");
+        }
         for wrong in ["0", "0x3000", "x", "-1", "0x100000000"] {
             assert!(parse(&format!("--mark={wrong}")).is_err(), "{wrong}");
         }

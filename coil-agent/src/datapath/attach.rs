@@ -15,7 +15,7 @@ use aya::{
     },
 };
 
-use super::{DatapathError, filter};
+use super::{DatapathError, Desired, filter};
 
 /// The programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +77,20 @@ pub(super) struct Place {
     pub(super) program: Program,
     pub(super) ifindex: u32,
     pub(super) hook: Hook,
+}
+
+/// Every place where a program belongs, with its owner for messages.
+pub(super) fn places(desired: &Desired, link_hook: Hook) -> BTreeMap<Place, String> {
+    let pods = desired.pods.iter().flat_map(|pod| {
+        let hook = if pod.shaped { link_hook } else { Hook::Filter };
+        let place = |program| (Place { program, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name));
+        [Program::FromPod, Program::ToPod].map(place)
+    });
+    let uplinks = desired.uplinks.iter().flat_map(|ifindex| {
+        let place = |program| (Place { program, ifindex: *ifindex, hook: link_hook }, "uplink".to_owned());
+        [Program::FromNet, Program::ToNet].map(place)
+    });
+    pods.chain(uplinks).collect()
 }
 
 /// All attachments of this node.

@@ -1,11 +1,11 @@
-//! Waiting for changes of links, routes and routing rules.
+//! Waiting for changes of links, neighbours, routes and routing rules.
 
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-/// Numbers of `enum rtnetlink_groups`: links, IPv4 routes and rules, IPv6 routes and rules.
-const GROUPS: [u32; 5] = [1, 7, 8, 11, 19];
+/// Numbers of `enum rtnetlink_groups`: links, neighbours, IPv4 routes and rules, IPv6 routes and rules.
+const GROUPS: [u32; 6] = [1, 3, 7, 8, 11, 19];
 
 /// What changes in one network namespace.
 pub struct NetworkChanges {

@@ -37,6 +37,8 @@ pub struct Desired {
     pub uplinks: BTreeSet<u32>,
     /// True when pod to pod packets may bypass the host stack.
     pub forward: bool,
+    /// True when no packet at all may: what is encapsulated or translated goes on in the host stack.
+    pub host_stack: bool,
     /// True when UDP may, too (`--fast-udp`).
     pub fast_udp: bool,
     /// UDP port of FOU (`--egress-port`).

@@ -18,7 +18,7 @@ use super::{
     DatapathError,
     conntrack::{Connection, Ends},
     image::HostAddr,
-    state::{StateNames, all, remove},
+    state::{StateNames, all, errno, remove},
     take,
 };
 
@@ -137,14 +137,6 @@ impl<A: HostAddr> FlowTables<A> {
 /// `BPF_NOEXIST` and `BPF_EXIST`.
 const NO_EXIST: u64 = 1;
 const EXIST: u64 = 2;
-
-/// The kernel's error number.
-fn errno(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    }
-}
 
 /// The key of a connection, by one pair of its ends.
 fn key<A: HostAddr>(ends: &Ends, protocol: u8) -> Option<FlowKey<A>> {

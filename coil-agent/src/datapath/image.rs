@@ -65,6 +65,9 @@ pub(super) fn common(desired: &Desired) -> (Config, Vec<(u32, UplinkValue)>) {
     if desired.any_sender {
         flags |= config_flag::ANY_SENDER;
     }
+    if desired.host_stack {
+        flags |= config_flag::HOST_STACK;
+    }
     let config = Config {
         flags,
         fou_port: desired.fou_port,
@@ -210,6 +213,7 @@ mod tests {
             quota: 0,
             uplinks: [2].into(),
             forward: true,
+            host_stack: false,
             fast_udp: true,
             fou_port: 5555,
             mark: 0x2000,

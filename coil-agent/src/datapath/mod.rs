@@ -22,10 +22,12 @@ mod filter;
 mod flows;
 mod image;
 mod lock;
+mod log;
 mod maglev;
 pub(crate) mod netlink;
 mod object;
 pub mod obstacle;
+mod outgrown;
 mod pins;
 mod state;
 mod table;
@@ -40,12 +42,14 @@ use aya::{
 };
 use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
-use tracing::warn;
+use tracing::{info, warn};
 
-use attach::{Attachments, Hook, Place, Program, classifier};
+use attach::{Attachments, Hook, Program, classifier, places};
 use events::Events;
 use family::FamilyTables;
 use lock::Lock;
+use log::Log;
+use outgrown::Outgrown;
 use state::Counters;
 use table::Table;
 
@@ -54,6 +58,7 @@ pub use cleanup::{Removed, cleanup};
 pub use desired::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId};
 pub use error::DatapathError;
 pub use events::Dropped;
+pub use log::LogLevel;
 pub use object::{OBJECT, PINNED_MAPS};
 pub use state::{NatEntry, Reading, Swept, monotonic_seconds};
 pub use table::Changes;
@@ -71,11 +76,13 @@ pub struct DatapathConfig {
     pub pin_root: PathBuf,
     /// How long to wait for another agent to end.
     pub patience: Duration,
+    /// Maps with another number of entries than the object states.
+    pub entries: Vec<(&'static str, u32)>,
 }
 
 impl Default for DatapathConfig {
     fn default() -> Self {
-        Self { pin_root: PIN_ROOT.into(), patience: PATIENCE }
+        Self { pin_root: PIN_ROOT.into(), patience: PATIENCE, entries: vec![] }
     }
 }
 
@@ -112,10 +119,13 @@ pub struct Datapath {
     v6: FamilyTables<[u8; 16]>,
     counters: Counters,
     events: Events,
+    log: Log,
     /// Pools as last wanted.
     pools: Vec<IpNet>,
     /// The configuration as last written.
     stated: Option<Config>,
+    /// Maps of an earlier version, until its programs are replaced.
+    before: Option<Outgrown>,
     /// How programs are attached to uplinks, and to links that somebody else wants the qdisc of.
     link_hook: Hook,
 }
@@ -130,10 +140,14 @@ impl Datapath {
         let link_hook = require_kernel()?;
         let lock = Lock::take(&config.pin_root, config.patience)?;
         let maps = config.pin_root.join("maps");
-        pins::prepare(&maps)?;
+        let outgrown = pins::prepare(&maps, &config.entries)?;
         let mut loader = EbpfLoader::new();
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
+        }
+        loader.map_pin_path(log::LEVEL, maps.join(log::LEVEL));
+        for (name, entries) in &config.entries {
+            loader.map_max_entries(name, *entries);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for program in Program::ALL {
@@ -144,7 +158,7 @@ impl Datapath {
             })?;
         }
         let uplinks = take(&mut ebpf, "coil_uplinks")?;
-        Ok(Self {
+        let mut opened = Self {
             attachments: Attachments::adopt(config.pin_root.join("links"))?,
             config: take(&mut ebpf, "coil_config")?,
             lost: take(&mut ebpf, "coil_lost")?,
@@ -153,13 +167,37 @@ impl Datapath {
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             counters: Counters::adopt(&mut ebpf)?,
             events: Events::adopt(&mut ebpf)?,
+            log: Log::adopt(&mut ebpf)?,
             pools: vec![],
             stated: None,
             _lock: lock,
             link_hook,
             pin_root: config.pin_root.clone(),
             ebpf,
-        })
+            before: None,
+        };
+        opened.take_over(&outgrown)?;
+        opened.before = Some(outgrown);
+        Ok(opened)
+    }
+
+    fn take_over(&mut self, outgrown: &Outgrown) -> Result<(), DatapathError> {
+        let moved = self.v4.state.take_over(outgrown)? + self.v6.state.take_over(outgrown)?;
+        if moved > 0 {
+            info!(entries = moved, "moved what maps of another size held");
+        }
+        Ok(())
+    }
+
+    /// What is left of an earlier version goes, now that none of its programs runs.
+    fn leave_behind(&mut self) -> Result<(), DatapathError> {
+        let Some(outgrown) = self.before.take() else { return Ok(()) };
+        self.take_over(&outgrown)?;
+        let removed = pins::remove_others(&self.pin_root.join("maps"))?;
+        if removed > 0 {
+            info!(maps = removed, "removed maps of another version");
+        }
+        Ok(())
     }
 
     /// Makes the kernel's state what is wanted. Doing it twice changes nothing.
@@ -181,6 +219,7 @@ impl Datapath {
         report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
         report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
         self.forget_decisions_after(&report)?;
+        self.leave_behind()?;
         Ok(report)
     }
 
@@ -344,8 +383,17 @@ impl Datapath {
         self.counters.read()
     }
 
+    /// Says what a debug build of the programs tells of its packets from now on. False for another build.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_log(&mut self, level: LogLevel) -> Result<bool, DatapathError> {
+        self.log.set(level)
+    }
+
     /// Packets that the programs dropped since the last time: at most five a second are told of.
     pub fn dropped(&mut self) -> Vec<Dropped> {
+        self.log.show();
         self.events.take()
     }
 
@@ -405,20 +453,6 @@ impl Datapath {
 
 /// What a packet may not be before the kernel's flows are marked.
 const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
-
-/// Every place where a program belongs, with its owner for messages.
-fn places(desired: &Desired, link_hook: Hook) -> BTreeMap<Place, String> {
-    let pods = desired.pods.iter().flat_map(|pod| {
-        let hook = if pod.shaped { link_hook } else { Hook::Filter };
-        let place = |program| (Place { program, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name));
-        [Program::FromPod, Program::ToPod].map(place)
-    });
-    let uplinks = desired.uplinks.iter().flat_map(|ifindex| {
-        let place = |program| (Place { program, ifindex: *ifindex, hook: link_hook }, "uplink".to_owned());
-        [Program::FromNet, Program::ToNet].map(place)
-    });
-    pods.chain(uplinks).collect()
-}
 
 /// `bpf_redirect_peer` and `bpf_redirect_neigh` came with Linux 5.10 (commits 9aa1206e8f48 and b4ab31414970).
 fn require_kernel() -> Result<Hook, DatapathError> {

@@ -8,14 +8,14 @@ use aya::{
 };
 use coil_packet::{
     Addr, Family, Path, Reason,
-    abi::{Counter, NatKey, NatRevKey, NatRevValue, NatValue},
+    abi::{Counter, NatKey, NatRevKey, NatRevValue, NatValue, PinKey, PinValue},
     counter_index,
     flow::Limits,
     nat,
 };
 use nix::time::{ClockId, clock_gettime};
 
-use super::{DatapathError, flows::FlowTables, image::HostAddr, take};
+use super::{DatapathError, flows::FlowTables, image::HostAddr, outgrown::Outgrown, take};
 
 /// One counter of the programs, summed over all CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,7 @@ pub(super) struct StateNames {
     pub(super) datagrams: &'static str,
     pub(super) nat: &'static str,
     pub(super) nat_rev: &'static str,
+    pub(super) pin: &'static str,
     pub(super) lent: &'static str,
     pub(super) returned: &'static str,
 }
@@ -117,6 +118,7 @@ pub(super) struct FamilyState<A: Addr> {
     pub(super) flows: FlowTables<A>,
     nat: HashMap<MapData, NatKey<A>, NatValue>,
     nat_rev: HashMap<MapData, NatRevKey<A>, NatRevValue<A>>,
+    pin: HashMap<MapData, PinKey<A>, PinValue<A>>,
     /// Ports that each client was ever lent, as the programs count.
     lent: HashMap<MapData, A, u32>,
     /// How many of these it has no more.
@@ -130,9 +132,19 @@ impl<A: HostAddr> FamilyState<A> {
             flows: FlowTables::adopt(ebpf, names)?,
             nat: take(ebpf, names.nat)?,
             nat_rev: take(ebpf, names.nat_rev)?,
+            pin: take(ebpf, names.pin)?,
             lent: take(ebpf, names.lent)?,
             returned: take(ebpf, names.returned)?,
         })
+    }
+
+    /// Moves in what maps of before hold. The reverse entries first: without its own a forward entry counts for nothing.
+    pub(super) fn take_over(&mut self, outgrown: &Outgrown) -> Result<usize, DatapathError> {
+        Ok(outgrown.move_to(self.names.nat_rev, &mut self.nat_rev)?
+            + outgrown.move_to(self.names.nat, &mut self.nat)?
+            + outgrown.move_to(self.names.pin, &mut self.pin)?
+            + outgrown.move_to(self.names.lent, &mut self.lent)?
+            + outgrown.move_to(self.names.returned, &mut self.returned)?)
     }
 
     /// The live translations.
@@ -227,6 +239,14 @@ pub(super) fn all<K: Pod, V: Pod>(
         action: "read it",
         source,
     })
+}
+
+/// The kernel's error number.
+pub(super) fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
 }
 
 pub(super) fn remove<K: Pod, V: Pod>(

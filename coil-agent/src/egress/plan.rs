@@ -45,6 +45,8 @@ pub struct NodeFacts {
     pub in_cluster: Vec<IpNet>,
     /// Pods of this node may be forwarded past the host stack.
     pub forward: bool,
+    /// None of their packets may pass the host stack by, those to and from gateways included.
+    pub host_stack: bool,
     /// `--fast-udp`.
     pub fast_udp: bool,
     /// `--enable-originating-only`: what an Egress does not say of itself.
@@ -122,6 +124,7 @@ pub fn desired<'a>(
         pools: index.pool_subnets(),
         uplinks: node.uplinks.clone(),
         forward: node.forward && node.obstacle.is_none(),
+        host_stack: node.host_stack,
         fast_udp: node.fast_udp,
         fou_port: node.fou_port,
         mark: node.mark,

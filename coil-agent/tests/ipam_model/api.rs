@@ -56,7 +56,7 @@ pub(crate) struct State {
     sent: BTreeMap<u64, Sent>,
     serial: u64,
     /// A request that changed an object which was made after the request was sent: it was meant for another
-    /// one of the same name.
+    /// one of the same name. Or one that could, as it names no UID and no version.
     pub(crate) misled: Option<String>,
 }
 
@@ -145,6 +145,17 @@ impl State {
         }
         // What is behind `/api/v1` or `/apis/GROUP/VERSION`.
         let path = path.into_iter().skip_while(|part| *part != "v1" && *part != "v2").skip(1).collect();
+        let unnamed = match parts.method {
+            Method::DELETE => text(&body, "/preconditions/uid").is_empty(),
+            Method::PATCH => {
+                let has = |field| !text(&body, field).is_empty();
+                !has("/metadata/uid") && !has("/metadata/resourceVersion")
+            }
+            _ => false,
+        };
+        if unnamed {
+            self.misled = Some(format!("{} {} says not which: {body}", parts.method, parts.uri));
+        }
         self.serial += 1;
         let (method, uids) = (parts.method.clone(), self.uids);
         let sent = Sent { method, path, query, body, answer: Some(answer), uids };

@@ -7,6 +7,8 @@
 //!   agent            ◀┴── watches: each kind late by itself     ──▶  └─ controller (deposed, unaware)
 //! ```
 //!
+//! Beside the random runs, `directed` plays what chance brings about too seldom.
+//!
 //! After every step: no address is on two pods, every pod's address is in a block of its node, no two blocks
 //! share addresses, table 119 has only blocks that the node owns, no request changed an object that is younger
 //! than the request, no BlockRequest is answered with another's block, and no agent gives an address of a block
@@ -19,6 +21,7 @@
 #![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
 
 mod api;
+mod directed;
 mod process;
 mod random;
 mod world;

@@ -55,13 +55,13 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
     }
 }
 
-/// Changes the packet as a router does. The kernel writes the MAC addresses of one for a neighbour.
+/// Changes the packet, which has no headers around it, as a router does. The kernel writes the MAC addresses of one for a neighbour.
 #[inline(always)]
 pub fn forward<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, way: &Way) -> Result<(), Fault> {
-    A::hop(skb, packet.l3, packet)?;
-    if way.kind == way_kind::POD {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = way.next;
-        skb.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])?;
+    A::hop(skb, ETHERNET, packet)?;
+    if matches!(way.kind, way_kind::POD | way_kind::LINK) {
+        let Some(macs) = way.next.first_chunk::<12>() else { return Err(Fault) };
+        skb.store(0, macs)?;
     }
     Ok(())
 }

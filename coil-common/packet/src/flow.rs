@@ -185,6 +185,15 @@ impl Way {
         self.set_fits(fits);
     }
 
+    /// Makes one that leads to a neighbour spare the kernel the search for it: `macs` are the neighbour's and the
+    /// link's.
+    #[inline(always)]
+    pub const fn to_link(&mut self, macs: [u8; 12]) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
+        self.kind = way_kind::LINK;
+        self.next = [a, b, c, d, e, f, g, h, i, j, k, l, 0, 0, 0, 0];
+    }
+
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "checked")]
     const fn set_fits(&mut self, fits: u32) {

@@ -40,6 +40,13 @@ pub trait Skb {
     /// The `N` bytes at `at`, or `None` when the packet ends before.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
 
+    /// The same for a place that is known when this is compiled, near the beginning: a program needs no help of the
+    /// kernel there.
+    #[inline(always)]
+    fn peek<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
+        self.load(at)
+    }
+
     /// Overwrites bytes whose change some checksum of the packet makes up for.
     fn store<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Result<(), Fault>;
 

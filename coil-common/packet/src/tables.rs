@@ -124,4 +124,7 @@ pub trait Tables<A: Addr> {
     fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>);
     /// Asks the kernel's routing.
     fn fib(&self, query: &FibQuery<A>) -> Fib;
+    /// MAC addresses of the neighbour that [`Self::fib`] has just named, and of the link; none when the kernel does not
+    /// know the neighbour yet.
+    fn macs(&self) -> Option<[u8; 12]>;
 }

@@ -103,6 +103,8 @@ reasons! {
     NotFastKind = Next, "not-fast-kind";
     /// Pods are forwarded by the kernel alone.
     NotFastNode = Next, "not-fast-node";
+    /// Everything passes the host's stack.
+    HostStack = Next, "host-stack";
     /// A pod with something on its link that the packet would miss.
     KernelPod = Next, "kernel-pod";
     /// A flow that is not known to be free of NAT.
@@ -272,7 +274,7 @@ pub enum Deliver {
         /// MAC address of the host's side.
         host_mac: [u8; 6],
     },
-    /// On the way that it is on: into the pod behind the veth.
+    /// On the way that it is on: into the pod behind the veth, or on into the host's stack.
     Here,
     /// To a neighbour, whose MAC address the kernel knows or finds.
     Neighbour {

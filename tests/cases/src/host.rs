@@ -150,6 +150,7 @@ fn run_in<A: HostAddr>(case: &Case) -> Outcome {
     }
     let mut node = Node::<A>::new(World::new(&case.net), &case.given);
     node.fast_udp = case.fast_udp;
+    node.host_stack = case.host_stack;
     let outcome = node.run(case.path, case.ingress, &case.frame, 0);
     let left = case.leaves.and_then(|flow| node.flow(&key(&flow)));
     Outcome { left: left.map(|value| (value.state, value.phase)), ..outcome }
@@ -175,10 +176,14 @@ pub struct Node<A> {
     pub room: usize,
     /// UDP may be fast.
     pub fast_udp: bool,
+    /// Every packet passes the host's stack.
+    pub host_stack: bool,
     /// The configuration's epoch.
     pub epoch: u32,
     /// A mark found no room.
     pub lost: bool,
+    /// MAC addresses of every neighbour and of the uplink, if they are known.
+    pub macs: Option<[u8; 12]>,
     /// How often the routing was asked.
     pub fib_queries: Cell<u32>,
 }
@@ -200,8 +205,10 @@ impl<A: HostAddr> Node<A> {
             now: Cell::new(now),
             room: 1000,
             fast_udp: false,
+            host_stack: false,
             epoch: 1,
             lost: false,
+            macs: None,
             fib_queries: Cell::new(0),
         };
         for given in given {
@@ -265,7 +272,11 @@ fn longest<T: Copy>(table: &[(world::Prefix, T)], addr: IpAddr) -> Option<T> {
 impl<A: HostAddr> Tables<A> for Node<A> {
     fn config(&self) -> Config {
         let udp = config_flag::FAST_UDP | config_flag::MARK_UDP;
-        let flags = config_flag::FORWARD | config_flag::MARK | if self.fast_udp { udp } else { 0 };
+        let flags = match (self.host_stack, self.fast_udp) {
+            (true, _) => config_flag::HOST_STACK,
+            (false, false) => config_flag::FORWARD | config_flag::MARK,
+            (false, true) => config_flag::FORWARD | config_flag::MARK | udp,
+        };
         Config { flags, fou_port: 5555, pad: 0, mark: 0x2000, epoch: self.epoch, quota: self.quota }
     }
 
@@ -419,5 +430,9 @@ impl<A: HostAddr> Tables<A> for Node<A> {
             }
             Some(Route::Blackhole) | None => Fib::Refused,
         }
+    }
+
+    fn macs(&self) -> Option<[u8; 12]> {
+        self.macs
     }
 }

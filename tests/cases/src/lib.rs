@@ -10,6 +10,7 @@ mod forward;
 mod fragments;
 mod gateway;
 pub mod host;
+mod host_stack;
 mod ignored;
 mod mark;
 mod memory;
@@ -48,6 +49,8 @@ pub struct Case {
     pub free: Vec<usize>,
     /// UDP between pods may be fast.
     pub fast_udp: bool,
+    /// Every packet passes the host's stack.
+    pub host_stack: bool,
     /// A flow that must be in the tables afterwards.
     pub leaves: Option<Flow>,
 }
@@ -65,6 +68,7 @@ impl Case {
             output: None,
             free: vec![],
             fast_udp: false,
+            host_stack: false,
             leaves: None,
         }
     }
@@ -102,6 +106,12 @@ impl Case {
     /// Where UDP between pods may be fast.
     fn with_fast_udp(mut self) -> Self {
         self.fast_udp = true;
+        self
+    }
+
+    /// Where every packet passes the host's stack.
+    fn with_host_stack(mut self) -> Self {
+        self.host_stack = true;
         self
     }
 
@@ -212,6 +222,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(fragments::cases(net));
         cases.extend(pins::cases(net));
         cases.extend(slow::cases(net));
+        cases.extend(host_stack::cases(net));
     }
     cases
 }

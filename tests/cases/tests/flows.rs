@@ -47,6 +47,31 @@ fn a_known_flow_asks_the_routing_once_a_second() {
     assert_eq!(send(&mut node, tcp::ACK), 3);
 }
 
+/// The packet that is decided about goes by the kernel's search for the neighbour, which keeps its knowledge fresh;
+/// those that follow in the same second have the MAC addresses of the answer.
+#[test]
+fn a_known_neighbour_is_searched_once_a_second() {
+    let (net, mut node) = node();
+    let macs = [9, 9, 9, 9, 9, 1, 8, 8, 8, 8, 8, 2];
+    let send = |node: &mut Node<_>, flags| {
+        let frame = to_remote(&net, flags, b"");
+        let outcome = node.run(Path::FromPod, PLAIN, &frame, 0);
+        assert_eq!(outcome.reason, Reason::ToNode);
+        (outcome.frame[..12] == macs, outcome.frame[..12] == frame[..12])
+    };
+    assert_eq!(send(&mut node, tcp::SYN), (false, true));
+    assert_eq!(send(&mut node, tcp::ACK), (false, true), "the neighbour is not known yet");
+    node.macs = Some(macs);
+    for _ in 0..3 {
+        node.now.set(node.now.get() + 1);
+        assert_eq!(send(&mut node, tcp::ACK), (false, true));
+        assert_eq!(send(&mut node, tcp::ACK), (true, false));
+        assert_eq!(send(&mut node, tcp::ACK), (true, false));
+    }
+    node.epoch += 1;
+    assert_eq!(send(&mut node, tcp::ACK), (false, true), "something has changed");
+}
+
 #[test]
 fn a_decision_follows_the_pod() {
     let (net, mut node) = node();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod};
+use coil_agent::datapath::{Datapath, DatapathConfig, Desired, Egress, Gateway, LocalPod};
 use coil_netns::NetNs;
 use coil_packet::{Class, Reason};
 
@@ -51,6 +51,8 @@ const PODS: [(Pod, &str, Option<usize>, u8); 6] = [
 ];
 
 const UPLINK: u32 = 2;
+/// Where the local network is one of several on a wire.
+const VLAN: u16 = 10;
 /// The world's number on the local network.
 const ROUTER: u8 = 254;
 
@@ -61,6 +63,8 @@ pub struct Fabric {
     spaces: BTreeMap<&'static str, NetNs>,
     datapaths: Vec<Mutex<Option<Datapath>>>,
     pins: Vec<Pins>,
+    /// Sizes of maps that the first agents make.
+    entries: Vec<(&'static str, u32)>,
 }
 
 impl Fabric {
@@ -69,17 +73,37 @@ impl Fabric {
     /// # Errors
     /// Without root, or when the kernel refuses something.
     pub fn new(v4: bool) -> Result<Self> {
+        Self::make(v4, vec![], false)
+    }
+
+    /// The same with a VLAN of the local network as everybody's link.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn over_vlan(v4: bool) -> Result<Self> {
+        Self::make(v4, vec![], true)
+    }
+
+    /// The same with agents whose maps have other sizes; those who replace them have this version's.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_another_version(v4: bool, entries: Vec<(&'static str, u32)>) -> Result<Self> {
+        Self::make(v4, entries, false)
+    }
+
+    fn make(v4: bool, entries: Vec<(&'static str, u32)>, vlan: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pins = vec![Pins::new()?, Pins::new()?];
         let prefix = format!("coil-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut fabric = Self { prefix, v4, spaces: BTreeMap::new(), datapaths: vec![], pins };
+        let mut fabric = Self { prefix, v4, spaces: BTreeMap::new(), datapaths: vec![], pins, entries };
         std::fs::create_dir_all("/run/netns").context("cannot make /run/netns")?;
         let names = PODS.map(|(_, name, ..)| name);
         for name in [SWITCH].into_iter().chain(NODES).chain(names) {
             let path = PathBuf::from("/run/netns").join(format!("{}{name}", fabric.prefix));
             fabric.spaces.insert(name, NetNs::create(path)?);
         }
-        fabric.make_switch()?;
+        fabric.make_switch(vlan)?;
         for (index, node) in NODES.into_iter().enumerate() {
             fabric.make_node(index, node)?;
         }
@@ -166,7 +190,8 @@ impl Fabric {
     }
 
     fn open(&self, node: usize) -> Result<Datapath> {
-        let mut datapath = Datapath::open(&self.pins[node].config())?;
+        let config = DatapathConfig { entries: self.entries.clone(), ..self.pins[node].config() };
+        let mut datapath = Datapath::open(&config)?;
         datapath.apply(&self.desired(node))?;
         Ok(datapath)
     }
@@ -288,16 +313,21 @@ impl Fabric {
         self.ip(space, &format!("{} addr add {}/{len} dev eth0{more}", self.family(), self.lan(host)))
     }
 
-    fn make_switch(&self) -> Result<()> {
+    fn make_switch(&self, vlan: bool) -> Result<()> {
         self.ip(SWITCH, "link add br0 type bridge")?;
         self.ip(SWITCH, "link set br0 up")?;
         for space in NODES.into_iter().chain([name(Pod::World)]) {
             let there = format!("{}{space}", self.prefix);
+            let peer = if vlan { "trunk".to_owned() } else { format!("eth0 index {UPLINK}") };
             self.ip(
                 SWITCH,
-                &format!("link add name sw-{space} master br0 type veth peer name eth0 index {UPLINK} netns {there}"),
+                &format!("link add name sw-{space} master br0 type veth peer name {peer} netns {there}"),
             )?;
             self.ip(SWITCH, &format!("link set sw-{space} up"))?;
+            if vlan {
+                self.ip(space, "link set trunk up")?;
+                self.ip(space, &format!("link add link trunk name eth0 index {UPLINK} type vlan id {VLAN}"))?;
+            }
             self.ip(space, "link set eth0 up")?;
             self.ip(space, "link set lo up")?;
         }
@@ -409,6 +439,7 @@ impl Fabric {
             quota: 0,
             uplinks: [UPLINK].into(),
             forward: true,
+            host_stack: false,
             fast_udp: false,
             fou_port: 5555,
             mark: crate::node::MARK,

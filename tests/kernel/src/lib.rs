@@ -5,6 +5,7 @@
 mod fabric;
 mod node;
 pub mod rules;
+pub mod stream;
 pub mod traffic;
 
 pub use fabric::{Fabric, Pod};
@@ -49,7 +50,7 @@ impl Pins {
     /// The configuration of a datapath with these pins.
     #[must_use]
     pub fn config(&self) -> DatapathConfig {
-        DatapathConfig { pin_root: self.root.clone(), patience: PATIENCE }
+        DatapathConfig { pin_root: self.root.clone(), patience: PATIENCE, entries: vec![] }
     }
 
     /// Opens a datapath.

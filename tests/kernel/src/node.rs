@@ -101,8 +101,10 @@ impl Node {
     /// # Errors
     /// When the kernel cannot run it.
     pub fn case(&mut self, case: &Case) -> Result<Outcome> {
-        if self.desired.fast_udp != case.fast_udp {
+        if (self.desired.fast_udp, self.desired.host_stack) != (case.fast_udp, case.host_stack) {
             self.desired.fast_udp = case.fast_udp;
+            self.desired.host_stack = case.host_stack;
+            self.desired.forward = !case.host_stack;
             let desired = self.desired.clone();
             self.datapath()?.apply(&desired)?;
         }

@@ -21,19 +21,19 @@ use coil_kernel_tests::{
 };
 use coil_packet::{Class, Reason};
 
-fn journey(v4: bool) -> Result<()> {
-    let fabric = Fabric::new(v4)?;
+fn journey(fabric: &Fabric) -> Result<()> {
+    let v4 = fabric.is_v4();
     let gateway = fabric.address(Pod::Gateway);
 
     // Egress through another node, and through the client's own.
     for client in [Pod::Client, Pod::Neighbour] {
         for (port, size) in [(8000, 10), (8001, 1 << 20), (8002, 10 << 20)] {
-            let seen = tcp(&fabric, client, Pod::World, port, size)?;
+            let seen = tcp(fabric, client, Pod::World, port, size)?;
             ensure!(seen == gateway, "the world saw {seen}, not the gateway {gateway}");
         }
         let largest = if v4 { 1472 - 28 } else { 1452 - 48 };
         for size in [1, 999, largest] {
-            let seen = udp(&fabric, client, Pod::World, size)?;
+            let seen = udp(fabric, client, Pod::World, size)?;
             ensure!(seen == gateway, "the world saw {seen}, not the gateway {gateway}");
         }
         fabric.ping(client, Pod::World)?;
@@ -48,9 +48,9 @@ fn journey(v4: bool) -> Result<()> {
     for (from, to, port) in
         [(Pod::Plain, Pod::Client, 9000), (Pod::Plain, Pod::Remote, 9001), (Pod::Client, Pod::Remote, 9002)]
     {
-        let seen = tcp(&fabric, from, to, port, 10 << 20)?;
+        let seen = tcp(fabric, from, to, port, 10 << 20)?;
         ensure!(seen == fabric.address(from), "{to:?} saw {seen}");
-        udp(&fabric, from, to, 100)?;
+        udp(fabric, from, to, 100)?;
         fabric.ping(from, to)?;
     }
     for reason in [Reason::ToPod, Reason::ToNode] {
@@ -70,12 +70,20 @@ fn journey(v4: bool) -> Result<()> {
 
 #[test]
 fn ipv4_traffic() -> Result<()> {
-    journey(true)
+    journey(&Fabric::new(true)?)
 }
 
 #[test]
 fn ipv6_traffic() -> Result<()> {
-    journey(false)
+    journey(&Fabric::new(false)?)
+}
+
+/// The nodes' uplinks are VLANs: the programs are on these, and the tags are the kernel's matter.
+#[test]
+#[ignore = "not every kernel has VLANs: `cargo xtask vm --only kernel/vlan` runs it on those of Debian"]
+fn traffic_over_a_vlan() -> Result<()> {
+    journey(&Fabric::over_vlan(true)?)?;
+    journey(&Fabric::over_vlan(false)?)
 }
 
 /// A client that does not know about the tunnel's overhead is told, and then its packets fit.

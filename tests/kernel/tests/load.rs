@@ -4,7 +4,9 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use coil_agent::datapath::{Datapath, Desired, LocalPod, PINNED_MAPS, Report};
+use coil_cases::world::UPLINK;
 use coil_kernel_tests::{Node, Pins};
 use coil_packet::Reason;
 
@@ -76,7 +78,7 @@ fn a_new_agent_takes_over() -> Result<()> {
         let desired = coil_kernel_tests::desired()?;
         let links = pins.config().pin_root.join("links");
         let before = link_ids(&links)?;
-        ensure!(before.len() == 2, "an uplink, both ways: {before:?}");
+        ensure!(before.len() == if has_tcx()? { 2 } else { 0 }, "an uplink, both ways: {before:?}");
         let filters = filters(&desired)?;
         ensure!(filters.len() == 6, "three pods, both ways: {filters:?}");
 
@@ -106,6 +108,48 @@ fn a_new_agent_takes_over() -> Result<()> {
     })
 }
 
+/// True for a kernel with TCX links, by its version: Linux 6.6 (commit e420bed02507).
+fn has_tcx() -> Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (6, 6)),
+        _ => bail!("what version is {release:?}?"),
+    }
+}
+
+/// Uplinks have TCX links where the kernel knows them, and filters elsewhere; pods' links have filters everywhere.
+#[test]
+fn attachments_are_those_of_the_kernel() -> Result<()> {
+    let pins = Pins::new()?;
+    let tcx = has_tcx()?;
+    Node::run(&pins, |node| {
+        let by = node.datapath()?.uplinks_by();
+        ensure!(by == if tcx { "TCX links" } else { "clsact filters" }, "uplinks have {by}, TCX: {tcx}");
+        let name = format!("link{UPLINK}");
+        for (side, hook, program) in
+            [("ingress", TcAttachType::Ingress, "from_net"), ("egress", TcAttachType::Egress, "to_net")]
+        {
+            let by_filter = tc(&name, side)?.contains(program);
+            let pinned = pins.config().pin_root.join("links").join(format!("{program}-{UPLINK}")).exists();
+            ensure!((by_filter, pinned) == (!tcx, tcx), "{program}: a filter {by_filter}, a link {pinned}");
+            if tcx {
+                let (_, programs) = SchedClassifier::query_tcx(&name, hook)?;
+                ensure!(programs.len() == 1, "{} programs on one side", programs.len());
+            }
+        }
+        let filters = filters(&coil_kernel_tests::desired()?)?;
+        ensure!(filters.len() == 6, "three pods, both ways: {filters:?}");
+        Ok(())
+    })
+}
+
+/// The filters on one side of a link, as `tc` shows them.
+fn tc(link: &str, side: &str) -> Result<String> {
+    let output = Command::new("tc").args(["filter", "show", "dev", link, side]).output();
+    Ok(String::from_utf8_lossy(&output.context("cannot run tc (package iproute2)")?.stdout).into_owned())
+}
+
 /// DEL of a pod may come when another plugin has given its address to a newer one.
 #[test]
 fn what_a_newer_pod_has_stays() -> Result<()> {
@@ -132,9 +176,7 @@ fn filters(desired: &Desired) -> Result<Vec<String>> {
     let sides = [("ingress", "from_pod"), ("egress", "to_pod")];
     for (pod, (side, program)) in desired.pods.iter().flat_map(|pod| sides.map(|side| (pod, side))) {
         let name = nix::net::if_::if_indextoname(pod.ifindex)?.into_string()?;
-        let output = Command::new("tc").args(["filter", "show", "dev", &name, side]).output();
-        let text = output.context("cannot run tc (package iproute2)")?.stdout;
-        let text = String::from_utf8_lossy(&text).into_owned();
+        let text = tc(&name, side)?;
         let programs: Vec<&str> = text.lines().filter(|line| line.contains(program)).collect();
         ensure!(programs.len() <= 1, "one link runs the program twice: {text}");
         ids.extend(programs.first().map(|line| (*line).to_owned()));

@@ -18,6 +18,8 @@ pub const CONTROL: &str = "control";
 pub const WORLD: &str = "world";
 /// The namespace of a host that the world reaches by a narrow link.
 pub const FAR: &str = "far";
+/// MTU of the LAN when none is given.
+pub const LAN_MTU: u32 = 1500;
 /// MTU of the link between the world and [`FAR`].
 pub const FAR_MTU: u32 = 1280;
 /// The namespace with the bridge that joins the others.
@@ -215,6 +217,9 @@ pub struct Options {
     /// Start with the programs of another build, in this folder; `roll` then brings this build's
     #[arg(long, value_name = "DIR")]
     pub programs: Option<PathBuf>,
+    /// MTU of the LAN that joins the nodes with each other and with the world
+    #[arg(long, default_value_t = LAN_MTU, value_parser = clap::value_parser!(u32).range(1280..=9500))]
+    pub mtu: u32,
 }
 
 impl Options {
@@ -229,6 +234,7 @@ impl Options {
             nodes: 3,
             routing: Routing::Router,
             programs: None,
+            mtu: LAN_MTU,
         }
     }
 

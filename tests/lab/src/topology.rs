@@ -24,13 +24,10 @@ use anyhow::{Context as _, Result, ensure};
 use coil_netns::NetNs;
 
 use crate::{
-    config::{CONTROL, FABRIC, FAR, FAR_MTU, Family, Ip, Options, WORLD, WORLD_HOST},
+    config::{CONTROL, FABRIC, FAR, FAR_MTU, Family, Ip, LAN_MTU, Options, WORLD, WORLD_HOST},
     place::{self, OpenPlace},
     state::StateDir,
 };
-
-/// MTU of every wire.
-const MTU: u32 = 1500;
 
 /// The places of a lab by name, [`FABRIC`] included.
 pub(crate) type OpenPlaces = BTreeMap<String, OpenPlace>;
@@ -41,7 +38,8 @@ pub(crate) fn build(options: &Options, state: &StateDir) -> Result<OpenPlaces> {
     place::mount_fs("tmpfs", &dir, Some("mode=0755"))?;
     let fabric = NetNs::create(dir.join(FABRIC))?;
     inside(&fabric, || sysctl("net/ipv6/conf/default/disable_ipv6", "1"))?;
-    batch(&fabric, &[], &format!("link add lan type bridge\nlink set lan mtu {MTU} up\n"))?;
+    let mtu = options.mtu;
+    batch(&fabric, &[], &format!("link add lan type bridge\nlink set lan mtu {mtu} up\n"))?;
     let own = OpenPlace::own()?;
     let mut places = OpenPlaces::from([(FABRIC.to_owned(), own.with_net(File::open(fabric.path())?))]);
     for (name, host) in options.members() {
@@ -51,7 +49,7 @@ pub(crate) fn build(options: &Options, state: &StateDir) -> Result<OpenPlaces> {
             &fabric,
             &[],
             &format!(
-                "link add {name} mtu {MTU} type veth peer name eth0 mtu {MTU} netns {}\nlink set {name} master lan up\n",
+                "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\nlink set {name} master lan up\n",
                 ns.path().display()
             ),
         )?;
@@ -92,7 +90,7 @@ fn far_links(family: Family) -> String {
     for ip in family.each() {
         let _ = writeln!(lines, "addr add {} dev eth0{}", ip.far(2), nodad(*ip));
         // It asks for segments of 1500 bytes, as a host does that is behind the narrow link and not on it.
-        let advmss = if *ip == Ip::V6 { MTU - 60 } else { MTU - 40 };
+        let advmss = LAN_MTU - if *ip == Ip::V6 { 60 } else { 40 };
         let _ = writeln!(lines, "route add default via {} dev eth0 advmss {advmss}", ip.far(1).addr());
     }
     lines

@@ -106,6 +106,16 @@ impl Sandbox {
         serde_json::from_str(&text).with_context(|| format!("{verb} of {namespace}/{name}: no JSON: {text}"))
     }
 
+    /// Runs a command in the pod's network namespace; true when it succeeds.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self, command: &str) -> Result<bool> {
+        let name = self.netns.file_name().context("a namespace has a name")?;
+        let output = Command::new("ip").args(["netns", "exec"]).arg(name).args(command.split(' ')).output();
+        Ok(output.with_context(|| format!("cannot run {command}"))?.status.success())
+    }
+
     /// Removes the namespace.
     ///
     /// # Errors

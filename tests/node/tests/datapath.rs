@@ -4,7 +4,9 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use coil_node_tests::{Cluster, Plugin, Programs, Sandbox, cluster::WATCH_DELAY, place::ip};
+use coil_node_tests::{
+    Cluster, Plugin, Programs, Sandbox, cluster::WATCH_DELAY, place::ip, runtime::addresses,
+};
 use serde_json::json;
 
 fn run(command: &str) -> Result<String> {
@@ -113,5 +115,130 @@ fn coild_leaves_a_node() -> Result<()> {
         ensure!(!std::path::Path::new("/sys/fs/bpf/coil").exists(), "pins are left");
         ensure!(!run("tc qdisc show")?.contains("clsact"), "a qdisc is left: {}", run("tc qdisc show")?);
         Ok(())
+    })
+}
+
+/// The link of the pod with an address, as the node has it.
+fn link_to(address: &str) -> Result<String> {
+    let route = ip(&format!("route get {address}"))?;
+    Ok(route.split(" dev ").nth(1).and_then(|rest| rest.split(' ').next()).context("a route")?.to_owned())
+}
+
+/// Two pods of the pool of IPv4, and what they need to be told apart from what passes the host's stack.
+struct Pair {
+    pods: [Sandbox; 2],
+    to: String,
+}
+
+impl Pair {
+    async fn new(cluster: &Cluster) -> Result<Self> {
+        let plugin = Plugin {
+            path: cluster.programs.plugin.clone(),
+            config: json!({"cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "coil", "socket": cluster.socket()}),
+        };
+        let mut pods = vec![];
+        let mut address = String::new();
+        for name in ["one", "two"] {
+            let uid = cluster.create_pod("v4", name).await?;
+            let pod = Sandbox::new("v4", name, &uid)?;
+            tokio::time::sleep(WATCH_DELAY).await;
+            let added = addresses(&pod.call(&plugin, "ADD")?);
+            address = added.first().and_then(|net| net.split('/').next()).context("an address")?.to_owned();
+            pods.push(pod);
+        }
+        // A rule that counts is none that would be missed.
+        run("nft add table inet watch")?;
+        run("nft add chain inet watch gate { type filter hook forward priority 0 ; }")?;
+        run("nft add rule inet watch gate counter")?;
+        let pods = <[Sandbox; 2]>::try_from(pods).ok().context("two pods")?;
+        Ok(Self { pods, to: address })
+    }
+
+    /// Pings once: whether the answer came, and how many packets the forward hook saw.
+    fn ping(&self) -> Result<(bool, u64)> {
+        let before = Self::seen()?;
+        let answered = self.pods[0].run(&format!("ping -c1 -W2 {}", self.to))?;
+        Ok((answered, Self::seen()? - before))
+    }
+
+    fn seen() -> Result<u64> {
+        let text = run("nft list chain inet watch gate")?;
+        let count = text.split("packets ").nth(1).context("a counter")?.split(' ').next().unwrap_or_default();
+        Ok(count.parse()?)
+    }
+
+    /// Waits until a ping ends so.
+    async fn pings(&self, cluster: &Cluster, wanted: (bool, u64), after: &str) -> Result<()> {
+        let check = async || {
+            let now = self.ping()?;
+            let log = cluster.coild_log()?;
+            Ok((now != wanted)
+                .then(|| format!("(answered, seen by the stack) {now:?}, not {wanted:?}\n{log}")))
+        };
+        cluster.wait_for(&format!("the ping after {after}"), check).await
+    }
+}
+
+const PAST_THE_STACK: (bool, u64) = (true, 0);
+const BY_THE_STACK: (bool, u64) = (true, 2);
+const REFUSED: (bool, u64) = (false, 1);
+
+/// What the bandwidth plugin puts on a pod's veth holds its packets back, and a policy of somebody else in the forward
+/// hook decides about all: within one look of coild's.
+#[test]
+fn limits_and_policies_of_others_hold() -> Result<()> {
+    Cluster::run(Programs::beside_tests()?, &[], async |cluster| {
+        let pair = Pair::new(&cluster).await?;
+        pair.pings(&cluster, PAST_THE_STACK, "the start").await?;
+        let link = link_to(&pair.to)?;
+        run(&format!("tc qdisc add dev {link} root tbf rate 10mbit burst 32kbit latency 400ms"))?;
+        poke()?;
+        pair.pings(&cluster, BY_THE_STACK, "a limit").await?;
+        run(&format!("tc qdisc del dev {link} root"))?;
+        poke()?;
+        pair.pings(&cluster, PAST_THE_STACK, "the limit's end").await?;
+        run("nft chain inet watch gate { policy drop ; }")?;
+        poke()?;
+        pair.pings(&cluster, REFUSED, "a policy").await?;
+        run("nft chain inet watch gate { policy accept ; }")?;
+        poke()?;
+        pair.pings(&cluster, PAST_THE_STACK, "the policy's end").await
+    })
+}
+
+/// `--host-stack`: nothing goes past it.
+#[test]
+fn the_host_stack_sees_everything() -> Result<()> {
+    Cluster::run(Programs::beside_tests()?, &["--host-stack"], async |cluster| {
+        let pair = Pair::new(&cluster).await?;
+        pair.pings(&cluster, BY_THE_STACK, "the start").await
+    })
+}
+
+/// `auto` takes the programs on every kernel that has what they need, and attaches them as that kernel can: uplinks by TCX
+/// links since Linux 6.6, else by filters.
+#[test]
+fn auto_picks_what_the_kernel_has() -> Result<()> {
+    Cluster::run(Programs::beside_tests()?, &[], async |cluster| {
+        let pair = Pair::new(&cluster).await?;
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+        let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+            anyhow::bail!("what version is {release:?}?");
+        };
+        let tcx = (major, minor) >= (6, 6);
+        let said = if tcx { "uplinks=\"TCX links\"" } else { "uplinks=\"clsact filters\"" };
+        let log = cluster.coild_log()?;
+        ensure!(log.contains(said), "{release}: coild does not say {said}:\n{log}");
+        let pinned = std::fs::read_dir("/sys/fs/bpf/coil/links")?.count();
+        ensure!(pinned == if tcx { 2 } else { 0 }, "{release}: {pinned} links");
+        for (side, of_uplink, of_pod) in [("ingress", "from_net", "from_pod"), ("egress", "to_net", "to_pod")]
+        {
+            let filters = run(&format!("tc filter show dev uplink {side}"))?;
+            ensure!(filters.contains(of_uplink) != tcx, "{release}: the uplink has {filters:?}");
+            let filters = run(&format!("tc filter show dev {} {side}", link_to(&pair.to)?))?;
+            ensure!(filters.contains(of_pod), "{release}: the pod's link has {filters:?}");
+        }
+        pair.pings(&cluster, PAST_THE_STACK, "the start").await
     })
 }

@@ -39,10 +39,13 @@ pub enum Tool {
         #[command(flatten)]
         timeout: Timeout,
     },
-    /// Have bytes echoed over one TCP connection, again and again, and compare each
+    /// Have bytes echoed over TCP connections, again and again, and compare each
     TcpEcho {
         /// ADDRESS:PORT
         to: SocketAddr,
+        /// How many connections at once
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
         /// How many bytes each time
         #[arg(long, default_value_t = 1 << 20)]
         bytes: usize,
@@ -63,6 +66,9 @@ pub enum Tool {
         /// Bytes of a datagram
         #[arg(long, default_value_t = 1000)]
         bytes: usize,
+        /// Hand the kernel this many at once, as QUIC does (UDP_SEGMENT)
+        #[arg(long, default_value_t = 1)]
+        segments: usize,
         /// How many
         #[arg(long, default_value_t = 20)]
         times: usize,
@@ -162,11 +168,13 @@ pub fn run(tool: Tool) -> Result<String> {
                 served.map(|()| String::new())
             }
             Tool::TcpSend { to, bytes, timeout } => tcp::send(to, bytes, timeout.get()).await,
-            Tool::TcpEcho { to, bytes, times, pause, timeout } => {
-                tcp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
+            Tool::TcpEcho { to, connections, bytes, times, pause, timeout } => {
+                let pause = Duration::from_millis(pause);
+                tcp::echo_on_all(connections, to, bytes, times, pause, timeout.get()).await
             }
-            Tool::UdpEcho { to, bytes, times, pause, timeout } => {
-                udp::echo(to, bytes, times, Duration::from_millis(pause), timeout.get()).await
+            Tool::UdpEcho { to, bytes, segments, times, pause, timeout } => {
+                let pause = Duration::from_millis(pause);
+                udp::echo(to, bytes, segments, times, pause, timeout.get()).await
             }
             Tool::Visit { address, port, times, timeout } => visit(address, port, times, timeout.get()).await,
             Tool::Route { addresses, via } => {
@@ -189,7 +197,7 @@ async fn visit(address: IpAddr, port: u16, times: usize, limit: Duration) -> Res
     let seen = tcp::whoami(at(2), None, limit).await?;
     tcp::send(at(0), MEGABYTE, limit).await?;
     tcp::echo(at(1), MEGABYTE, times, Duration::ZERO, limit).await?;
-    udp::echo(at(1), 1000, 20, Duration::ZERO, limit).await?;
+    udp::echo(at(1), 1000, 1, 20, Duration::ZERO, limit).await?;
     Ok(seen)
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use futures::future::join_all;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -30,6 +31,25 @@ pub(super) async fn send(to: SocketAddr, count: usize, limit: Duration) -> Resul
     let expected = format!("{count} {sum}");
     ensure!(answer == expected, "{to}: sent {expected:?} (bytes, checksum), received {answer:?}");
     Ok(format!("{count} bytes in {:.3} s, checksum {sum} on both sides", began.elapsed().as_secs_f64()))
+}
+
+/// [`echo`] on several connections at once. The error counts those that failed, and has the first's.
+pub(super) async fn echo_on_all(
+    connections: usize,
+    to: SocketAddr,
+    count: usize,
+    times: usize,
+    pause: Duration,
+    limit: Duration,
+) -> Result<String> {
+    let each = (0..connections).map(|_| echo(to, count, times, pause, limit));
+    let (said, failed): (Vec<_>, Vec<_>) = join_all(each).await.into_iter().partition(Result::is_ok);
+    let failures = failed.len();
+    match failed.into_iter().find_map(Result::err) {
+        Some(first) if connections == 1 => Err(first),
+        Some(first) => Err(first.context(format!("{failures} of {connections} connections failed"))),
+        None => Ok(said.into_iter().flatten().collect::<Vec<_>>().join("\n")),
+    }
 }
 
 pub(super) async fn echo(

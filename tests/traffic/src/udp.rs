@@ -1,15 +1,17 @@
 //! A UDP client that compares what comes back.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsRawFd as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use tokio::{net::UdpSocket, time};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::{io::Interest, net::UdpSocket, time};
 
 use super::{data, unspecified};
 
 pub(super) async fn echo(
     to: SocketAddr,
     count: usize,
+    segments: usize,
     times: usize,
     pause: Duration,
     limit: Duration,
@@ -18,8 +20,8 @@ pub(super) async fn echo(
     socket.connect(to).await.with_context(|| format!("{to}: no route"))?;
     let mut lost = Vec::new();
     for turn in 1..=times {
-        let data = data::bytes(count, turn as u64);
-        match time::timeout(limit, exchange(&socket, &data)).await {
+        let data = data::bytes(count * segments, turn as u64);
+        match time::timeout(limit, exchange(&socket, &data, count)).await {
             Ok(exchanged) => exchanged.with_context(|| format!("{to}: datagram {turn}"))?,
             Err(_) => lost.push(turn),
         }
@@ -30,14 +32,27 @@ pub(super) async fn echo(
     Ok(format!("{times} datagrams of {count} bytes sent, all came back equal"))
 }
 
-async fn exchange(socket: &UdpSocket, data: &[u8]) -> std::io::Result<()> {
-    socket.send(data).await?;
-    let mut back = vec![0; data.len() + 1];
-    loop {
+/// Sends datagrams of `count` bytes in one call, and waits until each came back.
+async fn exchange(socket: &UdpSocket, data: &[u8], count: usize) -> io::Result<()> {
+    if data.len() == count {
+        socket.send(data).await?;
+    } else {
+        let size = u16::try_from(count).map_err(io::Error::other)?;
+        let segments = [ControlMessage::UdpGsoSegments(&size)];
+        let send = || {
+            sendmsg::<()>(socket.as_raw_fd(), &[io::IoSlice::new(data)], &segments, MsgFlags::empty(), None)
+                .map_err(io::Error::from)
+        };
+        socket.async_io(Interest::WRITABLE, send).await?;
+    }
+    let mut missing: Vec<&[u8]> = data.chunks(count).collect();
+    let mut back = vec![0; count + 1];
+    while !missing.is_empty() {
         let received = socket.recv(&mut back).await?;
         // A late answer to an earlier datagram is another seed's.
-        if back[..received] == *data {
-            return Ok(());
+        if let Some(found) = missing.iter().position(|sent| **sent == back[..received]) {
+            missing.swap_remove(found);
         }
     }
+    Ok(())
 }

@@ -4,26 +4,31 @@ use anyhow::Result;
 
 use super::groups::Entry;
 use crate::{
-    build, build_ebpf,
+    build_ebpf,
     built::{self, Built},
-    setup,
+    plugin, setup,
 };
 
 /// Packages that embed the TC programs.
 const WITH_EBPF: &[&str] = &["coil-kernel-tests", "coil-agent"];
 
-/// Packages whose tests start programs of others.
-const WITH_PROGRAMS: &[&str] = &["coil-node-tests"];
+/// Packages whose tests start coild, the plugin, and traffic.
+const WITH_COILD: &[&str] = &["coil-node-tests"];
 
 /// Builds a package's programs.
 pub(super) fn programs(package: &str) -> Result<Vec<Built>> {
-    of_package(package, &["build", "--bins"])
+    build(package, &["build", "--bins"])
 }
 
 /// Builds a package's tests.
 pub(super) fn tests(package: &str) -> Result<Vec<Built>> {
-    // Programs that the tests start are built as well.
-    Ok(of_package(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())
+    if WITH_COILD.contains(&package) {
+        plugin::build()?;
+        build("coil-agent", &["build", "--bins"])?;
+        build("coil-traffic", &["build", "--bins"])?;
+    }
+    // Programs of the package itself are built as well.
+    Ok(build(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())
 }
 
 /// The command that runs some of an executable's tests.
@@ -31,7 +36,9 @@ pub(super) fn entry(built: Built, group: &str, package: &str, tests: Vec<String>
     let mut command =
         vec!["env".to_owned(), format!("CARGO_MANIFEST_DIR={}", built.folder.display()), built.path];
     // One at a time: a line as each ends, and the guest's processors for its traffic.
-    command.extend(["--test-threads=1".to_owned(), "--exact".to_owned()]);
+    // Those that the host's kernel cannot run, too.
+    let options = ["--test-threads=1", "--include-ignored", "--exact"];
+    command.extend(options.map(str::to_owned));
     command.extend(tests.iter().cloned());
     // A package's unit tests need no second name.
     let target = if built.target.replace('-', "_") == package.replace('-', "_") {
@@ -42,14 +49,11 @@ pub(super) fn entry(built: Built, group: &str, package: &str, tests: Vec<String>
     Entry { prefix: format!("{group}/{package}::{target}"), tests, folder: built.folder, command }
 }
 
-fn of_package(package: &str, words: &[&str]) -> Result<Vec<Built>> {
+fn build(package: &str, words: &[&str]) -> Result<Vec<Built>> {
     if WITH_EBPF.contains(&package) {
         setup::ensure()?;
         build_ebpf::build()?;
-    }
-    if WITH_PROGRAMS.contains(&package) {
-        setup::ensure()?;
-        build::all()?;
+        build_ebpf::build_logging_all()?;
     }
     built::cargo(&[words, &["--package", package]].concat())
 }

@@ -58,6 +58,11 @@ pub(super) const GROUPS: &[Group] = &[
         about: "the verifier, and every packet case through the TC programs",
         payloads: &[Payload::Tests { package: "coil-kernel-tests", containing: "" }],
     },
+    Group {
+        name: "coild",
+        about: "the built coild on the kernel: what it attaches, and that packets go that way",
+        payloads: &[Payload::Tests { package: "coil-node-tests", containing: "auto_" }],
+    },
 ];
 
 /// What `--only` says: a group, and a part of a test's name.

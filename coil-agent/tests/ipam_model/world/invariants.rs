@@ -44,7 +44,7 @@ impl World {
     fn judge_news(&mut self) -> Held {
         let api = self.api.lock();
         if let Some(request) = &api.misled {
-            return Err(format!("meant for an older object of that name: {request}"));
+            return Err(format!("meant for one object, but any other of its name would do: {request}"));
         }
         for change in &api.history[self.judged..] {
             let object = &change.object;

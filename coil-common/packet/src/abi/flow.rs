@@ -1,6 +1,7 @@
 //! Tables that the programs write: connections between pools, and what was decided about them.
 
 use super::plain;
+use crate::hash;
 
 /// Key of `coil_flows4`, `coil_flows6` (TCP), `coil_datagrams4` and `coil_datagrams6` (the rest): a
 /// connection between two pool addresses, the same key for both directions. Made by [`crate::flow::key`].
@@ -58,7 +59,7 @@ pub struct Way {
     pub kind: u16,
     /// Length of the longest L3 packet that is known to fit.
     pub fits: u16,
-    /// MAC addresses of the pod and of its host's side, or the next hop.
+    /// MAC addresses of the receiver and of the sender, or the next hop.
     pub next: [u8; 16],
     /// Of all other fields, see [`Way::sum`].
     pub check: u32,
@@ -69,6 +70,8 @@ const _: () = assert!(size_of::<Way>() == 40);
 pub mod way_kind {
     /// A pod of this node.
     pub const POD: u16 = 1;
+    /// A link, for a neighbour whose MAC address the kernel has said.
+    pub const LINK: u16 = 2;
     /// An IPv4 neighbour.
     pub const NEIGHBOUR4: u16 = 4;
     /// An IPv6 neighbour.
@@ -77,14 +80,26 @@ pub mod way_kind {
 
 impl Way {
     /// A check of the fields. CPUs write and read this without a lock: a mixture of two decisions does not
-    /// pass for one.
+    /// pass for one. Each field counts by an odd factor of its own, so that the multiplications, which are most of
+    /// the work, do not wait for each other.
     #[inline(always)]
     #[must_use]
     pub fn sum(&self) -> u32 {
+        const FACTORS: [u64; 9] = [
+            0x9e37_79b9_7f4a_7c15,
+            0xbf58_476d_1ce4_e5b9,
+            0x94d0_49bb_1331_11eb,
+            0xd6e8_feb8_6659_fd93,
+            0xa076_1d64_78bd_642f,
+            0xe703_7ed1_a0b4_28db,
+            0x8ebc_6af0_9c88_c6e3,
+            0x5899_65cc_7537_4cc3,
+            0x1d8e_4e27_c47d_124f,
+        ];
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.next;
         let word = |a, b, c, d| u32::from_ne_bytes([a, b, c, d]);
-        let mut sum = self.epoch;
-        for field in [
+        let fields = [
+            self.epoch,
             self.made,
             self.ingress,
             self.egress,
@@ -93,11 +108,15 @@ impl Way {
             word(e, f, g, h),
             word(i, j, k, l),
             word(m, n, o, p),
-        ] {
-            sum = (sum ^ field).wrapping_mul(0x9e37_79b1);
-            sum ^= sum >> 15;
+        ];
+        let mut sum = 0u64;
+        let mut n = 0;
+        while n < FACTORS.len() {
+            sum = sum.wrapping_add(u64::from(fields[n]).wrapping_mul(FACTORS[n]));
+            n += 1;
         }
-        sum
+        // The upper half, on which every bit of every field has a say.
+        hash::high(sum)
     }
 }
 

@@ -52,6 +52,8 @@ pub mod config_flag {
     pub const MARK_UDP: u32 = 8;
     /// Gateways take FOU from any address: the pools are not known (addresses are another plugin's).
     pub const ANY_SENDER: u32 = 16;
+    /// Nothing passes the host's stack by: what the programs encapsulate or translate goes on in it.
+    pub const HOST_STACK: u32 = 32;
 }
 
 /// Value of `coil_config`, one for the node.
@@ -70,6 +72,15 @@ pub struct Config {
     pub epoch: u32,
     /// Most ports that one client may have of the gateways of this node; 0 for no limit.
     pub quota: u32,
+}
+
+impl Config {
+    /// True when every packet passes the host's stack.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by_host_stack(&self) -> bool {
+        self.flags & config_flag::HOST_STACK != 0
+    }
 }
 
 /// Value of `coil_pods4` and `coil_pods6`, keyed by address: a pod of this node.

@@ -72,6 +72,10 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
         return Some(outcome.drop(Reason::NoGateway));
     }
     match tables.pod(&way.gateway).filter(PodValue::is_gateway) {
+        Some(local) if !gateway::translates(packet) && !local.is_kernel_gateway() => {
+            Some(outcome.drop(Reason::EgressKind))
+        }
+        _ if tables.config().is_by_host_stack() => Some(by_stack(packet, way, tables, outcome)),
         None => Some(encapsulate(packet, way, tables, outcome)),
         Some(local) if gateway::translates(packet) => {
             way.link = local.ifindex;
@@ -194,8 +198,7 @@ fn encapsulate<A: Addr, T: Tables<A>>(
     tables: &T,
     outcome: &mut Outcome<A>,
 ) -> Reason {
-    let dport = tables.config().fou_port;
-    let outer = Outer { src: packet.src, dst: way.gateway, sport: way.sport, dport, inner_len: 0, tos: 0 };
+    let outer = outer(packet, way, tables);
     let (ifindex, via) = match tables.fib(&outer_query(packet, &outer)) {
         Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => (ifindex, via),
         Fib::TooBig { mtu } => {
@@ -203,10 +206,23 @@ fn encapsulate<A: Addr, T: Tables<A>>(
         }
         _ => return outcome.drop(Reason::EgressNotRouted),
     };
-    let Some(encap) = fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
-    // A link of the pod itself would do this: no hop yet.
-    let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(Deliver::Neighbour { ifindex, via }) };
-    outcome.send(Reason::ToGateway, plan)
+    wrap(packet, &outer, Deliver::Neighbour { ifindex, via }, outcome)
+}
+
+/// Puts a client's packet into FOU, and lets the host's stack find the gateway.
+#[inline(never)]
+fn by_stack<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    way: &Passage<A>,
+    tables: &T,
+    outcome: &mut Outcome<A>,
+) -> Reason {
+    let outer = outer(packet, way, tables);
+    // What the stack would say of a packet that is too big, the client would not understand.
+    if let Fib::TooBig { mtu } = tables.fib(&outer_query(packet, &outer)) {
+        return too_big(packet, way.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome);
+    }
+    wrap(packet, &outer, Deliver::Here, outcome)
 }
 
 /// Puts a client's packet into FOU for the kernel of a gateway pod of this node: what the programs do not
@@ -219,16 +235,24 @@ fn to_kernel_gateway<A: Addr, T: Tables<A>>(
     tables: &T,
     outcome: &mut Outcome<A>,
 ) -> Reason {
-    if !pod.is_kernel_gateway() {
-        return outcome.drop(Reason::EgressKind);
-    }
-    let dport = tables.config().fou_port;
-    let outer = Outer { src: packet.src, dst: way.gateway, sport: way.sport, dport, inner_len: 0, tos: 0 };
     if packet.segment + A::HEADER + UDP > pod.mtu {
         return too_big(packet, way.gateway, pod.mtu.saturating_sub(A::HEADER + UDP), outcome);
     }
-    let Some(encap) = fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
-    let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(super::peer(pod)) };
+    wrap(packet, &outer(packet, way, tables), super::peer(pod), outcome)
+}
+
+/// The outer header towards a client's gateway, but for what the packet's length says.
+#[inline(always)]
+fn outer<A: Addr, T: Tables<A>>(packet: &Packet<A>, way: &Passage<A>, tables: &T) -> Outer<A> {
+    let dport = tables.config().fou_port;
+    Outer { src: packet.src, dst: way.gateway, sport: way.sport, dport, inner_len: 0, tos: 0 }
+}
+
+/// Sends a client's packet on in FOU. A link of the pod itself would do that: no hop yet.
+#[inline(always)]
+fn wrap<A: Addr>(packet: &Packet<A>, outer: &Outer<A>, deliver: Deliver, outcome: &mut Outcome<A>) -> Reason {
+    let Some(encap) = fill(packet, outer) else { return outcome.drop(Reason::EgressTooBig) };
+    let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(deliver) };
     outcome.send(Reason::ToGateway, plan)
 }
 

@@ -3,7 +3,7 @@
 use super::query;
 use crate::{
     Addr, Decision, Draft, Fib, Insert, Reason, Tables,
-    abi::{PodValue, Way, config_flag, way_kind},
+    abi::{Config, PodValue, Way, config_flag, way_kind},
     flow,
     wire::Packet,
 };
@@ -16,10 +16,11 @@ pub(super) const NETWORK: u32 = 0;
 #[inline(never)]
 pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &mut T) -> bool {
     let Decision { packet, flow: Draft { key, upward, .. }, way, outcome, .. } = decision;
-    if eligible(packet, tables).is_err() {
+    let config = tables.config();
+    if eligible(packet, &config).is_err() {
         return false;
     }
-    let (config, now) = (tables.config(), tables.now());
+    let now = tables.now();
     (*key, *upward) = flow::key(packet);
     let holds = tables.with_flow(key, |flow| {
         // Two copies of a known length each: one of either would be a call of memmove.
@@ -51,7 +52,7 @@ pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, 
         return outcome.next(Reason::NotAPod);
     }
     // The source is a pod's own address, and yet need not be of a pool (chained mode).
-    if let Err(reason) = eligible(packet, tables) {
+    if let Err(reason) = eligible(packet, &tables.config()) {
         return outcome.next(reason);
     }
     let reason = way_out(packet, local.as_ref(), tables, way);
@@ -75,7 +76,7 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
     tables: &mut T,
 ) -> Reason {
     let Decision { packet, way, outcome, .. } = decision;
-    if let Err(reason) = eligible(packet, tables) {
+    if let Err(reason) = eligible(packet, &tables.config()) {
         return outcome.next(reason);
     }
     if pod.is_by_kernel() {
@@ -144,29 +145,35 @@ fn way_out<A: Addr, T: Tables<A>>(
     }
 }
 
-/// Writes the entry that the packet's flow would begin with, if it is fast.
+/// Writes the entry that the packet's flow would begin with, if it is fast. The packet itself goes to a neighbour by
+/// the kernel's search, which keeps the kernel's knowledge of it fresh; those that follow in this second need none.
 #[inline(always)]
 fn draft<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &T) {
     let Decision { packet, flow: Draft { key, value, upward }, way, .. } = decision;
     (*key, *upward) = flow::key(packet);
     let now = tables.now();
-    way.seal(&tables.config(), now, ingress);
     flow::begin(value, flow::FAST, packet, now);
-    if *upward {
-        value.upward = *way;
-        value.downward.epoch = 0;
+    let (next, other) = if *upward {
+        (&mut value.upward, &mut value.downward)
     } else {
-        value.downward = *way;
-        value.upward.epoch = 0;
+        (&mut value.downward, &mut value.upward)
+    };
+    other.epoch = 0;
+    *next = *way;
+    if way.kind != way_kind::POD
+        && let Some(macs) = tables.macs()
+    {
+        next.to_link(macs);
     }
+    next.seal(&tables.config(), now, ingress);
 }
 
 /// Finds or makes the packet's fast flow, and stores the drafted decision in it. [`Reason::ToPod`] says that it
 /// is fast, another reason why not.
 #[inline(never)]
 fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &mut T) -> Reason {
-    let Decision { packet, flow: draft, way, .. } = decision;
-    let mut state = look(packet, draft, way, tables);
+    let Decision { packet, flow: draft, .. } = decision;
+    let mut state = look(packet, draft, tables);
     if state == 0 {
         if !begins_fast(packet, tables, network) {
             return Reason::NotFastFlow;
@@ -175,7 +182,7 @@ fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &
             Ok(()) => return Reason::ToPod,
             Err(Insert::Full) => return Reason::FlowTableFull,
             // Another CPU was faster; it may be the kernel's by now.
-            Err(Insert::Exists) => state = look(packet, draft, way, tables),
+            Err(Insert::Exists) => state = look(packet, draft, tables),
         }
     }
     match state {
@@ -187,15 +194,15 @@ fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &
 
 /// The state of the packet's flow, 0 without one. Keeps it alive, and stores the decision in a fast one.
 #[inline(always)]
-fn look<A: Addr, T: Tables<A>>(packet: &Packet<A>, draft: &Draft<A>, way: &Way, tables: &mut T) -> u8 {
+fn look<A: Addr, T: Tables<A>>(packet: &Packet<A>, draft: &Draft<A>, tables: &mut T) -> u8 {
     let Draft { key, value, upward } = draft;
     let state = tables.with_flow(key, |flow| {
         flow::note(flow, packet, value.seen);
         if flow.state == flow::FAST {
             if *upward {
-                flow.upward = *way;
+                flow.upward = value.upward;
             } else {
-                flow.downward = *way;
+                flow.downward = value.downward;
             }
         }
         flow.state
@@ -215,8 +222,7 @@ fn begins_fast<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T, network: b
 
 /// What every fast packet must be.
 #[inline(always)]
-fn eligible<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T) -> Result<(), Reason> {
-    let config = tables.config();
+fn eligible<A: Addr>(packet: &Packet<A>, config: &Config) -> Result<(), Reason> {
     if config.flags & config_flag::FORWARD == 0 {
         Err(Reason::NotFastNode)
     } else if !flow::may_be_fast(packet, config.flags & config_flag::FAST_UDP != 0) {

@@ -3,7 +3,7 @@
 use super::{forward, gateway};
 use crate::{
     Decision, Reason, Skb, Tables,
-    wire::{ETHERNET, Header, Kind, parse, quoted},
+    wire::{Header, Kind, parse, quoted},
 };
 
 /// Decides about a packet that came in on the uplink `ingress`.
@@ -16,7 +16,7 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
 ) -> Reason {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = ingress;
-    if !parse(skb, ETHERNET, packet) {
+    if !parse(skb, packet) {
         return outcome.next(Reason::Malformed);
     }
     if forward::known(decision, forward::NETWORK, tables) {
@@ -24,6 +24,10 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
     }
     let Decision { packet, outcome, .. } = decision;
     let Some(pod) = tables.pod(&packet.dst) else { return outcome.next(Reason::NotAPod) };
+    // `to_pod` does what is to be done, behind the host's stack.
+    if tables.config().is_by_host_stack() {
+        return outcome.next(Reason::HostStack);
+    }
     if super::is_fou(packet, &pod, tables) {
         return gateway::from_tunnel(skb, &pod, tables, decision);
     }

@@ -4,7 +4,7 @@ use super::{egress, forward, gateway};
 use crate::{
     Decision, Reason, Skb, Tables,
     abi::NONE,
-    wire::{ETHERNET, Header, Kind, parse, quoted},
+    wire::{Header, Kind, parse, quoted},
 };
 
 /// Decides about a packet that the pod behind the veth `ingress` sends.
@@ -17,7 +17,7 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
 ) -> Reason {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = ingress;
-    if !parse(skb, ETHERNET, packet) {
+    if !parse(skb, packet) {
         return outcome.next(Reason::Malformed);
     }
     if forward::known(decision, ingress, tables) {

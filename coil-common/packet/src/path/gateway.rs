@@ -5,7 +5,7 @@ use crate::{
     Addr, Decision, Deliver, End, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables,
     abi::PodValue,
     nat,
-    wire::{Header, Kind, Packet, UDP, parse, quoted},
+    wire::{Header, Kind, Packet, UDP, parse_inner, quoted},
 };
 
 /// What the programs translate: TCP, UDP, echo requests, errors about these, and fragments of these.
@@ -35,7 +35,7 @@ pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mu
     let dport = if ports { packet.dport } else { 0 };
     let question = FibQuery { ifindex: way.link, src: way.gateway, sport, dport, ..query(packet) };
     let mut plan = Plan { decap: way.decap, tos: way.tos, source, ..Plan::forward(Deliver::Here) };
-    if packet.ttl > 1 {
+    if packet.ttl > 1 && !tables.config().is_by_host_stack() {
         match tables.fib(&question) {
             Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
                 plan.deliver = Deliver::Neighbour { ifindex, via };
@@ -47,8 +47,8 @@ pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mu
             _ => {}
         }
     }
-    // An address of this node, another kind of link, or something to tell the sender: all the kernel's, which
-    // gets the packet as if the gateway pod had sent it.
+    // An address of this node, another kind of link, something to tell the sender, or somebody who looks on in the
+    // host's stack: all the kernel's, which gets the packet as if the gateway pod had sent it.
     let Some(pod) = tables.pod(&way.gateway) else { return outcome.drop(Reason::EgressNotRouted) };
     plan.hop = false;
     plan.deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
@@ -102,23 +102,35 @@ fn reply<A: Addr, T: Tables<A>>(
     if packet.ttl <= 1 {
         return outcome.drop(Reason::EgressLastHop);
     }
-    if let Some(pod) = tables.pod(&to.addr) {
+    let config = tables.config();
+    if !config.is_by_host_stack()
+        && let Some(pod) = tables.pod(&to.addr)
+    {
         let plan = Plan { destination: Some(*to), ..Plan::forward(peer(&pod)) };
         return outcome.send(Reason::ReplyToPod, plan);
     }
-    let fou_port = tables.config().fou_port;
+    let fou_port = config.fou_port;
     let outer =
         Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 };
     let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
     match tables.fib(&egress::outer_query(packet, &outer)) {
+        // The remote learns what fits: its reply of full size would vanish again and again.
+        Fib::TooBig { mtu } => {
+            egress::too_big(packet, packet.dst, mtu.saturating_sub(A::HEADER + UDP), outcome)
+        }
+        // As if the gateway pod had sent it.
+        _ if config.is_by_host_stack() => match tables.pod(&packet.dst) {
+            Some(pod) => {
+                let deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
+                let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
+                outcome.send(Reason::ReplyToNode, plan)
+            }
+            None => outcome.drop(Reason::EgressNotRouted),
+        },
         Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
             let deliver = Deliver::Neighbour { ifindex, via };
             let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
             outcome.send(Reason::ReplyToNode, plan)
-        }
-        // The remote learns what fits: its reply of full size would vanish again and again.
-        Fib::TooBig { mtu } => {
-            egress::too_big(packet, packet.dst, mtu.saturating_sub(A::HEADER + UDP), outcome)
         }
         _ => outcome.drop(Reason::EgressNotRouted),
     }
@@ -148,7 +160,7 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
 ) -> Option<Reason> {
     let Decision { packet: inner, outer, quoted: told, passage: way, outcome, .. } = decision;
     *outer = *inner;
-    if !parse(skb, outer.l4 + UDP, inner) {
+    if !parse_inner(skb, outer.l4 + UDP, inner) {
         return Some(outcome.drop(Reason::FouInner));
     }
     let decap = inner.l3 - outer.l3;

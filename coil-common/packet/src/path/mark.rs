@@ -5,7 +5,7 @@ use crate::{
     Addr, Decision, Draft, Insert, Reason, Skb, Tables,
     abi::{FlowValue, config_flag},
     flow::{self, Phase},
-    wire::{ETHERNET, Header, Packet, parse},
+    wire::{Header, Packet, parse},
 };
 
 /// Looks at a packet that the kernel delivers to the pod behind the veth `egress`.
@@ -18,7 +18,7 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
 ) -> Reason {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = egress;
-    if !parse(skb, ETHERNET, packet) {
+    if !parse(skb, packet) {
         return outcome.next(Reason::Malformed);
     }
     let Some(pod) = tables.pod(&packet.dst).filter(|pod| pod.ifindex == egress) else {
@@ -60,7 +60,7 @@ pub fn to_net<A: Header, S: Skb, T: Tables<A>>(
     if tables.config().flags & config_flag::MARK == 0 {
         return outcome.next(Reason::NotFastNode);
     }
-    if !parse(skb, ETHERNET, packet) {
+    if !parse(skb, packet) {
         return outcome.next(Reason::Malformed);
     }
     // Not from a pod, or masqueraded, or to the world: no such flow can be fast.

@@ -4,7 +4,7 @@ mod outer;
 mod parse;
 
 pub use outer::{fou_header_v4, fou_header_v6};
-pub use parse::{Header, Packet, parse, quoted};
+pub use parse::{Header, Packet, parse, parse_inner, quoted};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: u32 = 14;
@@ -66,6 +66,14 @@ pub mod udp {
 pub const fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// A checksum after a difference, bit for bit as the kernel makes it (`csum_replace_by_diff`).
+#[inline(always)]
+#[must_use]
+pub const fn replace_in_sum(sum: u16, diff: u32) -> u16 {
+    let (total, carry) = diff.overflowing_add(!(sum as u32));
+    !fold(total.wrapping_add(carry as u32))
 }
 
 /// Ones' complement sum of an even number of bytes, in the machine's byte order, not folded.

@@ -1,6 +1,6 @@
 //! Facts of a packet.
 
-use super::{FOU_OPTIONS, Kind, fold, sum, tcp, udp};
+use super::{ETHERNET, FOU_OPTIONS, Kind, fold, sum, tcp, udp};
 use crate::{Addr, Skb};
 
 /// Facts of a packet. Made by [`parse`].
@@ -66,17 +66,17 @@ pub struct L3<A> {
 
 /// The part of parsing that depends on the family.
 pub trait Header: Addr {
-    /// Reads the IP header at `at`; `None` when the kernel would refuse it. `summed`: with a look at the
-    /// header's own checksum, which routers that quote a packet may have left wrong.
-    fn header<S: Skb>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>>;
+    /// Reads the IP header at `at`; `None` when the kernel would refuse it. `FRONT`: that of the packet itself.
+    /// `summed`: with a look at the header's own checksum, which routers that quote a packet may have left wrong.
+    fn header<S: Skb, const FRONT: bool>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>>;
     /// True for type and code (one number) of an ICMP error that concerns one flow.
     fn is_error(kind: u16) -> bool;
 }
 
 impl Header for [u8; 4] {
     #[inline(always)]
-    fn header<S: Skb>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>> {
-        let b: [u8; 20] = skb.load(at)?;
+    fn header<S: Skb, const FRONT: bool>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>> {
+        let b: [u8; 20] = look::<S, 20, FRONT>(skb, at)?;
         if b[0] >> 4 != 4 || b[0] & 15 < 5 {
             return None;
         }
@@ -118,13 +118,13 @@ const _: () = assert!(EXTENSION == FOU_OPTIONS);
 
 impl Header for [u8; 16] {
     #[inline(always)]
-    fn header<S: Skb>(skb: &S, at: u32, _summed: bool) -> Option<L3<Self>> {
-        let first: [u8; 8] = skb.load(at)?;
+    fn header<S: Skb, const FRONT: bool>(skb: &S, at: u32, _summed: bool) -> Option<L3<Self>> {
+        let first: [u8; 8] = look::<S, 8, FRONT>(skb, at)?;
         if first[0] >> 4 != 6 {
             return None;
         }
-        let src: Self = skb.load(at + 8)?;
-        let dst: Self = skb.load(at + 24)?;
+        let src: Self = look::<S, 16, FRONT>(skb, at + 8)?;
+        let dst: Self = look::<S, 16, FRONT>(skb, at + 24)?;
         let next = first[6];
         let fou_options =
             next == DESTINATION_OPTIONS && matches!(skb.load::<2>(at + 40), Some([udp::PROTOCOL, 0]));
@@ -188,10 +188,28 @@ impl<A: Addr> Packet<A> {
     }
 }
 
-/// Reads the facts of the IP packet at `l3`; false when its header is such that the kernel drops it.
+/// Bytes of a header.
+#[inline(always)]
+fn look<S: Skb, const N: usize, const FRONT: bool>(skb: &S, at: u32) -> Option<[u8; N]> {
+    if FRONT { skb.peek(at) } else { skb.load(at) }
+}
+
+/// Reads the facts of the IP packet behind the Ethernet header; false when its header is such that the kernel drops
+/// it.
 #[inline(never)]
-pub fn parse<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
-    let Some(ip) = A::header(skb, l3, true) else { return false };
+pub fn parse<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
+    read::<A, S, true>(skb, ETHERNET, packet)
+}
+
+/// The same of the IP packet at `l3`, inside another.
+#[inline(never)]
+pub fn parse_inner<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
+    read::<A, S, false>(skb, l3, packet)
+}
+
+#[inline(always)]
+fn read<A: Header, S: Skb, const FRONT: bool>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
+    let Some(ip) = A::header::<S, FRONT>(skb, l3, true) else { return false };
     let frame = skb.frame_len();
     if ip.len < ip.header || l3 > frame || ip.len > frame - l3 {
         return false;
@@ -215,7 +233,7 @@ pub fn parse<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> boo
     if ip.later {
         packet.under = Kind::Fragment;
     } else if ip.plain {
-        transport(skb, &ip, packet);
+        transport::<A, S, FRONT>(skb, l3, &ip, packet);
         packet.under = packet.kind;
     }
     if ip.fragment {
@@ -229,7 +247,7 @@ pub fn parse<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> boo
 #[inline(never)]
 pub fn quoted<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet<A>) -> bool {
     let l3 = error.l4 + ICMP;
-    let Some(ip) = A::header(skb, l3, false) else { return false };
+    let Some(ip) = A::header::<S, false>(skb, l3, false) else { return false };
     let room = error.len - (error.l4 - error.l3);
     if !ip.plain || ip.fragment || ip.fou_options || !ip.src.same(error.dst) || room < ICMP + ip.header + 8 {
         return false;
@@ -275,14 +293,15 @@ const ICMP: u32 = 8;
 
 /// Adds the facts of the transport header.
 #[inline(always)]
-fn transport<A: Header, S: Skb>(skb: &S, ip: &L3<A>, packet: &mut Packet<A>) {
+fn transport<A: Header, S: Skb, const FRONT: bool>(skb: &S, l3: u32, ip: &L3<A>, packet: &mut Packet<A>) {
     let known = matches!(ip.protocol, tcp::PROTOCOL | udp::PROTOCOL) || ip.protocol == A::ICMP;
     if !known {
         return;
     }
     packet.kind = Kind::Short;
     let room = ip.len - ip.header;
-    let Some(b) = skb.load::<8>(packet.l4) else { return };
+    let l4 = l3 + ip.header;
+    let Some(b) = look::<S, 8, FRONT>(skb, l4) else { return };
     if room < 8 {
         return;
     }
@@ -290,7 +309,7 @@ fn transport<A: Header, S: Skb>(skb: &S, ip: &L3<A>, packet: &mut Packet<A>) {
     let mut header = 8;
     match ip.protocol {
         tcp::PROTOCOL => {
-            let Some([offset, flags]) = skb.load::<2>(packet.l4 + 12) else { return };
+            let Some([offset, flags]) = look::<S, 2, FRONT>(skb, l4 + 12) else { return };
             header = u32::from(offset >> 4) * 4;
             if header < 20 || header > room {
                 return;

@@ -31,6 +31,12 @@ struct Args {
     /// IPv6 in place of IPv4
     #[arg(long)]
     v6: bool,
+    /// Only this metric, such as udp_pps; again for more
+    #[arg(long)]
+    metric: Vec<String>,
+    /// Only this path, such as ebpf, beside the bare pair; again for more
+    #[arg(long)]
+    path: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -48,7 +54,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    for line in measure::all(args.rounds, std::time::Duration::from_millis(args.millis), !args.v6)? {
+    let time = std::time::Duration::from_millis(args.millis);
+    let chosen = measure::Chosen { metrics: &args.metric, paths: &args.path };
+    for line in measure::all(args.rounds, time, !args.v6, &chosen)? {
         println!("{line}");
     }
     Ok(())

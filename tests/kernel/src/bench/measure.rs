@@ -27,18 +27,28 @@ const PATHS: [(&str, By); 3] =
 /// Values, and their ratios to the bare pair of the same round.
 type Series = (Vec<f64>, Vec<f64>);
 
-/// Measures everything; the answer is one result a line.
-pub(crate) fn all(rounds: u32, time: Duration, v4: bool) -> Result<Vec<Value>> {
+/// What is measured: all of what no name is in the list of.
+pub(crate) struct Chosen<'a> {
+    pub(crate) metrics: &'a [String],
+    pub(crate) paths: &'a [String],
+}
+
+fn holds(list: &[String], name: &str) -> bool {
+    list.is_empty() || list.iter().any(|chosen| chosen == name)
+}
+
+/// Measures everything that is chosen; the answer is one result a line.
+pub(crate) fn all(rounds: u32, time: Duration, v4: bool, chosen: &Chosen<'_>) -> Result<Vec<Value>> {
     let bare = place::bare(v4)?;
     let mut clusters = vec![];
-    for (number, (path, by)) in PATHS.into_iter().enumerate() {
+    for (number, (path, by)) in PATHS.into_iter().enumerate().filter(|(_, (p, _))| holds(chosen.paths, p)) {
         clusters.push((path, Cluster::new(&number.to_string(), by, v4)?));
     }
     // By scenario, path and metric.
     let mut found: BTreeMap<_, Series> = BTreeMap::new();
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
-        for (metric, measure) in METRICS {
+        for (metric, measure) in METRICS.into_iter().filter(|(metric, _)| holds(chosen.metrics, metric)) {
             let reference = measure(&bare[0], &bare[1], time)?;
             ensure!(reference > 0.0, "nothing arrives over a bare pair: {metric}");
             let mut note = |scenario, path, value: f64| {

@@ -14,11 +14,11 @@ use crate::common::{
     LIMIT, addresses, check, end, get, idle_pod, items, namespace, server_pod, start, wait_ready,
 };
 
-const ANNOTATION: &str = "egress.coil.cybozu.com/internet: nat";
-const DESTINATIONS: &str = "['198.51.100.0/24', '2001:db8:9::/64']";
+pub(crate) const ANNOTATION: &str = "egress.coil.cybozu.com/internet: nat";
+pub(crate) const DESTINATIONS: &str = "['198.51.100.0/24', '2001:db8:9::/64']";
 
 /// An Egress whose gateways run on node3.
-fn egress(name: &str, fields: &str) -> String {
+pub(crate) fn egress(name: &str, fields: &str) -> String {
     format!(
         "---
 apiVersion: coil.cybozu.com/v2
@@ -29,38 +29,38 @@ spec: {{{fields}, template: {{spec: {{nodeName: node3, containers: [{{name: egre
     )
 }
 
-fn rolled_out(lab: &Lab, name: &str) -> Result<()> {
+pub(crate) fn rolled_out(lab: &Lab, name: &str) -> Result<()> {
     lab.wait_for(&format!("the gateways of {name}"), LIMIT, |lab| {
         let get = lab.kubectl(&format!("rollout status -n internet deployment/{name} --timeout=20s"))?;
         Ok(if get.ok { Ok(()) } else { Err(get.stderr) })
     })
 }
 
-fn patch(lab: &Lab, what: &str, patch: &str) -> Result<()> {
+pub(crate) fn patch(lab: &Lab, what: &str, patch: &str) -> Result<()> {
     let words = ["patch", "--type=merge", "-p", patch, "-n"];
     let (namespace, object) = what.split_once('/').context("NAMESPACE/KIND/NAME")?;
     lab.kubectl_with(&[&words[..], &[namespace, object]].concat(), "")?.success().map(drop)
 }
 
-fn socket(address: IpAddr, port: u16) -> String {
+pub(crate) fn socket(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
 
 /// The address that the world's server saw of a pod, if it answers.
-fn seen(lab: &Lab, pod: &str, ip: Ip) -> Result<Option<IpAddr>> {
+pub(crate) fn seen(lab: &Lab, pod: &str, ip: Ip) -> Result<Option<IpAddr>> {
     let url = format!("http://{}/", socket(ip.world(), 80));
     let done = lab.exec(pod, &format!("coil-lab tool http-get --timeout 1 {url}"))?;
     let answer: Option<Value> = serde_json::from_str(&done.stdout).ok();
     Ok(answer.and_then(|answer| answer["peer"].as_str()?.parse().ok()))
 }
 
-fn gateways(lab: &Lab, egress: &str) -> Result<Vec<IpAddr>> {
+pub(crate) fn gateways(lab: &Lab, egress: &str) -> Result<Vec<IpAddr>> {
     let pods = items(lab, &format!("pods -n internet -l app.kubernetes.io/instance={egress}"))?;
     Ok(pods.iter().flat_map(addresses).filter_map(|a| a.parse().ok()).collect())
 }
 
 /// Waits until a pod is seen as a gateway of an Egress.
-fn wait_out(lab: &Lab, pod: &str, egress: &str) -> Result<()> {
+pub(crate) fn wait_out(lab: &Lab, pod: &str, egress: &str) -> Result<()> {
     for ip in [Ip::V4, Ip::V6] {
         lab.wait_for(&format!("{pod} to leave by {egress}, {}", ip.name()), LIMIT, |lab| {
             let (seen, gateways) = (seen(lab, pod, ip)?, gateways(lab, egress)?);
@@ -94,11 +94,28 @@ fn echo_101_times(lab: &Lab, pod: &str) -> Result<()> {
     Ok(())
 }
 
-fn finish(what: &str, child: Child) -> Result<()> {
+pub(crate) fn finish(what: &str, child: Child) -> Result<()> {
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {what}"))?;
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     check(output.status.success(), || format!("{what}: {said}"))
+}
+
+/// Opens connections of each family to the world, with data every tenth of a second, and waits until all are.
+pub(crate) fn open_flows(lab: &Lab, pod: &str, of_each: usize, times: usize) -> Result<Vec<Child>> {
+    let flows = [Ip::V4, Ip::V6].map(|ip| {
+        let words = format!(
+            "coil-lab tool tcp-echo --connections {of_each} --times {times} --pause 100 --bytes 1000 --timeout 5 {}",
+            socket(ip.world(), 7)
+        );
+        lab.spawn_in_pod(pod, &words)
+    });
+    let flows = flows.into_iter().collect::<Result<_>>()?;
+    lab.wait_for("all flows to be open", LIMIT, |lab| {
+        let open = lab.exec(pod, "ss -Htn state established")?.stdout.lines().count();
+        Ok(if open >= 2 * of_each { Ok(()) } else { Err(format!("{open} are")) })
+    })?;
+    Ok(flows)
 }
 
 #[test]
@@ -175,6 +192,9 @@ fn every_kind_of_packet_finds_its_way() -> Result<()> {
             lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 3 -s 4000 {world}"))?.success()?;
             let to = socket(world, 7);
             lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1400 --timeout 3 {to}"))?.success()?;
+            // As QUIC sends: the kernel gets several datagrams in one piece.
+            lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1200 --segments 20 --timeout 3 {to}"))?
+                .success()?;
             // Nobody listens: the world's error gets back to the client.
             let refused =
                 lab.exec(pod, &format!("coil-lab tool udp-echo --times 1 --timeout 3 {}", socket(world, 9)))?;
@@ -238,22 +258,10 @@ fn flows_finish_on_gateways_that_go() -> Result<()> {
     wait_ready(&lab, "default", &["client"])?;
     wait_out(&lab, "default/client", "nat")?;
     let before = gateways(&lab, "nat")?;
-    let mut flows = Vec::new();
-    for n in 0..10 {
-        let ip = if n % 2 == 0 { Ip::V4 } else { Ip::V6 };
-        let words = format!(
-            "coil-lab tool tcp-echo --times 100 --pause 100 --bytes 1000 --timeout 5 {}",
-            socket(ip.world(), 7)
-        );
-        flows.push(lab.spawn_in_pod("default/client", &words)?);
-    }
-    lab.wait_for("all flows to be open", LIMIT, |lab| {
-        let open = lab.exec("default/client", "ss -Htn state established")?.stdout.lines().count();
-        Ok(if open >= 10 { Ok(()) } else { Err(format!("{open} are")) })
-    })?;
+    let flows = open_flows(&lab, "default/client", 100, 100)?;
     lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;
-    for (n, flow) in flows.into_iter().enumerate() {
-        finish(&format!("flow {n}"), flow)?;
+    for flow in flows {
+        finish("flows of a family", flow)?;
     }
     rolled_out(&lab, "nat")?;
     lab.wait_for("the old gateways to go", LIMIT, |lab| {

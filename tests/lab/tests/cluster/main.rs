@@ -9,7 +9,9 @@
 //! - `e2e`: the end-to-end tests for any cluster.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
 //! - `egress`: Egresses as their users change them; every kind of packet; failover.
+//! - `gateways`: gateways that die, that are clients themselves, and whose clients send them everything.
 //! - `failures`: pods that cannot have a network, and how they recover.
+//! - `mtu`: Egresses on wires of every size.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
 //! - `roles`: each permission of the shipped roles is needed.
 //! - `restart`: coild killed while packets flow.
@@ -24,8 +26,10 @@ mod demo;
 mod e2e;
 mod egress;
 mod failures;
+mod gateways;
 mod ipam;
 mod lifecycle;
+mod mtu;
 mod refusals;
 mod restart;
 mod roles;

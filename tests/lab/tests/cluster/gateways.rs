@@ -1,0 +1,164 @@
+//! Gateways in trouble, and gateways that are pods like others.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use coil_lab::{Lab, config::Ip};
+
+use crate::{
+    common::{LIMIT, check, end, idle_pod, items, namespace, server_pod, start, wait_ready},
+    egress::{ANNOTATION, DESTINATIONS, egress, finish, open_flows, rolled_out, seen, socket, wait_out},
+};
+
+/// From the change of an EndpointSlice on, after which new flows find a gateway that is there.
+const NEW_FLOWS: Duration = Duration::from_secs(1);
+
+fn pods_of(lab: &Lab, egress: &str) -> Result<Vec<String>> {
+    let pods = items(lab, &format!("pods -n internet -l app.kubernetes.io/instance={egress}"))?;
+    Ok(pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect())
+}
+
+fn addresses_of(lab: &Lab, pod: &str) -> Result<Vec<IpAddr>> {
+    let words = format!("get pod -n internet {pod} -o jsonpath={{.status.podIPs[*].ip}}");
+    let text = lab.kubectl(&words)?.success()?;
+    text.split_whitespace().map(|a| a.parse().context("a pod's address")).collect()
+}
+
+/// Echo connections of the world, by the addresses at their other end.
+fn connections_of(lab: &Lab, addresses: &[IpAddr]) -> Result<usize> {
+    let text = lab.world("ss -Htn state established sport = :7")?.success()?;
+    let peer = |line: &str| {
+        let peer: std::net::SocketAddr = line.split_whitespace().nth(3)?.parse().ok()?;
+        Some(peer.ip().to_canonical())
+    };
+    Ok(text.lines().filter_map(peer).filter(|peer| addresses.contains(peer)).count())
+}
+
+#[test]
+fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
+    let lab = start("killed")?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("nat", &format!("replicas: 2, sessionAffinity: None, destinations: {DESTINATIONS}")))?;
+    rolled_out(&lab, "nat")?;
+    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
+    wait_ready(&lab, "default", &["client"])?;
+    wait_out(&lab, "default/client", "nat")?;
+
+    let each = 20;
+    let flows = open_flows(&lab, "default/client", each, 60)?;
+    let pods = pods_of(&lab, "nat")?;
+    let killed = pods.first().context("there is no gateway")?;
+    let its_addresses = addresses_of(&lab, killed)?;
+    let mut expected = Vec::new();
+    for address in [true, false].map(|v4| its_addresses.iter().find(|a| a.is_ipv4() == v4)) {
+        let count = connections_of(&lab, &[*address.context("an address of each family")?])?;
+        check(count > 0 && count < each, || format!("{count} of {each} flows are on {killed}"))?;
+        expected.push(count);
+    }
+    lab.kubectl(&format!("delete pod -n internet {killed} --force --grace-period=0"))?.success()?;
+    lab.wait_for("the EndpointSlices without it", LIMIT, |lab| {
+        let words = "get endpointslices -n internet -o jsonpath={.items[*].endpoints[*].addresses[*]}";
+        let text = lab.kubectl(words)?.success()?;
+        let left = its_addresses.iter().any(|a| text.split_whitespace().any(|t| t == a.to_string()));
+        Ok(if left { Err(text) } else { Ok(()) })
+    })?;
+    let since = Instant::now();
+    let mut new = 0;
+    while new < 10 {
+        let late = since.elapsed() > NEW_FLOWS;
+        for ip in [Ip::V4, Ip::V6] {
+            let seen = seen(&lab, "default/client", ip)?;
+            let wrong = seen.is_none_or(|seen| its_addresses.contains(&seen));
+            check(!(late && wrong), || format!("a new flow, {}, is seen as {seen:?}", ip.name()))?;
+        }
+        new += usize::from(late);
+    }
+    for (flow, expected) in flows.into_iter().zip(expected) {
+        let output = flow.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        check(said.contains(&format!("{expected} of {each} connections failed")), || {
+            format!("{expected} of {each} flows were on {killed}: {said}")
+        })?;
+    }
+    end(lab)
+}
+
+#[test]
+fn a_gateway_may_be_a_client_of_another() -> Result<()> {
+    let lab = start("chain")?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("outer", &format!("destinations: {DESTINATIONS}")))?;
+    rolled_out(&lab, "outer")?;
+    let annotated = egress("nat", &format!("destinations: {DESTINATIONS}")).replace(
+        "template: {",
+        "template: {metadata: {annotations: {egress.coil.cybozu.com/internet: outer}}, ",
+    );
+    lab.apply(&annotated)?;
+    rolled_out(&lab, "nat")?;
+    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
+    wait_ready(&lab, "default", &["client"])?;
+    let inner = pods_of(&lab, "nat")?;
+    let inner = format!("internet/{}", inner.first().context("there is no gateway")?);
+    // Its own connections. Those that it carries for its clients leave by it alone, whatever it is annotated with.
+    wait_out(&lab, &inner, "outer")?;
+    wait_out(&lab, "default/client", "nat")?;
+    for flow in open_flows(&lab, "default/client", 10, 20)? {
+        finish("flows through a gateway that is a client", flow)?;
+    }
+    end(lab)
+}
+
+#[test]
+fn clients_of_everything_reach_what_is_near() -> Result<()> {
+    let lab = start("everything")?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("nat", "destinations: ['0.0.0.0/0', '::/0']"))?;
+    rolled_out(&lab, "nat")?;
+    // As a node-local DNS cache: addresses of the node alone.
+    let near = ["169.254.20.10", "fd00:20::10"];
+    let mut cache = lab.spawn_on_node("node2", &format!("coil-lab tool world 5053 {}", near.join(" ")))?;
+    let pods = [
+        idle_pod("default", "client", "node2", ANNOTATION),
+        server_pod("default", "server", "node1"),
+        server_pod("default", "beside", "node2"),
+    ];
+    lab.apply(&pods.concat())?;
+    wait_ready(&lab, "default", &["client", "server", "beside"])?;
+    wait_out(&lab, "default/client", "nat")?;
+    let client = |words: &str| lab.exec("default/client", words);
+    for address in near {
+        let to = socket(address.parse()?, 5054);
+        client(&format!("coil-lab tool udp-echo --timeout 3 {to}"))?.success()?;
+        client(&format!("coil-lab tool tcp-echo --bytes 10000 --timeout 3 {to}"))?.success()?;
+    }
+    let own = lab.kubectl("get pod client -o jsonpath={.status.podIPs[*].ip}")?.success()?;
+    for server in ["server", "beside"] {
+        let words = format!("get pod {server} -o jsonpath={{.status.podIPs[*].ip}}");
+        for address in lab.kubectl(&words)?.success()?.split_whitespace() {
+            // Its own address is what another pod sees, not a gateway's.
+            let who =
+                client(&format!("coil-lab tool whoami {}", socket(address.parse()?, 5003)))?.success()?;
+            check(own.split_whitespace().any(|a| a == who.trim()), || format!("{address} saw {who}"))?;
+        }
+    }
+    for node in ["node1", "node2"] {
+        let words =
+            format!("get node {node} -o jsonpath={{.status.addresses[?(@.type==\"InternalIP\")].address}}");
+        for address in
+            lab.kubectl_with(&words.split(' ').collect::<Vec<_>>(), "")?.success()?.split_whitespace()
+        {
+            client(&format!("ping -c 2 -i 0.2 -W 2 {address}"))?.success()?;
+        }
+    }
+    // Neighbours: the node's end of the link answers, and nothing of that is sent through the Egress.
+    let gateway = client("ip -6 route show default")?.success()?;
+    let gateway = gateway.split_whitespace().nth(2).context("a default route has a next hop")?.to_owned();
+    client(&format!("ping -6 -c 2 -i 0.2 -W 2 {gateway}%eth0"))?.success()?;
+    client("ping -6 -c 1 -W 2 ff02::1%eth0")?.success()?;
+    cache.kill()?;
+    cache.wait()?;
+    end(lab)
+}

@@ -1,0 +1,87 @@
+//! Egresses on wires of every size: what fits gets there, and what does not is told the size that does.
+
+use anyhow::Result;
+use coil_lab::{
+    Lab,
+    config::{Ip, Options},
+};
+
+use crate::{
+    common::{check, end, idle_pod, name, namespace, program, wait_ready},
+    egress::{ANNOTATION, DESTINATIONS, egress, rolled_out, socket, wait_out},
+};
+
+/// 20 for IPv4 or 40 for IPv6, and 8 for UDP: FOU has no header of its own.
+fn tunnel(ip: Ip) -> u32 {
+    match ip {
+        Ip::V4 => 28,
+        Ip::V6 => 48,
+    }
+}
+
+/// Headers of an echo request.
+fn headers(ip: Ip) -> u32 {
+    match ip {
+        Ip::V4 => 20 + 8,
+        Ip::V6 => 40 + 8,
+    }
+}
+
+/// One packet that may not be in fragments.
+fn ping(lab: &Lab, ip: Ip, packet: u32) -> Result<(bool, String)> {
+    let (flag, size) = (ip.flag(), packet - headers(ip));
+    let words = format!("ping {flag} -c 1 -W 3 -M do -s {size} {}", ip.world());
+    let done = lab.exec("default/client", &words)?;
+    Ok((done.ok, done.stdout + &done.stderr))
+}
+
+fn on_a_wire_of(mtu: u32) -> Result<()> {
+    let options = Options { mtu, ..Options::named(&name(&format!("mtu{mtu}"))) };
+    let lab = Lab::start(program(), options)?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("nat", &format!("destinations: {DESTINATIONS}")))?;
+    rolled_out(&lab, "nat")?;
+    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
+    wait_ready(&lab, "default", &["client"])?;
+    wait_out(&lab, "default/client", "nat")?;
+    for ip in [Ip::V4, Ip::V6] {
+        let fits = mtu - tunnel(ip);
+        let (ok, said) = ping(&lab, ip, fits)?;
+        check(ok, || format!("{fits} bytes on a wire of {mtu}: {said}"))?;
+        let (ok, said) = ping(&lab, ip, fits + 1)?;
+        let told = [format!("mtu: {fits}"), format!("mtu={fits}"), format!("mtu = {fits}")];
+        check(!ok && told.iter().any(|told| said.contains(told)), || {
+            format!("{} bytes on a wire of {mtu}: {said}", fits + 1)
+        })?;
+        // 100 MB out and back, and datagrams of the usual sizes, in fragments where they have to be.
+        let to = socket(ip.world(), 7);
+        lab.exec("default/client", &format!("coil-lab tool tcp-echo --times 100 --timeout 20 {to}"))?
+            .success()?;
+        for size in [1472, 1473] {
+            let echo = |times: u32| {
+                let words = format!("coil-lab tool udp-echo --bytes {size} --times {times} --timeout 3 {to}");
+                lab.exec("default/client", &words)
+            };
+            // An answer that does not fit tells the world the size, and is lost for that.
+            let first = echo(1)?;
+            check(first.ok || size + headers(ip) > fits, || first.stderr)?;
+            echo(20)?.success()?;
+        }
+    }
+    end(lab)
+}
+
+#[test]
+fn clients_on_a_usual_wire() -> Result<()> {
+    on_a_wire_of(1500)
+}
+
+#[test]
+fn clients_on_a_narrow_wire() -> Result<()> {
+    on_a_wire_of(1400)
+}
+
+#[test]
+fn clients_on_a_wide_wire() -> Result<()> {
+    on_a_wire_of(9000)
+}
