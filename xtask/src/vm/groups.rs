@@ -56,6 +56,11 @@ pub(super) const GROUPS: &[Group] = &[
         payloads: &[Payload::Tests { package: "coil-agent", containing: "pods::" }],
     },
     Group {
+        name: "takeover",
+        about: "a node of the Go version, with FOU links in its clients, is taken over",
+        payloads: &[Payload::Tests { package: "coil-node-tests", containing: "go_version" }],
+    },
+    Group {
         name: "kernel",
         about: "the verifier, and every packet case through the TC programs",
         payloads: &[Payload::Tests { package: "coil-kernel-tests", containing: "" }],
