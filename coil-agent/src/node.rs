@@ -2,11 +2,13 @@
 
 mod attachments;
 mod gateways;
+mod inside;
 mod kernel;
+mod ports;
 mod resync;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     sync::{
@@ -17,7 +19,6 @@ use std::{
 };
 
 use coil_api::annotation::{AnnotationError, EgressRef};
-use coil_netns::NetNs;
 use kube::Client;
 use prometheus::{IntCounterVec, Opts};
 use tokio::time::Instant;
@@ -52,7 +53,7 @@ pub use resync::drift;
 const RESYNC: Duration = Duration::from_secs(30);
 /// How long after a change of a link or an address the node is looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Changes that come together are applied together.
+/// Changes that come together are applied so.
 const SETTLE: Duration = Duration::from_millis(10);
 
 /// Settings that do not change while the agent runs.
@@ -102,6 +103,8 @@ pub struct Node {
     pub drift: IntCounterVec,
     /// The reason of the last Event about the datapath.
     told: Mutex<String>,
+    /// Gateways whose ports were said to run out.
+    port_warnings: Mutex<BTreeSet<IpAddr>>,
 }
 
 /// One connected pod.
@@ -116,6 +119,8 @@ struct Entry {
     netns: Option<PathBuf>,
     /// The policy that the pod's routes follow; none when that is not known.
     routes: Option<RoutePolicy>,
+    /// Whether the pod's link segments UDP; none when that is not known.
+    segments_udp: Option<bool>,
     gateway: Option<GatewayPod>,
     /// What was last said in the log about the pod's annotations.
     complaint: Option<AnnotationError>,
@@ -193,6 +198,7 @@ impl Node {
             applied: AtomicBool::new(false),
             drift: drift_counter(),
             told: Mutex::default(),
+            port_warnings: Mutex::default(),
         })
     }
 
@@ -215,6 +221,7 @@ impl Node {
                 since: Instant::now(),
                 netns: pod.netns,
                 routes: None,
+                segments_udp: None,
                 gateway: None,
                 complaint: None,
                 kernel: None,
@@ -243,6 +250,7 @@ impl Node {
             attached: pod.attached,
             netns: Some(pod.netns),
             routes: Some(pod.routes),
+            segments_udp: None,
             gateway: None,
             complaint: None,
             kernel: None,
@@ -344,41 +352,6 @@ impl Node {
         result.map_err(ApplyError)
     }
 
-    /// Routes of a client, and a gateway's namespace. Trouble is logged, and tried again later.
-    async fn follow_inside(self: &Arc<Self>, owner: &AttachmentId) {
-        self.follow_by_kernel(owner).await;
-        let Some((attached, routes, netns, served)) = lock(&self.pods).get(owner).map(|entry| {
-            let served = entry.gateway.is_some();
-            (entry.attached.clone(), entry.routes.clone(), entry.netns.clone(), served)
-        }) else {
-            return;
-        };
-        let (Some(pod), Some(netns)) = (attached.pod.as_ref(), netns) else { return };
-        let client = self.plane.serves_egress() && !attached.kernel_client;
-        let wanted = if client { self.route_policy(plan::egresses_of(pod)) } else { RoutePolicy::new() };
-        let other_routes = routes.as_ref() != Some(&wanted);
-        let to_serve = pod.gateway_of.as_ref().filter(|_| !served);
-        if !other_routes && to_serve.is_none() {
-            return;
-        }
-        let result = async {
-            let ns = NetNs::open(&netns)?;
-            if other_routes {
-                self.update_routes(&ns, owner, &attached, wanted.clone()).await?;
-                if let Some(entry) = lock(&self.pods).get_mut(owner) {
-                    entry.routes = Some(wanted);
-                }
-            }
-            if let Some(egress) = to_serve {
-                self.serve_gateway(owner, &ns, egress, attached.link.addresses())?;
-            }
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-        };
-        if let Err(e) = result.await {
-            warn!(pod = %pod.key, container = %owner, error = %e, "cannot follow a change inside the pod");
-        }
-    }
-
     /// Follows the index, and the node's own links and addresses, for ever.
     pub async fn run(self: Arc<Self>, mut monitor: Monitor) {
         let mut changes = self.feed.changes();
@@ -477,6 +450,7 @@ mod tests {
             since: Instant::now(),
             netns: None,
             routes: None,
+            segments_udp: None,
             gateway: None,
             complaint: None,
             kernel: None,

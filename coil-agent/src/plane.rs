@@ -7,7 +7,7 @@ use std::{
 
 use tracing::{debug, info};
 
-use crate::datapath::{Datapath, Desired, Drift, Reading, Report, monotonic_seconds};
+use crate::datapath::{Datapath, Desired, Drift, GatewayNow, Reading, Report, Usage, monotonic_seconds};
 
 /// Dropped packets that are shown at a sweep.
 const SHOWN: usize = 3;
@@ -32,11 +32,14 @@ pub trait Dataplane: Send {
     /// When the kernel refuses; what worked stays.
     fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<(), PlaneError>;
 
-    /// Live translated flows of a gateway pod.
+    /// An address of a gateway pod as it is now.
     ///
     /// # Errors
     /// When the maps cannot be read.
-    fn flows(&self, gateway: &[IpAddr]) -> Result<u64, PlaneError>;
+    fn gateway(&self, address: IpAddr) -> Result<GatewayNow, PlaneError>;
+
+    /// What the gateways of this node had lent at the last sweep.
+    fn usage(&self) -> Usage;
 
     /// Removes what has expired.
     ///
@@ -84,9 +87,12 @@ impl Dataplane for Datapath {
         Ok(())
     }
 
-    fn flows(&self, gateway: &[IpAddr]) -> Result<u64, PlaneError> {
-        let entries = self.nat_entries(monotonic_seconds())?;
-        Ok(entries.iter().filter(|entry| gateway.contains(&entry.gateway)).count() as u64)
+    fn gateway(&self, address: IpAddr) -> Result<GatewayNow, PlaneError> {
+        Ok(Self::gateway(self, address)?)
+    }
+
+    fn usage(&self) -> Usage {
+        Self::usage(self).clone()
     }
 
     fn sweep(&mut self) -> Result<(), PlaneError> {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use coil_agent::gateway::{Endpoints, run, settings::Settings};
-use coil_api::gateway::GatewayStatus;
+use coil_api::gateway::{Busiest, FlowCount, GatewayClient, GatewaySeen, GatewayStatus, Translated};
 use tokio::sync::oneshot;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -41,6 +41,11 @@ async fn wait_for(address: SocketAddr, path: &'static str, parts: &[&str]) {
         assert!(start.elapsed() < LIMIT, "{path}: no {parts:?} in {answer}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+fn client(name: &str, address: &str) -> GatewayClient {
+    let address = address.parse().unwrap();
+    GatewayClient { namespace: "apps".into(), name: name.into(), address, interface: "fou4_x".into() }
 }
 
 /// Answers each connection with the status as it is then.
@@ -83,6 +88,18 @@ async fn a_gateway_from_start_to_end() {
         egress: "nat".into(),
         addresses: vec!["10.0.0.1".parse().unwrap()],
         flows: 0,
+        seen: GatewaySeen {
+            limit: 1000,
+            clients: Some(vec![client("a", "10.64.0.1"), client("a", "fd64::1"), client("b", "10.64.0.2")]),
+            translated: [(
+                "ipv4".to_owned(),
+                Translated { packets: 5, bytes: 300, invalid_packets: 1, invalid_bytes: 40 },
+            )]
+            .into(),
+            flows: vec![FlowCount { protocol: "tcp".into(), state: "established".into(), flows: 7 }],
+            busiest: Some(Busiest { remote: "198.51.100.1:443/tcp".into(), ports: 6, of: 59973 }),
+            failures: [("no-port".to_owned(), 2)].into(),
+        },
     }));
     stand_in(&socket, status.clone());
     wait_for(health_at, "/readyz", &["503", "clients are not all known yet"]).await;
@@ -99,6 +116,14 @@ async fn a_gateway_from_start_to_end() {
         &[
             "coil_egress_ready{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\"} 1\n",
             "coil_egress_nf_conntrack_entries_count{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\"} 7\n",
+            "coil_egress_nf_conntrack_entries_limit{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\"} 1000\n",
+            "coil_egress_nftables_masqueraded_packets_total{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",protocol=\"ipv4\"} 5\n",
+            "coil_egress_nftables_invalid_bytes_total{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",protocol=\"ipv4\"} 40\n",
+            "coil_egress_client_pod_count{egress=\"nat\",namespace=\"internet\"} 2\n",
+            "coil_egress_client_pod_info{egress=\"nat\",egress_namespace=\"internet\",interface=\"fou4_x\",namespace=\"apps\",pod=\"a\",pod_ip=\"10.64.0.1\"} 1\n",
+            "coil_egress_flows{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",protocol=\"tcp\",state=\"established\"} 7\n",
+            "coil_egress_busiest_remote_ports{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",what=\"used\"} 6\n",
+            "coil_egress_port_failures_total{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",reason=\"no-port\"} 2\n",
             "process_",
         ],
     )

@@ -10,8 +10,8 @@ use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
         Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost,
-        Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, Pace, PinKey, PinValue, PodValue, PolicyKey,
-        PoolValue, UplinkValue,
+        Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, PORT_ROWS, PORT_WORDS_OF_ROW, Pace, PinKey,
+        PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally, UplinkValue,
     },
     counter_index,
 };
@@ -31,6 +31,8 @@ const NATS: usize = 1_000_000;
 const PINS: usize = 65536;
 const FRAGMENTS: usize = 4096;
 const CLIENTS: usize = 65536;
+/// Gateways of one node, past ones included until the agent forgets them.
+const TALLIES: usize = 1024;
 
 /// `BPF_F_NO_PREALLOC`: memory is taken with the entries.
 const GROWS: usize = 1;
@@ -50,12 +52,13 @@ pub(crate) trait Maps: Sized + 'static {
     fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, FRAGMENTS>;
     fn lent() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
     fn returned() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
+    fn tally() -> &'static HashMap<Self, Tally, TALLIES, GROWS>;
 }
 
 macro_rules! family_maps {
     ($addr:ty, $module:ident: $pods:literal $pools:literal $policy:literal $gateways:literal
      $maglev:literal $flows:literal $datagrams:literal $nat:literal $nat_rev:literal $pin:literal $frags:literal
-     $lent:literal $returned:literal) => {
+     $lent:literal $returned:literal $tally:literal) => {
         mod $module {
             use super::*;
 
@@ -85,6 +88,8 @@ macro_rules! family_maps {
             static LENT: HashMap<$addr, u32, CLIENTS, GROWS> = HashMap::new();
             #[btf_map(name = $returned)]
             static RETURNED: HashMap<$addr, u32, CLIENTS, GROWS> = HashMap::new();
+            #[btf_map(name = $tally)]
+            static TALLY: HashMap<$addr, Tally, TALLIES, GROWS> = HashMap::new();
 
             #[rustfmt::skip]
             impl Maps for $addr {
@@ -114,6 +119,8 @@ macro_rules! family_maps {
                 fn lent() -> &'static HashMap<Self, u32, CLIENTS, GROWS> { &LENT }
                 #[inline(always)]
                 fn returned() -> &'static HashMap<Self, u32, CLIENTS, GROWS> { &RETURNED }
+                #[inline(always)]
+                fn tally() -> &'static HashMap<Self, Tally, TALLIES, GROWS> { &TALLY }
             }
         }
     };
@@ -121,10 +128,10 @@ macro_rules! family_maps {
 
 family_maps!([u8; 4], v4: "coil_pods4" "coil_pools4" "coil_policy4" "coil_gateways4"
     "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4" "coil_pin4" "coil_frags4"
-    "coil_lent4" "coil_returned4");
+    "coil_lent4" "coil_returned4" "coil_tally4");
 family_maps!([u8; 16], v6: "coil_pods6" "coil_pools6" "coil_policy6" "coil_gateways6"
     "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6" "coil_pin6" "coil_frags6"
-    "coil_lent6" "coil_returned6");
+    "coil_lent6" "coil_returned6" "coil_tally6");
 
 #[btf_map(name = "coil_config")]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -132,6 +139,8 @@ static CONFIG: Array<Config, 1> = Array::new();
 static UPLINK_LINKS: HashMap<u32, UplinkValue, UPLINKS> = HashMap::new();
 #[btf_map(name = "coil_lost")]
 static LOST: Array<Lost, 1> = Array::new();
+#[btf_map(name = "coil_ports")]
+static PORTS: Array<PortRow, { PORT_ROWS as usize }> = Array::new();
 #[btf_map(name = "coil_counters")]
 static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
@@ -249,6 +258,15 @@ pub(crate) fn config() -> Config {
 #[inline(always)]
 pub(crate) fn lost() -> Option<*mut Lost> {
     LOST.get_ptr_mut(0)
+}
+
+/// A word of the ports that are probably lent.
+#[inline(always)]
+pub(crate) fn ports(word: u32) -> Option<*mut u64> {
+    let row = PORTS.get_ptr_mut(word / PORT_WORDS_OF_ROW)?;
+    let column = (word % PORT_WORDS_OF_ROW) as usize;
+    // SAFETY: a pointer into the map's value, which has more words than the column's number.
+    Some(unsafe { (&raw mut (*row).words).cast::<u64>().add(column) })
 }
 
 /// True when `from_net` is attached to the link.

@@ -10,10 +10,11 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
     abi::{
-        Config, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, NONE, NatKey, NatRevKey, NatRevValue,
-        NatValue, PinKey, PinValue, PodValue, PolicyKey,
+        Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, NONE, NatKey, NatRevKey,
+        NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, Tally,
     },
     hash,
+    nat::Tallied,
     wire::tcp,
 };
 
@@ -266,6 +267,37 @@ impl<A: Side> Tables<A> for Kernel {
             unsafe {
                 (*entry).seen = value.seen;
                 (*entry).state = value.state;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn ports(&self, word: u32) -> u64 {
+        // SAFETY: a pointer into the map's value; other CPUs may write the word, of which any value will do.
+        maps::ports(word).map_or(u64::MAX, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn note_ports(&mut self, word: u32, bits: u64) {
+        if let Some(word) = maps::ports(word) {
+            // SAFETY: as above; a bit of another CPU that is lost is set again when it is missed.
+            unsafe { word.write_volatile(word.read_volatile() | bits) };
+        }
+    }
+
+    #[inline(always)]
+    fn tally(&mut self, gateway: &A, what: Tallied, len: u32) {
+        if A::tally().get_ptr(gateway).is_none() {
+            // Another CPU may be first, which is as good; without room nothing is counted.
+            let _ = A::tally().insert(gateway, Tally::default(), u64::from(BPF_NOEXIST));
+        }
+        if let Some(tally) = A::tally().get_ptr_mut(gateway) {
+            // SAFETY: a pointer into the map's value, which is counters alone, as many as `Tallied` has. Of two CPUs
+            // that begin flows of one gateway at once, one may not be counted.
+            unsafe {
+                let counter = tally.cast::<Counter>().add(what as usize);
+                (*counter).packets += 1;
+                (*counter).bytes += u64::from(len);
             }
         }
     }

@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::run;
+use crate::{generated, run};
 
 /// Generate the templates of deploy/chart/ from the manifests in deploy/.
 ///
@@ -152,12 +152,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     for dir in GENERATED {
-        match fs::remove_dir_all(chart.join(dir)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                bail!("cannot clear {dir}: {error}")
-            }
-            _ => {}
-        }
+        generated::clear(&chart.join(dir))?;
     }
     for (path, text) in files {
         let path = chart.join(path);
@@ -209,13 +204,9 @@ fn generate(deploy: &Path) -> Result<BTreeMap<PathBuf, String>> {
         add(path, template, &[".Values.router.enabled"]);
     }
     for part in ["ipam", "egress"] {
-        let dir = deploy.join("crds").join(part);
-        for path in list(&dir)?.into_iter().filter(|path| !path.ends_with("kustomization.yaml")) {
-            let name = path.file_name().context("a path without a name")?;
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            files.insert(Path::new("crds").join(name), text);
-        }
+        let definitions = generated::read(&deploy.join("crds").join(part))?.into_iter();
+        let definitions = definitions.filter(|(path, _)| !path.ends_with("kustomization.yaml"));
+        files.extend(definitions.map(|(path, text)| (Path::new("crds").join(path), text)));
     }
     Ok(files)
 }
@@ -234,16 +225,8 @@ fn edited(path: &str, text: &str, edits: &[Edit]) -> Result<String> {
 fn read(chart: &Path) -> Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
     for dir in GENERATED {
-        for path in list(&chart.join(dir))? {
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            files.insert(path.strip_prefix(chart).unwrap_or(&path).to_owned(), text);
-        }
+        let there = generated::read(&chart.join(dir))?.into_iter();
+        files.extend(there.map(|(path, text)| (Path::new(dir).join(path), text)));
     }
     Ok(files)
-}
-
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    entries.map(|entry| Ok(entry?.path())).collect()
 }

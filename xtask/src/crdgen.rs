@@ -2,13 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::run;
+use crate::{generated, run};
 
 /// Generate deploy/crds/ from the Rust types in coil-common/api.
 #[derive(clap::Args)]
@@ -31,9 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return generate(&committed);
     }
     let fresh = run::target_dir().join("crds");
-    if fresh.exists() {
-        fs::remove_dir_all(&fresh).with_context(|| format!("cannot clear {}", fresh.display()))?;
-    }
+    generated::clear(&fresh)?;
     generate(&fresh)?;
     if read(&fresh)? != read(&committed)? {
         bail!("deploy/crds is not what coil-common/api says: run `cargo xtask crdgen` and commit the result");
@@ -47,21 +44,9 @@ fn generate(dir: &Path) -> Result<()> {
     run::run(&mut command)
 }
 
-/// The definitions of all folders, by folder and name. Kustomizations beside them are not generated.
-fn read(dir: &Path) -> Result<BTreeMap<String, String>> {
-    let mut files = BTreeMap::new();
-    for part in list(dir)? {
-        for path in list(&part)?.into_iter().filter(|path| !path.ends_with("kustomization.yaml")) {
-            let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            files.insert(name, text);
-        }
-    }
+/// The definitions of all folders. Kustomizations beside them are not generated.
+fn read(dir: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let mut files = generated::read(dir)?;
+    files.retain(|path, _| !path.ends_with("kustomization.yaml"));
     Ok(files)
-}
-
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    entries.map(|entry| Ok(entry?.path())).collect()
 }

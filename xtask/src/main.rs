@@ -11,6 +11,7 @@ mod built;
 mod chart;
 mod crdgen;
 mod e2e;
+mod generated;
 mod image;
 mod lab;
 mod lint;
@@ -19,6 +20,7 @@ mod run;
 mod setup;
 mod static_build;
 mod test;
+mod upgrade;
 mod vm;
 
 /// Everything a developer of Coil runs, from the root of the repository.
@@ -41,6 +43,7 @@ enum Verb {
     Lab(lab::Args),
     Image(image::Args),
     E2e(e2e::Args),
+    Upgrade(upgrade::Args),
     Vm(vm::Args),
 }
 
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Lab(args) => lab::run(&args),
         Verb::E2e(args) => e2e::run(&args),
         Verb::Image(args) => image::run(&args),
+        Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Vm(args) => vm::run(&args),
     };
     match done {

@@ -1,5 +1,7 @@
 //! `cargo xtask setup`
 
+mod kubectl;
+
 use std::{path::Path, process::Command};
 
 use anyhow::{Result, bail};
@@ -16,7 +18,7 @@ const LLVM: &str = "22";
 ///
 /// Debian packages: a compiler with the BPF target, LLVM for bpf-linker, and the tools of the lab
 /// (iproute2, ping, bpftool, kubectl, nft, iptables, bird, the reference CNI plugins). Then bpf-linker by
-/// cargo. Without root it installs nothing and prints the commands to run. Another way to the compiler, on any distribution:
+/// cargo. kubectl must be 1.30 or later, which Debian has from 13 on. Without root it installs nothing and prints the commands to run. Another way to the compiler, on any distribution:
 /// `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -63,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if !missing.is_empty() {
             bail!("missing:\n{}", missing.commands().join("\n"));
         }
+        kubectl::check()?;
     } else {
         ensure()?;
     }
@@ -72,7 +75,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Installs what is missing; without root, fails with the commands to run.
 pub(crate) fn ensure() -> Result<()> {
-    provide(Missing::find)
+    provide(Missing::find)?;
+    kubectl::check()
 }
 
 /// As [`ensure`], for building alone: the lab's tools may be missing.

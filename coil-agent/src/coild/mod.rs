@@ -273,7 +273,7 @@ async fn sweep(node: Arc<Node>) {
         tokio::time::sleep(SWEEP).await;
         match node.plane.with(|plane| plane.sweep()) {
             None => return,
-            Some(Ok(())) => {}
+            Some(Ok(())) => node.warn_of_ports(),
             Some(Err(e)) => warn!(error = %e, "cannot remove expired flows"),
         }
     }

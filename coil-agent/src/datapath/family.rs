@@ -14,8 +14,10 @@ use coil_packet::{
 use super::{
     DatapathError,
     conntrack::{self, Ends},
+    flows::FlowTables,
     image::{FamilyImage, HostAddr, Prefix},
-    state::{FamilyState, StateNames, Swept, monotonic_seconds},
+    leases::{Leases, Stepped},
+    state::{StateNames, Survey, monotonic_seconds},
     table::{Changes, Table, plain, prefixed},
     take,
 };
@@ -45,6 +47,7 @@ pub(super) const V4: Names = Names {
         pin: "coil_pin4",
         lent: "coil_lent4",
         returned: "coil_returned4",
+        tally: "coil_tally4",
     },
 };
 
@@ -63,6 +66,7 @@ pub(super) const V6: Names = Names {
         pin: "coil_pin6",
         lent: "coil_lent6",
         returned: "coil_returned6",
+        tally: "coil_tally6",
     },
 };
 
@@ -76,7 +80,8 @@ pub(super) struct FamilyTables<A: HostAddr> {
     policy: Lpm<PolicyKey<A>, u32>,
     gateways: Hash<GatewayKey<A>, GatewayValue>,
     maglev: Hash<u32, Maglev<A>>,
-    pub(super) state: FamilyState<A>,
+    pub(super) flows: FlowTables<A>,
+    pub(super) leases: Leases<A>,
     /// Addresses of pods that were taken out, whose flows and translations the next sweep removes.
     gone: Vec<A>,
 }
@@ -90,16 +95,22 @@ impl<A: HostAddr> FamilyTables<A> {
             policy: Table::adopt(names.policy, take(ebpf, names.policy)?, prefixed)?,
             gateways: Table::adopt(names.gateways, take(ebpf, names.gateways)?, plain)?,
             maglev: Table::adopt(names.maglev, take(ebpf, names.maglev)?, plain)?,
-            state: FamilyState::adopt(ebpf, names.state)?,
+            flows: FlowTables::adopt(ebpf, names.state)?,
+            leases: Leases::adopt(ebpf, names.state)?,
             gone: Vec::new(),
         })
     }
 
     /// Adds and replaces, what others refer to first.
     pub(super) fn put_all(&mut self, image: &FamilyImage<A>) -> Result<Changes, DatapathError> {
-        if self.gone.iter().any(|gone| image.pods.iter().any(|(address, _)| address.same(*gone))) {
+        let new = |address: A| self.pods.get(&address).is_none();
+        let is_going =
+            |address: A| self.gone.iter().any(|gone| gone.same(address)) || self.leases.is_removing(address);
+        if image.pods.iter().any(|(address, _)| new(*address) && is_going(*address)) {
             // A new pod starts without the flows of the one that had its address.
-            self.sweep(monotonic_seconds(), &conntrack::limits())?;
+            let (now, gone) = (monotonic_seconds(), std::mem::take(&mut self.gone));
+            self.flows.sweep(now, &conntrack::limits(), &gone)?;
+            self.leases.forget(now, gone)?;
         }
         let mut changes = self.pools.put_all(&image.pools)?;
         changes += self.maglev.put_all(&image.maglev)?;
@@ -129,11 +140,20 @@ impl<A: HostAddr> FamilyTables<A> {
         Ok(removed)
     }
 
-    /// Removes flows and translations that have run out, and those of pods that were taken out.
-    pub(super) fn sweep(&mut self, now: u32, limits: &Limits) -> Result<Swept, DatapathError> {
-        let swept = self.state.sweep(now, limits, &self.gone)?;
-        self.gone.clear();
-        Ok(swept)
+    /// Begins a new pass over the translations.
+    pub(super) fn restart(&mut self) {
+        self.gone.extend(self.leases.restart());
+    }
+
+    /// Removes flows that have run out, and those of pods that were taken out.
+    pub(super) fn sweep_flows(&mut self, now: u32, limits: &Limits) -> Result<usize, DatapathError> {
+        self.flows.sweep(now, limits, &self.gone)
+    }
+
+    /// Removes a part of the translations that have run out, and of those of pods that were taken out; see
+    /// [`Leases::step`].
+    pub(super) fn step(&mut self, now: u32, survey: &mut Survey) -> Result<Stepped, DatapathError> {
+        self.leases.step(now, &mut self.gone, survey)
     }
 
     /// Removes in the other order. Flows and translations of a pod that is gone go with it: its
@@ -146,7 +166,8 @@ impl<A: HostAddr> FamilyTables<A> {
     ) -> Result<usize, DatapathError> {
         let gone = self.pods.remove_others(&image.pods)?;
         if !gone.is_empty() {
-            self.state.sweep(now, limits, &gone)?;
+            self.flows.sweep(now, limits, &gone)?;
+            self.leases.forget(now, gone.clone())?;
         }
         let mut removed = gone.len();
         removed += self.policy.remove_others(&image.policy)?.len();
@@ -158,12 +179,12 @@ impl<A: HostAddr> FamilyTables<A> {
 
     /// Tells the kernel of the flows that it ran into; it chooses another port for its own connection then.
     pub(super) fn settle_clashes(&mut self) -> Result<usize, DatapathError> {
-        let clashes = self.state.flows.clashes()?;
+        let clashes = self.flows.clashes()?;
         for key in &clashes {
             let source = SocketAddr::new(key.low.into(), key.low_port);
             let destination = SocketAddr::new(key.high.into(), key.high_port);
             conntrack::tell(Ends { source, destination }).map_err(DatapathError::Conntrack)?;
-            self.state.flows.settle(key)?;
+            self.flows.settle(key)?;
         }
         Ok(clashes.len())
     }

@@ -21,6 +21,7 @@ mod family;
 mod filter;
 mod flows;
 mod image;
+mod leases;
 mod lock;
 mod log;
 mod maglev;
@@ -29,8 +30,12 @@ mod object;
 pub mod obstacle;
 mod outgrown;
 mod pins;
+mod ports;
 mod state;
+mod sweep;
 mod table;
+mod usage;
+mod walk;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -50,7 +55,8 @@ use family::FamilyTables;
 use lock::Lock;
 use log::Log;
 use outgrown::Outgrown;
-use state::Counters;
+use ports::Ports;
+use state::{Counters, Survey};
 use table::Table;
 
 pub use changes::NetworkChanges;
@@ -61,7 +67,9 @@ pub use events::Dropped;
 pub use log::LogLevel;
 pub use object::{OBJECT, PINNED_MAPS};
 pub use state::{NatEntry, Reading, Swept, monotonic_seconds};
+pub use sweep::PART;
 pub use table::Changes;
+pub use usage::{GatewayNow, GatewayUse, Remote, Usage};
 
 /// Where the pins are unless told otherwise.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/coil";
@@ -117,6 +125,11 @@ pub struct Datapath {
     uplinks: Table<u32, UplinkValue, HashMap<MapData, u32, UplinkValue>>,
     v4: FamilyTables<[u8; 4]>,
     v6: FamilyTables<[u8; 16]>,
+    ports: Ports,
+    /// As of the last pass over all translations.
+    usage: Usage,
+    /// The pass that is under way.
+    survey: Option<Survey>,
     counters: Counters,
     events: Events,
     log: Log,
@@ -165,6 +178,9 @@ impl Datapath {
             uplinks: Table::adopt("coil_uplinks", uplinks, table::plain)?,
             v4: FamilyTables::adopt(&mut ebpf, &family::V4)?,
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
+            ports: Ports::adopt(&mut ebpf)?,
+            usage: Usage::new(),
+            survey: None,
             counters: Counters::adopt(&mut ebpf)?,
             events: Events::adopt(&mut ebpf)?,
             log: Log::adopt(&mut ebpf)?,
@@ -182,7 +198,7 @@ impl Datapath {
     }
 
     fn take_over(&mut self, outgrown: &Outgrown) -> Result<(), DatapathError> {
-        let moved = self.v4.state.take_over(outgrown)? + self.v6.state.take_over(outgrown)?;
+        let moved = self.v4.leases.take_over(outgrown)? + self.v6.leases.take_over(outgrown)?;
         if moved > 0 {
             info!(entries = moved, "moved what maps of another size held");
         }
@@ -248,8 +264,8 @@ impl Datapath {
         report.entries += self.v6.put_all(&image::family(part))?;
         report.attached = self.attachments.attach(&mut self.ebpf, &outward, gone_ok)?;
         if starts & config_flag::FORWARD != 0 {
-            self.v4.state.flows.forget_fast()?;
-            self.v6.state.flows.forget_fast()?;
+            self.v4.flows.forget_fast()?;
+            self.v6.flows.forget_fast()?;
         }
         if starts != 0 || config.flags & config_flag::MARK != 0 && self.uplinks.lacks(&uplinks) {
             // Without all marks an answer of a service could pass for a datagram that begins a flow.
@@ -358,8 +374,8 @@ impl Datapath {
         let now = monotonic_seconds();
         let mut all = true;
         for connection in conntrack::dump().map_err(DatapathError::Conntrack)? {
-            all &= self.v4.state.flows.mark(&connection, &self.pools, now)?;
-            all &= self.v6.state.flows.mark(&connection, &self.pools, now)?;
+            all &= self.v4.flows.mark(&connection, &self.pools, now)?;
+            all &= self.v6.flows.mark(&connection, &self.pools, now)?;
         }
         if !all {
             self.set_lost(1)?;
@@ -402,29 +418,9 @@ impl Datapath {
     /// # Errors
     /// When a map cannot be read.
     pub fn nat_entries(&self, now: u32) -> Result<Vec<NatEntry>, DatapathError> {
-        let mut entries = self.v4.state.translations(now)?;
-        entries.extend(self.v6.state.translations(now)?);
+        let mut entries = self.v4.leases.live(now)?;
+        entries.extend(self.v6.leases.live(now)?);
         Ok(entries)
-    }
-
-    /// Removes flows and translations that have run out at `now` in [`monotonic_seconds`], and makes good
-    /// what the programs could not do by themselves.
-    ///
-    /// # Errors
-    /// When a map cannot be read or written.
-    pub fn sweep(&mut self, now: u32) -> Result<Swept, DatapathError> {
-        let limits = conntrack::limits();
-        let (v4, v6) = (self.v4.sweep(now, &limits)?, self.v6.sweep(now, &limits)?);
-        let lost = self.lost.get(&0, 0).map_err(|source| DatapathError::Map {
-            name: "coil_lost",
-            action: "read it",
-            source,
-        })?;
-        if lost.marks != 0 && self.read_config()?.flags & config_flag::FAST_UDP != 0 {
-            self.mark_connections();
-        }
-        let clashes = self.v4.settle_clashes()? + self.v6.settle_clashes()?;
-        Ok(Swept { flows: v4.flows + v6.flows, translations: v4.translations + v6.translations, clashes })
     }
 
     /// Detaches every program and removes every pin: the node is as if the datapath had never been.

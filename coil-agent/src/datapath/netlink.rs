@@ -2,7 +2,7 @@
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 
 pub(crate) const REQUEST: u16 = 1;
 pub(crate) const ACK: u16 = 4;
@@ -40,6 +40,23 @@ pub(crate) fn exchange(protocol: isize, request: &[u8], mut take: impl FnMut(&[u
             }
         }
     }
+}
+
+/// The number of a generic netlink family. The kernel loads the module that has it, if there is one.
+pub(crate) fn generic_family(name: &str) -> io::Result<u16> {
+    // Numbers of linux/genetlink.h: the controller, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID and _NAME.
+    const CONTROL: u16 = 16;
+    const GET_FAMILY: u8 = 3;
+    const FAMILY_ID: u16 = 1;
+    const FAMILY_NAME: u16 = 2;
+    let mut id = None;
+    let name = pack(FAMILY_NAME, &[name.as_bytes(), &[0]].concat());
+    let request = message(CONTROL, REQUEST | ACK, &[GET_FAMILY, 1, 0, 0], &name);
+    exchange(NETLINK_GENERIC, &request, |body| {
+        let list = body.get(4..).unwrap_or_default();
+        id = find(list, FAMILY_ID).and_then(<[u8]>::first_chunk).map(|id| u16::from_ne_bytes(*id));
+    })?;
+    id.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ENOENT))
 }
 
 /// The first message of a buffer: its type, its body, and what follows.

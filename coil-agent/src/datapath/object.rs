@@ -8,7 +8,7 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/coi
 /// Names of the maps that outlive the agent, which are the names of their pins.
 ///
 /// `coil_scratch` is missing: a program's own memory for one packet.
-pub const PINNED_MAPS: [&str; 30] = [
+pub const PINNED_MAPS: [&str; 33] = [
     "coil_config",
     "coil_uplinks",
     "coil_counters",
@@ -27,6 +27,7 @@ pub const PINNED_MAPS: [&str; 30] = [
     "coil_datagrams4",
     "coil_datagrams6",
     "coil_lost",
+    "coil_ports",
     "coil_nat4",
     "coil_nat6",
     "coil_nat_rev4",
@@ -39,4 +40,6 @@ pub const PINNED_MAPS: [&str; 30] = [
     "coil_lent6",
     "coil_returned4",
     "coil_returned6",
+    "coil_tally4",
+    "coil_tally6",
 ];

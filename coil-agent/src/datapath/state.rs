@@ -1,21 +1,15 @@
 //! Tables that the programs write: what they hold, what has run out, what was counted.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use aya::{
     Ebpf, Pod,
     maps::{HashMap, MapData, MapError, PerCpuArray},
 };
-use coil_packet::{
-    Addr, Family, Path, Reason,
-    abi::{Counter, NatKey, NatRevKey, NatRevValue, NatValue, PinKey, PinValue},
-    counter_index,
-    flow::Limits,
-    nat,
-};
+use coil_packet::{Family, Path, Reason, abi::Counter, counter_index};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{DatapathError, flows::FlowTables, image::HostAddr, outgrown::Outgrown, take};
+use super::{DatapathError, ports::Look, take, usage::Counting};
 
 /// One counter of the programs, summed over all CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +43,7 @@ pub struct NatEntry {
     pub port: u16,
     /// The remote's port, 0 for ICMP echo.
     pub remote_port: u16,
-    /// A number of [`nat::State`].
+    /// A number of [`coil_packet::nat::State`].
     pub state: u8,
     /// Seconds since the last packet.
     pub idle: u32,
@@ -64,6 +58,14 @@ pub struct Swept {
     pub translations: usize,
     /// Flows of which the kernel was told, because it had given their ports to another.
     pub clashes: usize,
+}
+
+/// What a look at all leases is for.
+pub(super) struct Survey {
+    pub(super) look: Look,
+    pub(super) counting: Counting,
+    /// IPv4's are all seen.
+    pub(super) v4_is_done: bool,
 }
 
 /// Seconds of the clock that the programs stamp entries with.
@@ -110,123 +112,7 @@ pub(super) struct StateNames {
     pub(super) pin: &'static str,
     pub(super) lent: &'static str,
     pub(super) returned: &'static str,
-}
-
-/// Flows and translations of one family.
-pub(super) struct FamilyState<A: Addr> {
-    names: StateNames,
-    pub(super) flows: FlowTables<A>,
-    nat: HashMap<MapData, NatKey<A>, NatValue>,
-    nat_rev: HashMap<MapData, NatRevKey<A>, NatRevValue<A>>,
-    pin: HashMap<MapData, PinKey<A>, PinValue<A>>,
-    /// Ports that each client was ever lent, as the programs count.
-    lent: HashMap<MapData, A, u32>,
-    /// How many of these it has no more.
-    returned: HashMap<MapData, A, u32>,
-}
-
-impl<A: HostAddr> FamilyState<A> {
-    pub(super) fn adopt(ebpf: &mut Ebpf, names: StateNames) -> Result<Self, DatapathError> {
-        Ok(Self {
-            names,
-            flows: FlowTables::adopt(ebpf, names)?,
-            nat: take(ebpf, names.nat)?,
-            nat_rev: take(ebpf, names.nat_rev)?,
-            pin: take(ebpf, names.pin)?,
-            lent: take(ebpf, names.lent)?,
-            returned: take(ebpf, names.returned)?,
-        })
-    }
-
-    /// Moves in what maps of before hold. The reverse entries first: without its own a forward entry counts for nothing.
-    pub(super) fn take_over(&mut self, outgrown: &Outgrown) -> Result<usize, DatapathError> {
-        Ok(outgrown.move_to(self.names.nat_rev, &mut self.nat_rev)?
-            + outgrown.move_to(self.names.nat, &mut self.nat)?
-            + outgrown.move_to(self.names.pin, &mut self.pin)?
-            + outgrown.move_to(self.names.lent, &mut self.lent)?
-            + outgrown.move_to(self.names.returned, &mut self.returned)?)
-    }
-
-    /// The live translations.
-    pub(super) fn translations(&self, now: u32) -> Result<Vec<NatEntry>, DatapathError> {
-        let mut entries = vec![];
-        for (key, value) in all(&self.nat_rev, self.names.nat_rev)? {
-            let protocol = u8::try_from(key.protocol).unwrap_or(0);
-            if nat::expired(protocol, &value, now) {
-                continue;
-            }
-            entries.push(NatEntry {
-                gateway: key.gateway.into(),
-                client: value.client.into(),
-                remote: key.remote.into(),
-                protocol,
-                client_port: value.client_port,
-                port: key.port,
-                remote_port: key.remote_port,
-                state: value.state,
-                idle: now.saturating_sub(value.seen),
-            });
-        }
-        Ok(entries)
-    }
-
-    /// Removes what has run out, and what belongs to one of the addresses in `gone`.
-    pub(super) fn sweep(&mut self, now: u32, limits: &Limits, gone: &[A]) -> Result<Swept, DatapathError> {
-        let mut swept = Swept { flows: self.flows.sweep(now, limits, gone)?, translations: 0, clashes: 0 };
-        let is_gone = |addr: A| gone.iter().any(|g| g.same(addr));
-        // Before the leases are counted: what is lent meanwhile counts as in use until the next time.
-        let lent = all(&self.lent, self.names.lent)?;
-        let mut in_use: BTreeMap<IpAddr, u32> = BTreeMap::new();
-        for (key, value) in all(&self.nat_rev, self.names.nat_rev)? {
-            let protocol = u8::try_from(key.protocol).unwrap_or(0);
-            if nat::expired(protocol, &value, now) || is_gone(key.gateway) || is_gone(value.client) {
-                remove(&mut self.nat_rev, &key, self.names.nat_rev)?;
-                swept.translations += 1;
-            } else {
-                *in_use.entry(value.client.into()).or_default() += 1;
-            }
-        }
-        self.settle(&lent, &in_use)?;
-        // A forward entry counts only while its reverse entry points back. The programs insert that first,
-        // so an entry without one is left over.
-        for (key, value) in all(&self.nat, self.names.nat)? {
-            let reverse = NatRevKey {
-                gateway: key.gateway,
-                remote: key.remote,
-                port: value.port,
-                remote_port: key.remote_port,
-                protocol: key.protocol,
-            };
-            let points_back = self
-                .nat_rev
-                .get(&reverse, 0)
-                .is_ok_and(|lease| lease.client.same(key.client) && lease.client_port == key.client_port);
-            if !points_back {
-                remove(&mut self.nat, &key, self.names.nat)?;
-            }
-        }
-        Ok(swept)
-    }
-}
-
-impl<A: HostAddr> FamilyState<A> {
-    /// Tells the programs how many of the ports that they lent have come back.
-    fn settle(&mut self, lent: &[(A, u32)], in_use: &BTreeMap<IpAddr, u32>) -> Result<(), DatapathError> {
-        for (client, count) in lent {
-            let has = in_use.get(&(*client).into()).copied().unwrap_or_default();
-            if has == 0 {
-                // What is lent at this moment is not counted until then.
-                remove(&mut self.returned, client, self.names.returned)?;
-                remove(&mut self.lent, client, self.names.lent)?;
-                continue;
-            }
-            let name = self.names.returned;
-            self.returned
-                .insert(*client, count.wrapping_sub(has), 0)
-                .map_err(|source| DatapathError::Map { name, action: "change an entry", source })?;
-        }
-        Ok(())
-    }
+    pub(super) tally: &'static str,
 }
 
 /// All entries. One that the programs remove meanwhile is left out.
@@ -249,6 +135,7 @@ pub(super) fn errno(error: &MapError) -> Option<i32> {
     }
 }
 
+/// Removes an entry, if it is still there.
 pub(super) fn remove<K: Pod, V: Pod>(
     map: &mut HashMap<MapData, K, V>,
     key: &K,
@@ -256,6 +143,7 @@ pub(super) fn remove<K: Pod, V: Pod>(
 ) -> Result<(), DatapathError> {
     match map.remove(key) {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) if errno(&error) == Some(nix::libc::ENOENT) => Ok(()),
         Err(source) => Err(DatapathError::Map { name, action: "remove an entry", source }),
     }
 }

@@ -1,13 +1,30 @@
+//! What a gateway tells of itself: the metrics of Coil v2, and more.
+
 use std::{collections::HashMap, time::Instant};
 
-use prometheus::{IntGauge, Opts, Registry, process_collector::ProcessCollector};
+use prometheus::{
+    GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector, process_collector::ProcessCollector,
+};
 
 use super::{settings::Settings, state::State};
 
-/// The gateway's gauges.
+/// The gateway's gauges. What only grows is a gauge, too: coild counts it, and Coil v2 has it so.
 pub(super) struct Metrics {
+    settings: Settings,
     flows: IntGauge,
+    limit: IntGauge,
     ready: IntGauge,
+    by_state: IntGaugeVec,
+    ports: IntGaugeVec,
+    failures: IntGaugeVec,
+    masqueraded: [IntGaugeVec; 2],
+    invalid: [IntGaugeVec; 2],
+    clients: IntGaugeVec,
+    client_info: GaugeVec,
+}
+
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 impl Metrics {
@@ -17,25 +34,120 @@ impl Metrics {
                 .into_iter()
                 .map(|(k, v)| (k.to_owned(), v.clone()))
                 .collect();
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::with_opts(Opts::new(name, help).const_labels(labels.clone()))?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
+        let options = |name: &str, help: &str| Opts::new(format!("coil_egress_{name}"), help);
+        let own = |name: &str, help: &str| options(name, help).const_labels(labels.clone());
+        let gauge = |name: &str, help: &str| known(registry, IntGauge::with_opts(own(name, help)));
+        let gauges =
+            |name: &str, help: &str, more: &[&str]| known(registry, IntGaugeVec::new(own(name, help), more));
         registry.register(Box::new(ProcessCollector::for_self()))?;
+        let about_clients = ["namespace", "pod", "pod_ip", "interface", "egress", "egress_namespace"];
         Ok(Self {
-            // Coil v2's name for the translated flows of a gateway.
+            settings: settings.clone(),
+            // Coil v2's names, for the kernel's connection tracking or the translations by eBPF.
             flows: gauge(
-                "coil_egress_nf_conntrack_entries_count",
+                "nf_conntrack_entries_count",
                 "the number of translated flows in use in this gateway",
             )?,
-            ready: gauge("coil_egress_ready", "whether this gateway takes clients")?,
+            limit: gauge("nf_conntrack_entries_limit", "the limit of translated flows")?,
+            ready: gauge("ready", "whether this gateway takes clients")?,
+            by_state: gauges("flows", "translated flows by protocol and state", &["protocol", "state"])?,
+            ports: gauges(
+                "busiest_remote_ports",
+                "ports that are in use towards the remote with most of them, and how many there are",
+                &["what"],
+            )?,
+            failures: gauges("port_failures_total", "new flows that were refused a port", &["reason"])?,
+            masqueraded: [
+                gauges(
+                    "nftables_masqueraded_packets_total",
+                    "the number of packets that began a translation",
+                    &["protocol"],
+                )?,
+                gauges(
+                    "nftables_masqueraded_bytes_total",
+                    "the number of bytes of packets that began a translation",
+                    &["protocol"],
+                )?,
+            ],
+            invalid: [
+                gauges(
+                    "nftables_invalid_packets_total",
+                    "the number of packets that were dropped as of no known connection",
+                    &["protocol"],
+                )?,
+                gauges(
+                    "nftables_invalid_bytes_total",
+                    "the number of bytes of packets that were dropped as of no known connection",
+                    &["protocol"],
+                )?,
+            ],
+            clients: known(
+                registry,
+                IntGaugeVec::new(
+                    options("client_pod_count", "the number of client pods which use this egress"),
+                    &["namespace", "egress"],
+                ),
+            )?,
+            client_info: known(
+                registry,
+                GaugeVec::new(
+                    options("client_pod_info", "information about the client pods of this egress"),
+                    &about_clients,
+                ),
+            )?,
         })
     }
 
     pub(super) fn update(&self, state: &State, now: Instant) {
-        let flows = state.flows().unwrap_or_default();
-        self.flows.set(i64::try_from(flows).unwrap_or(i64::MAX));
+        self.flows.set(number(state.flows().unwrap_or_default()));
         self.ready.set(i64::from(state.ready(now).is_ok()));
+        let Some(seen) = state.seen() else { return };
+        self.limit.set(number(seen.limit));
+        self.by_state.reset();
+        for flows in &seen.flows {
+            self.by_state.with_label_values(&[&flows.protocol, &flows.state]).set(number(flows.flows));
+        }
+        if let Some(busiest) = &seen.busiest {
+            self.ports.with_label_values(&["used"]).set(number(busiest.ports));
+            self.ports.with_label_values(&["all"]).set(number(busiest.of));
+        } else {
+            self.ports.reset();
+        }
+        for (reason, failures) in &seen.failures {
+            self.failures.with_label_values(&[reason]).set(number(*failures));
+        }
+        for (family, count) in &seen.translated {
+            let set = |gauges: &[IntGaugeVec; 2], packets, bytes| {
+                gauges[0].with_label_values(&[family]).set(number(packets));
+                gauges[1].with_label_values(&[family]).set(number(bytes));
+            };
+            set(&self.masqueraded, count.packets, count.bytes);
+            set(&self.invalid, count.invalid_packets, count.invalid_bytes);
+        }
+        if let Some(clients) = &seen.clients {
+            let (namespace, egress) = (&self.settings.namespace, &self.settings.egress);
+            self.client_info.reset();
+            let mut pods: Vec<(&str, &str)> = Vec::new();
+            for client in clients {
+                pods.push((&client.namespace, &client.name));
+                let address = client.address.to_string();
+                let labels =
+                    [&client.namespace, &client.name, &address, &client.interface, egress, namespace];
+                self.client_info.with_label_values(&labels).set(1.0);
+            }
+            pods.sort_unstable();
+            pods.dedup();
+            self.clients.with_label_values(&[namespace, egress]).set(number(pods.len() as u64));
+        }
     }
+}
+
+/// Puts something into the registry.
+fn known<T: Collector + Clone + 'static>(
+    registry: &Registry,
+    made: Result<T, prometheus::Error>,
+) -> Result<T, prometheus::Error> {
+    let made = made?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
 }

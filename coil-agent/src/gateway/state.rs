@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coil_api::gateway::GatewayStatus;
+use coil_api::gateway::{GatewaySeen, GatewayStatus};
 
 use super::settings::Settings;
 
@@ -52,6 +52,12 @@ impl State {
     #[must_use]
     pub fn flows(&self) -> Option<u64> {
         self.last.as_ref().map(|(status, _)| status.flows)
+    }
+
+    /// What was seen of its traffic, as far as is known.
+    #[must_use]
+    pub fn seen(&self) -> Option<&GatewaySeen> {
+        self.last.as_ref().map(|(status, _)| &status.seen)
     }
 
     /// Whether clients may be sent here.
@@ -123,6 +129,7 @@ mod tests {
             egress: "nat".into(),
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             flows,
+            seen: GatewaySeen::default(),
         }
     }
 

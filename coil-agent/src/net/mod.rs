@@ -17,6 +17,7 @@
 //! - [`chained`]: the same for a pod that another plugin connected.
 //! - [`recover`]: finds what earlier runs made: from aliases and routes, nothing else is stored.
 //! - [`export`]: table 119.
+//! - [`offload`]: what a client's link does not do by itself.
 //! - [`monitor`]: what others change, as they do it.
 //! - [`reach`]: which addresses are on the node's links.
 //! - [`route`]: makes a table hold exactly the wanted routes of one protocol.
@@ -31,6 +32,7 @@ pub mod host;
 mod link;
 pub mod monitor;
 pub mod name;
+pub mod offload;
 pub mod plan;
 pub mod pod;
 pub mod reach;

@@ -75,7 +75,9 @@ impl Node {
             if let Some(egress) = &pod.gateway_of {
                 let key = ObjectKey::new(&egress.namespace, &egress.name);
                 let sport_auto = index.egresses.get(&key).is_some_and(|info| info.sport_auto);
-                inside::gateway(&mut wanted, &own, ifname, &index.clients_of(egress), sport_auto);
+                let clients: Vec<_> =
+                    index.clients_of(egress).into_iter().map(|(_, address)| address).collect();
+                inside::gateway(&mut wanted, &own, ifname, &clients, sport_auto);
             }
             Ok(())
         })?;
@@ -90,7 +92,8 @@ impl Node {
         else {
             return;
         };
-        if attached.pod.as_ref().is_some_and(|pod| pod.gateway_of.is_some()) && self.by_kernel() {
+        // By the programs, too: its metrics tell them.
+        if attached.pod.as_ref().is_some_and(|pod| pod.gateway_of.is_some()) && self.settings.egress {
             self.feed.watch_clients(&self.client);
         }
         let wanted = self.kernel_wanted(&attached, &owner.ifname);

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The component in Events.
-const REPORTER: &str = "coild";
+pub(super) const REPORTER: &str = "coild";
 
 /// Kinds of what can be other than this agent left it; label values of `coil_datapath_drift_total`.
 pub mod drift {

@@ -143,12 +143,13 @@ impl Index {
         gateways.into_iter().map(|(address, ready)| Endpoint { address, ready }).collect()
     }
 
-    /// Addresses of the clients of an Egress.
+    /// The clients of an Egress, once for each of their addresses.
     #[must_use]
-    pub fn clients_of(&self, egress: &EgressRef) -> Vec<IpAddr> {
+    pub fn clients_of(&self, egress: &EgressRef) -> Vec<(ObjectKey, IpAddr)> {
         let is_client =
             |pod: &&PodInfo| pod.egresses.as_ref().is_ok_and(|egresses| egresses.contains(egress));
-        self.clients.values().filter(is_client).flat_map(|pod| pod.addresses.iter().copied()).collect()
+        let clients = self.clients.values().filter(is_client);
+        clients.flat_map(|pod| pod.addresses.iter().map(|address| (pod.key.clone(), *address))).collect()
     }
 
     /// The pod with a UID.

@@ -3,7 +3,7 @@
 //! coild listens on the abstract UNIX socket [`SOCKET`] inside the gateway pod's network
 //! namespace; to each connection it writes one [`GatewayStatus`] as JSON and closes.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,4 +27,75 @@ pub struct GatewayStatus {
     pub addresses: Vec<IpAddr>,
     /// Translated flows that are in use now.
     pub flows: u64,
+    /// What its metrics tell besides. An older coild does not say.
+    #[serde(default)]
+    pub seen: GatewaySeen,
+}
+
+/// What was seen of a gateway's traffic.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewaySeen {
+    /// Most flows that there can be at once; 0 when that is not known.
+    pub limit: u64,
+    /// Its clients; none while those of all nodes are not known.
+    pub clients: Option<Vec<GatewayClient>>,
+    /// By family: `ipv4`, `ipv6`.
+    pub translated: BTreeMap<String, Translated>,
+    /// By protocol and state.
+    pub flows: Vec<FlowCount>,
+    /// The remote towards which most ports are lent.
+    pub busiest: Option<Busiest>,
+    /// Attempts to lend a port that failed, by reason.
+    pub failures: BTreeMap<String, u64>,
+}
+
+/// An address of a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayClient {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The tunnel link to it in the gateway pod; empty when there is none.
+    #[serde(default)]
+    pub interface: String,
+}
+
+/// Counters of one family. As nftables' rules count: of each connection the first packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Translated {
+    /// Packets that began a translation.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets of no connection that is known, which were dropped.
+    pub invalid_packets: u64,
+    /// Their bytes.
+    pub invalid_bytes: u64,
+}
+
+/// Flows of one protocol in one state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCount {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The state's name.
+    pub state: String,
+    /// How many.
+    pub flows: u64,
+}
+
+/// Ports that are lent towards one remote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Busiest {
+    /// Address and port.
+    pub remote: String,
+    /// How many ports.
+    pub ports: u64,
+    /// Of so many.
+    pub of: u64,
 }

@@ -19,6 +19,7 @@ pub mod hash;
 mod icmp;
 pub mod nat;
 pub mod path;
+pub mod ports;
 mod skb;
 mod tables;
 mod verdict;

@@ -6,6 +6,7 @@ use crate::{
         Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey,
         PinValue, PodValue,
     },
+    nat::Tallied,
 };
 
 /// Why an entry was not inserted.
@@ -122,6 +123,12 @@ pub trait Tables<A: Addr> {
     fn remove_nat_rev(&mut self, key: &NatRevKey<A>);
     /// Stores the time and state of a live translation in place.
     fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>);
+    /// A word of [`crate::ports`]; a number of no word has all its ports lent.
+    fn ports(&self, word: u32) -> u64;
+    /// Sets bits of such a word.
+    fn note_ports(&mut self, word: u32, bits: u64);
+    /// Counts what a gateway did for a packet of `len` bytes.
+    fn tally(&mut self, gateway: &A, what: Tallied, len: u32);
     /// Asks the kernel's routing.
     fn fib(&self, query: &FibQuery<A>) -> Fib;
     /// MAC addresses of the neighbour that [`Self::fib`] has just named, and of the link; none when the kernel does not

@@ -14,7 +14,9 @@ use coil_packet::{
         Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey,
         PinValue, PodValue, config_flag, egress_flag, gateway_flag, pod_flag,
     },
-    answer, apply, forward, hash, path,
+    answer, apply, forward, hash,
+    nat::Tallied,
+    path,
 };
 
 use crate::{
@@ -166,6 +168,9 @@ pub struct Node<A> {
     nat_rev: HashMap<NatRevKey<A>, NatRevValue<A>>,
     pins: HashMap<PinKey<A>, PinValue<A>>,
     frags: HashMap<FragKey<A>, FragValue>,
+    ports: HashMap<u32, u64>,
+    /// What the gateways did, and how often.
+    pub tallies: Vec<(A, Tallied)>,
     /// Ports that each client has.
     lent: HashMap<A, u32>,
     /// Most of these; 0 for no limit.
@@ -200,6 +205,8 @@ impl<A: HostAddr> Node<A> {
             nat_rev: HashMap::new(),
             pins: HashMap::new(),
             frags: HashMap::new(),
+            ports: HashMap::new(),
+            tallies: vec![],
             lent: HashMap::new(),
             quota: 0,
             now: Cell::new(now),
@@ -341,6 +348,18 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue) {
         self.frags.insert(*key, *value);
+    }
+
+    fn ports(&self, word: u32) -> u64 {
+        self.ports.get(&word).copied().unwrap_or_default()
+    }
+
+    fn note_ports(&mut self, word: u32, bits: u64) {
+        *self.ports.entry(word).or_default() |= bits;
+    }
+
+    fn tally(&mut self, gateway: &A, what: Tallied, _len: u32) {
+        self.tallies.push((*gateway, what));
     }
 
     fn borrow_port(&mut self, client: &A, quota: u32) -> bool {

@@ -177,7 +177,7 @@ impl Cluster {
     pub(crate) async fn has_flag(&self, component: &str, flag: &str) -> Result<bool> {
         let pods = self.coil_pods(Some(component)).await?;
         let containers = pods.iter().flat_map(|pod| pod.spec.iter().flat_map(|spec| &spec.containers));
-        let mut args = containers.flat_map(|container| container.args.iter().flatten());
+        let mut args = containers.flat_map(|c| c.command.iter().chain(&c.args).flatten());
         Ok(args.any(|arg| arg == flag || *arg == format!("{flag}=true")))
     }
 }

@@ -19,6 +19,7 @@ use crate::{
 /// The first of the ports of `coil-traffic serve`: a sink; then echo, and whoami.
 pub(crate) const PORT: u16 = 17770;
 pub(crate) const ECHO: u16 = PORT + 1;
+pub(crate) const WHOAMI: u16 = PORT + 2;
 
 /// A pod to be.
 #[derive(Debug, Clone, Default)]

@@ -1,5 +1,7 @@
 //! Two nodes and a world in network namespaces: the topology of `tests/journey.rs`.
 
+mod stated;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -13,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use coil_agent::datapath::{Datapath, DatapathConfig, Desired, Egress, Gateway, LocalPod};
+use coil_agent::datapath::{Datapath, DatapathConfig, Desired};
 use coil_netns::NetNs;
 use coil_packet::{Class, Reason};
 
@@ -73,7 +75,15 @@ impl Fabric {
     /// # Errors
     /// Without root, or when the kernel refuses something.
     pub fn new(v4: bool) -> Result<Self> {
-        Self::make(v4, vec![], false)
+        Self::make(v4, [true; 2], vec![], false)
+    }
+
+    /// The same, with a datapath on those nodes that say so.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_agents(v4: bool, agents: [bool; 2]) -> Result<Self> {
+        Self::make(v4, agents, vec![], false)
     }
 
     /// The same with a VLAN of the local network as everybody's link.
@@ -81,7 +91,7 @@ impl Fabric {
     /// # Errors
     /// As [`Self::new`].
     pub fn over_vlan(v4: bool) -> Result<Self> {
-        Self::make(v4, vec![], true)
+        Self::make(v4, [true; 2], vec![], true)
     }
 
     /// The same with agents whose maps have other sizes; those who replace them have this version's.
@@ -89,10 +99,10 @@ impl Fabric {
     /// # Errors
     /// As [`Self::new`].
     pub fn of_another_version(v4: bool, entries: Vec<(&'static str, u32)>) -> Result<Self> {
-        Self::make(v4, entries, false)
+        Self::make(v4, [true; 2], entries, false)
     }
 
-    fn make(v4: bool, entries: Vec<(&'static str, u32)>, vlan: bool) -> Result<Self> {
+    fn make(v4: bool, agents: [bool; 2], entries: Vec<(&'static str, u32)>, vlan: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pins = vec![Pins::new()?, Pins::new()?];
         let prefix = format!("coil-{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -109,8 +119,9 @@ impl Fabric {
         }
         fabric.make_world()?;
         for (index, node) in NODES.into_iter().enumerate() {
-            let datapath = fabric.space(node)?.run(|| fabric.open(index))??;
-            fabric.datapaths.push(Mutex::new(Some(datapath)));
+            let open = || agents[index].then(|| fabric.open(index)).transpose();
+            let datapath = fabric.space(node)?.run(open)??;
+            fabric.datapaths.push(Mutex::new(datapath));
         }
         Ok(fabric)
     }
@@ -163,6 +174,22 @@ impl Fabric {
     #[must_use]
     pub const fn is_v4(&self) -> bool {
         self.v4
+    }
+
+    /// The namespace of a pod.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn netns(&self, pod: Pod) -> Result<&NetNs> {
+        self.space(name(pod))
+    }
+
+    /// Runs `ip` inside a pod.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ip_in(&self, pod: Pod, arguments: &str) -> Result<()> {
+        self.ip(name(pod), arguments)
     }
 
     /// Runs code on a node.
@@ -392,58 +419,6 @@ impl Fabric {
         let gateway = self.address(Pod::Gateway);
         self.ip(world, &format!("{family} route add {gateway} via {} dev eth0", self.lan(2)))?;
         Ok(())
-    }
-
-    fn desired(&self, index: usize) -> Desired {
-        let network = |v4: &str, v6: &str| if self.v4 { v4 } else { v6 }.parse().expect("a network");
-        let pool = network("10.64.0.0/16", "fd64::/112");
-        let pods = PODS.into_iter().filter(|(_, _, node, _)| *node == Some(index)).map(|(pod, name, ..)| {
-            let client = matches!(pod, Pod::Client | Pod::Neighbour);
-            LocalPod {
-                name: format!("test/{name}"),
-                addresses: vec![self.address(pod)],
-                ifindex: link(pod),
-                mac: pod_mac(pod),
-                host_mac: host_mac(pod),
-                mtu: 1500,
-                policy: u32::from(client),
-                client,
-                originating_only: false,
-                kernel_client: false,
-                gateway: pod == Pod::Gateway,
-                kernel_gateway: false,
-                by_kernel: false,
-                shaped: false,
-            }
-        });
-        let egress = Egress {
-            name: "test/egress".into(),
-            gateways: vec![Gateway { address: self.address(Pod::Gateway), ready: true }],
-            sport_auto: false,
-            client_affinity: true,
-            originating_only: false,
-        };
-        Desired {
-            pools: [pool].into(),
-            pods: pods.collect(),
-            policies: [
-                ((1, network("0.0.0.0/0", "::/0")), Some(1)),
-                ((1, network("169.254.0.0/16", "fe80::/10")), None),
-                ((1, pool), None),
-                ((1, network("172.18.0.0/24", "fd00:18::/64")), None),
-            ]
-            .into(),
-            egresses: [(1, egress)].into(),
-            all_gateways: [self.address(Pod::Gateway)].into(),
-            any_sender: false,
-            quota: 0,
-            uplinks: [UPLINK].into(),
-            forward: true,
-            host_stack: false,
-            fast_udp: false,
-            fou_port: 5555,
-            mark: crate::node::MARK,
-        }
     }
 }
 

@@ -68,8 +68,11 @@ fn line(stream: &mut TcpStream) -> Result<String> {
     Ok(seen.trim().to_owned())
 }
 
-/// Sends `size` bytes and reads them back; the answer is the address that the server saw.
-fn echo(server: SocketAddr, size: usize) -> Result<IpAddr> {
+/// Sends `size` bytes to a server and reads them back; the answer is the address that the server saw.
+///
+/// # Errors
+/// When it fails, or other bytes come back.
+pub fn echo(server: SocketAddr, size: usize) -> Result<IpAddr> {
     let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("connect")?;
     patient(&stream)?;
     let seen = line(&mut stream)?;
@@ -149,7 +152,7 @@ pub fn udp_via(
     socket.set_read_timeout(Some(PATIENCE))?;
     thread::scope(|scope| {
         let serving = scope.spawn(move || -> Result<IpAddr> {
-            let mut data = [0; 2048];
+            let mut data = [0; 16384];
             let (len, peer) = socket.recv_from(&mut data)?;
             socket.send_to(&data[..len], peer)?;
             Ok(peer.ip())
@@ -160,7 +163,7 @@ pub fn udp_via(
             client.connect(target)?;
             client.set_read_timeout(Some(PATIENCE))?;
             client.send(&vec![5; size])?;
-            let mut data = [0; 2048];
+            let mut data = [0; 16384];
             let len = client.recv(&mut data).with_context(|| {
                 format!("{from:?} to {to:?} by {target}: no answer to {size} bytes\n{}", fabric.counters())
             })?;
@@ -169,6 +172,33 @@ pub fn udp_via(
         })??;
         serving.join().expect("the server does not panic")
     })
+}
+
+/// A server of [`echo`], for one connection, in any network namespace.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    thread: thread::JoinHandle<Result<()>>,
+}
+
+impl Server {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start(ns: &coil_netns::NetNs, address: SocketAddr, size: usize) -> Result<Self> {
+        let listener = ns.run(|| take(address, TcpListener::bind))??;
+        let thread = thread::spawn(move || serve(&listener, size));
+        Ok(Self { address, thread })
+    }
+
+    /// Waits for its end, which comes with that of the connection.
+    ///
+    /// # Errors
+    /// When the connection failed.
+    pub fn finish(self) -> Result<()> {
+        self.thread.join().expect("the server does not panic")
+    }
 }
 
 /// A server that echoes lines on any number of connections, until it is dropped.
@@ -267,4 +297,40 @@ fn connect_from(local: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
     connect(fd.as_raw_fd(), &SockaddrStorage::from(target))
         .with_context(|| format!("connect from {local} to {target}"))?;
     Ok(TcpStream::from(fd))
+}
+
+/// Sends `count` datagrams as one burst, which the kernel cuts as late as it can (`UDP_SEGMENT`); the answer is how many
+/// of them came, and from where.
+///
+/// # Errors
+/// When one that came is not as it was sent, or the sockets fail.
+pub fn burst(fabric: &Fabric, from: Pod, to: Pod, count: u8, size: u16) -> Result<(u8, Option<IpAddr>)> {
+    let target = SocketAddr::new(fabric.address(to), 54);
+    let server = fabric.inside(to, || take(target, UdpSocket::bind))??;
+    fabric.inside(from, || -> Result<()> {
+        let client = UdpSocket::bind(SocketAddr::new(fabric.address(from), 0))?;
+        client.connect(target)?;
+        setsockopt(&client, sockopt::UdpGsoSegment, &i32::from(size))?;
+        let data: Vec<u8> = (0..count).flat_map(|n| vec![n; usize::from(size)]).collect();
+        client.send(&data)?;
+        // Alone, behind all of them.
+        setsockopt(&client, sockopt::UdpGsoSegment, &0)?;
+        client.send(b"last")?;
+        Ok(())
+    })??;
+    server.set_read_timeout(Some(PATIENCE))?;
+    let (mut came, mut sender) = (0, None);
+    loop {
+        let mut data = [0; 2048];
+        let (len, peer) = server.recv_from(&mut data)?;
+        if data[..len] == *b"last" {
+            return Ok((came, sender));
+        }
+        ensure!(
+            len == usize::from(size) && data[..len].iter().all(|byte| *byte == came),
+            "datagram {came}: {len} bytes"
+        );
+        came += 1;
+        sender = Some(peer.ip());
+    }
 }

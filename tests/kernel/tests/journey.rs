@@ -15,9 +15,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use coil_agent::net::offload;
 use coil_kernel_tests::{
     Fabric, Pod,
-    traffic::{tcp, udp},
+    traffic::{burst, tcp, udp},
 };
 use coil_packet::{Class, Reason};
 
@@ -84,6 +85,27 @@ fn ipv6_traffic() -> Result<()> {
 fn traffic_over_a_vlan() -> Result<()> {
     journey(&Fabric::over_vlan(true)?)?;
     journey(&Fabric::over_vlan(false)?)
+}
+
+/// A client whose link segments nothing of UDP loses nothing of a burst, as QUIC sends them.
+#[test]
+fn bursts_of_datagrams_get_out() -> Result<()> {
+    for v4 in [true, false] {
+        let fabric = Fabric::new(v4)?;
+        let (came, _) = burst(&fabric, Pod::Client, Pod::World, 20, 1000)?;
+        ensure!(came == 0 && fabric.count(Reason::EgressGso) == 1, "{came} came\n{}", fabric.counters());
+        for client in [Pod::Client, Pod::Neighbour] {
+            fabric.inside(client, || offload::segment_udp("eth0", false))??;
+            let (came, from) = burst(&fabric, client, Pod::World, 20, 1000)?;
+            ensure!(
+                came == 20 && from == Some(fabric.address(Pod::Gateway)),
+                "{client:?}: {came} came from {from:?}\n{}",
+                fabric.counters()
+            );
+        }
+        ensure!(fabric.count(Reason::EgressGso) == 1, "{}", fabric.counters());
+    }
+    Ok(())
 }
 
 /// A client that does not know about the tunnel's overhead is told, and then its packets fit.

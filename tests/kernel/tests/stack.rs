@@ -1,4 +1,5 @@
-//! Calls of the programs fit the stack as kernels before 6.8 count it, whichever kernel runs this test.
+//! What old kernels ask of programs, whichever kernel runs this test: that calls fit the stack as kernels before 6.8 count
+//! it, and that loops go back by jumps.
 //!
 //! Those round each function's part up to 32 bytes (`check_max_stack_depth` in kernel/bpf/verifier.c), and refuse a
 //! chain of calls with more than 512. What a function uses is what it addresses from the frame pointer.
@@ -176,5 +177,81 @@ fn calls_fit_the_stack_of_old_kernels() -> Result<()> {
             chain.join("\n  ")
         );
     }
+    Ok(())
+}
+
+/// Bits of a visit, and the edges of an instruction (`check_cfg` in kernel/bpf/verifier.c of Linux 6.1).
+const DISCOVERED: u8 = 0x10;
+const EXPLORED: u8 = 0x20;
+const FALLTHROUGH: u8 = 1;
+const BRANCH: u8 = 2;
+
+/// A walk over the instructions of one function, as the verifier goes.
+struct Flow {
+    state: Vec<u8>,
+    way: Vec<usize>,
+}
+
+impl Flow {
+    /// Follows an edge; true when it leads to something new. Only jumps may go back.
+    fn follow(&mut self, from: usize, to: usize, edge: u8, is_jump: bool) -> Result<bool> {
+        if self.state[from] >= DISCOVERED | edge {
+            return Ok(false);
+        }
+        match self
+            .state
+            .get(to)
+            .copied()
+            .with_context(|| format!("instruction {from} leads out of its function"))?
+        {
+            0 => {
+                self.state[from] = DISCOVERED | edge;
+                self.state[to] = DISCOVERED;
+                self.way.push(to);
+                Ok(true)
+            }
+            EXPLORED => {
+                self.state[from] = DISCOVERED | edge;
+                Ok(false)
+            }
+            _ => {
+                ensure!(is_jump, "back-edge from instruction {from} to {to}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn visit(&mut self, at: usize, insn: &Insn) -> Result<bool> {
+        let target = |field: i16| usize::try_from(i64::try_from(at)? + 1 + i64::from(field));
+        match insn.op {
+            0x95 => Ok(false),
+            0x05 => self.follow(at, target(insn.offset)?, FALLTHROUGH, true),
+            // A call comes back; what it calls is a walk of its own.
+            op if op == 0x85 || !matches!(op & 7, 5 | 6) => self.follow(at, at + 1, FALLTHROUGH, false),
+            _ => Ok(self.follow(at, at + 1, FALLTHROUGH, true)?
+                || self.follow(at, target(insn.offset)?, BRANCH, true)?),
+        }
+    }
+}
+
+#[test]
+fn loops_go_back_by_jumps() -> Result<()> {
+    let sections = sections()?;
+    let mut loops = 0;
+    for symbol in symbols(&sections)?.iter().filter(|symbol| symbol.kind == FUNC) {
+        let (section, start) = symbol.place;
+        let base = sections.get(section).context("a function's section")?.offset + start;
+        let mut flow = Flow { state: vec![0; symbol.size / 8], way: vec![0] };
+        flow.state[0] = DISCOVERED;
+        while let Some(at) = flow.way.last().copied() {
+            let insn = insn(base + at * 8)?;
+            loops += usize::from(matches!(insn.op & 7, 5 | 6) && insn.op != 0x85 && insn.offset < 0);
+            if !flow.visit(at, &insn).with_context(|| symbol.name.clone())? {
+                flow.state[at] = EXPLORED;
+                flow.way.pop();
+            }
+        }
+    }
+    ensure!(loops > 0, "there are no loops: this test is blind");
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! What a lab is made of: its options, and every address in it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use anyhow::{Result, bail};
 use coil_apitest::Assets;
@@ -211,6 +214,9 @@ pub struct Options {
     /// What carries routes between nodes and to the world
     #[arg(long, value_enum, default_value_t = Routing::Router)]
     pub routing: Routing,
+    /// Start with the programs of another build, in this folder; `roll` then brings this build's
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
     /// MTU of the LAN that joins the nodes with each other and with the world
     #[arg(long, default_value_t = LAN_MTU, value_parser = clap::value_parser!(u32).range(1280..=9500))]
     pub mtu: u32,
@@ -227,6 +233,7 @@ impl Options {
             api: None,
             nodes: 3,
             routing: Routing::Router,
+            programs: None,
             mtu: LAN_MTU,
         }
     }

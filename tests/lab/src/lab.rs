@@ -223,6 +223,23 @@ impl Lab {
         text.trim().parse().with_context(|| format!("{} holds no number", path.display()))
     }
 
+    /// Makes a place run this build's programs: the given ones are ended, and come back as this build's.
+    ///
+    /// # Errors
+    /// When the lab was not started with another build's, or a program does not come back.
+    pub fn roll(&self, place: &str, programs: &[&str], limit: Duration) -> Result<()> {
+        self.state.set_other_build(place, None)?;
+        for program in programs {
+            let before = self.program_pid(place, program)?;
+            self.node(place, &format!("kill {before}"))?.success()?;
+            self.wait_for(&format!("{program} to come back in {place}"), limit, |lab| {
+                let now = lab.program_pid(place, program)?;
+                Ok(if now == before { Err("it has not ended yet".to_owned()) } else { Ok(()) })
+            })?;
+        }
+        Ok(())
+    }
+
     /// Waits for a condition. `check` says `Ok(Ok(x))` when it holds, `Ok(Err(why))` when not yet.
     ///
     /// # Errors

@@ -44,6 +44,32 @@ pub(crate) fn search_path() -> Result<String> {
     Ok(format!("{}:{system}", dir()?.display()))
 }
 
+/// Which build's programs a place runs: those beside the lab's own, or another build's until the place is rolled.
+#[derive(Debug, Clone)]
+pub(crate) struct Build {
+    state: StateDir,
+    place: String,
+}
+
+impl Build {
+    pub(crate) fn of(state: &StateDir, place: &str) -> Self {
+        Self { state: state.clone(), place: place.to_owned() }
+    }
+
+    /// The file to run for one of the programs beside the lab's own.
+    pub(crate) fn file(&self, path: &Path) -> Result<PathBuf> {
+        let other = self.state.other_build(&self.place);
+        let other = other.zip(path.strip_prefix(dir()?).ok()).map(|(other, name)| other.join(name));
+        Ok(other.filter(|path| path.exists()).unwrap_or_else(|| path.to_owned()))
+    }
+
+    /// `PATH` of what runs there.
+    pub(crate) fn search_path(&self) -> Result<String> {
+        let own = search_path()?;
+        Ok(self.state.other_build(&self.place).map_or(own.clone(), |dir| format!("{}:{own}", dir.display())))
+    }
+}
+
 /// Where a lab's logs are: below the build directory, so that they survive the lab.
 pub(crate) fn logs_dir(name: &str) -> Result<PathBuf> {
     Ok(logs_beside(&own_program()?, name))
@@ -108,11 +134,13 @@ pub(crate) fn run(program: Program, state: StateDir, logs: PathBuf, fatal: mpsc:
 }
 
 async fn once(program: &Program, state: &StateDir, log: &Path) -> Result<std::process::ExitStatus> {
-    let mut command = program.place.command(&program.path);
+    let build = Build::of(state, &program.place_name);
+    let path = build.file(&program.path)?;
+    let mut command = program.place.command(&path);
     command
         .args(&program.args)
         .envs(program.env.iter().cloned())
-        .env("PATH", search_path()?)
+        .env("PATH", build.search_path()?)
         .stdin(Stdio::null())
         .stdout(append(log)?)
         .stderr(append(log)?);
@@ -122,10 +150,10 @@ async fn once(program: &Program, state: &StateDir, log: &Path) -> Result<std::pr
     }
     let mut child = Command::from(command)
         .spawn()
-        .with_context(|| format!("cannot start {} in {}", program.path.display(), program.place_name))?;
+        .with_context(|| format!("cannot start {} in {}", path.display(), program.place_name))?;
     let pid = child.id().unwrap_or_default();
     crate::state::replace(&state.program_file(&program.place_name, &program.name), &format!("{pid}\n"))?;
-    tracing::info!(program = program.name, place = program.place_name, pid, "started");
+    tracing::info!(program = program.name, place = program.place_name, pid, path = %path.display(), "started");
     child.wait().await.context("cannot wait for it")
 }
 

@@ -8,6 +8,7 @@
 //!                    inside/        those of the API server's users, for programs inside the lab
 //!                    pods/NS/POD    namespaces of a pod, as JSON
 //!                    programs/PLACE/PROGRAM   process id inside the lab
+//!                    builds/PLACE   link to the folder of another build's programs, which the place runs
 //! ```
 
 use std::{
@@ -94,6 +95,20 @@ impl StateDir {
 
     pub(crate) fn program_file(&self, place: &str, program: &str) -> PathBuf {
         self.path.join("programs").join(place).join(program)
+    }
+
+    /// The folder of another build's programs, while a place runs these.
+    pub(crate) fn other_build(&self, place: &str) -> Option<PathBuf> {
+        fs::read_link(self.path.join("builds").join(place)).ok()
+    }
+
+    /// Makes a place run another build's programs when they are started next; none for the lab's own.
+    pub(crate) fn set_other_build(&self, place: &str, other: Option<&Path>) -> Result<()> {
+        let link = self.path.join("builds").join(place);
+        let describe = || format!("cannot set {}", link.display());
+        let Some(other) = other else { return fs::remove_file(&link).with_context(describe) };
+        fs::create_dir_all(self.path.join("builds")).with_context(describe)?;
+        std::os::unix::fs::symlink(other, &link).with_context(describe)
     }
 
     /// Takes the directory for a new lab. `Ok(true)`: remains of a crashed one were taken over.

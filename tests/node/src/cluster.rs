@@ -31,9 +31,11 @@ use tempfile::TempDir;
 
 use crate::place::{NODE_V4, NODE_V6, on_node};
 
-const NODE: &str = "n1";
-/// Where coild serves its metrics: the node's network is its own.
+/// Name of the Node.
+pub const NODE: &str = "n1";
+/// Where coild serves its metrics, and tells whether it is ready: the node's network is its own.
 const METRICS: &str = "127.0.0.1:9384";
+const HEALTH: &str = "127.0.0.1:9385";
 /// How long after its creation a Pod is known to coild: its watch is a connection to this process.
 pub const WATCH_DELAY: Duration = Duration::from_millis(30);
 const LIMIT: Duration = Duration::from_secs(40);
@@ -142,6 +144,12 @@ impl Cluster {
         let this = Self { programs, client, directory, coild, coild_args, _server: server };
         this.until_ready().await?;
         Ok(this)
+    }
+
+    /// The API, for what this has no function for.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
     }
 
     /// coild's socket.
@@ -261,6 +269,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until coild knows the cluster, and the node is as it should be.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub async fn until_in_charge(&self) -> Result<()> {
+        let ask = async || {
+            let mut answer = String::new();
+            let asked = TcpStream::connect(HEALTH).and_then(|mut stream| {
+                stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
+                stream.read_to_string(&mut answer)
+            });
+            let ready = asked.is_ok() && answer.lines().next().is_some_and(|line| line.contains(" 200 "));
+            Ok((!ready).then(|| format!("{asked:?} {answer}")))
+        };
+        self.wait_for("coild to be ready", ask).await
+    }
+
     /// Creates a Pod of the node; its UID.
     ///
     /// # Errors
@@ -313,7 +338,7 @@ fn spawn(programs: &Programs, directory: &Path, more: &Vec<String>) -> Result<Ch
     let at = |name: &str| directory.join(name);
     let log = std::fs::OpenOptions::new().append(true).create(true).open(at("coild.log"))?;
     Command::new(&programs.coild)
-        .args(["--metrics-addr", METRICS, "--health-addr", "127.0.0.1:0", "--socket"])
+        .args(["--metrics-addr", METRICS, "--health-addr", HEALTH, "--socket"])
         .arg(at("coild.sock"))
         .args(more)
         .env("KUBECONFIG", at("kubeconfig"))

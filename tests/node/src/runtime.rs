@@ -50,6 +50,18 @@ impl Sandbox {
         Ok(Self { namespace, name, uid, container_id, netns })
     }
 
+    /// The id that the runtime gave its container.
+    #[must_use]
+    pub fn container_id(&self) -> &str {
+        &self.container_id
+    }
+
+    /// The name by which `ip -n` knows its network namespace.
+    #[must_use]
+    pub fn netns_name(&self) -> String {
+        self.netns.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Calls a plugin with a verb; what it printed.
     ///
     /// # Errors

@@ -113,6 +113,9 @@ pub enum Tool {
     Whoami {
         /// ADDRESS:PORT
         to: SocketAddr,
+        /// The address to come from
+        #[arg(long)]
+        from: Option<IpAddr>,
         /// How long to wait
         #[command(flatten)]
         timeout: Timeout,
@@ -177,7 +180,7 @@ pub fn run(tool: Tool) -> Result<String> {
             Tool::Route { addresses, via } => {
                 node::with_routes(&addresses, &via).await.map(|()| String::new())
             }
-            Tool::Whoami { to, timeout } => tcp::whoami(to, timeout.get()).await,
+            Tool::Whoami { to, from, timeout } => tcp::whoami(to, from, timeout.get()).await,
             Tool::HttpGet { url, contains, timeout } => http::get(&url, &contains, timeout.get()).await,
             Tool::Routes { table } => node::routes(table).await,
             Tool::Links => node::links().await,
@@ -191,7 +194,7 @@ const MEGABYTE: usize = 1 << 20;
 async fn visit(address: IpAddr, port: u16, times: usize, limit: Duration) -> Result<String> {
     let at = |more| SocketAddr::new(address, port.saturating_add(more));
     // TCP first: it waits while routers hear of a new pod.
-    let seen = tcp::whoami(at(2), limit).await?;
+    let seen = tcp::whoami(at(2), None, limit).await?;
     tcp::send(at(0), MEGABYTE, limit).await?;
     tcp::echo(at(1), MEGABYTE, times, Duration::ZERO, limit).await?;
     udp::echo(at(1), 1000, 1, 20, Duration::ZERO, limit).await?;

@@ -1,7 +1,7 @@
 //! TCP clients that check what comes back.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use futures::future::join_all;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time,
 };
 
@@ -83,8 +83,15 @@ pub(super) async fn echo(
 }
 
 /// The address that the server sees.
-pub(super) async fn whoami(to: SocketAddr, limit: Duration) -> Result<String> {
-    let mut stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
+pub(super) async fn whoami(to: SocketAddr, from: Option<IpAddr>, limit: Duration) -> Result<String> {
+    let connect = async {
+        let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(from) = from {
+            socket.bind(SocketAddr::new(from, 0))?;
+        }
+        socket.connect(to).await
+    };
+    let mut stream = within(limit, "connect", to, connect).await?;
     let mut answer = String::new();
     within(limit, "read the answer", to, stream.read_to_string(&mut answer)).await?;
     Ok(answer)

@@ -18,17 +18,17 @@ pub(super) async fn echo(
 ) -> Result<String> {
     let socket = UdpSocket::bind(unspecified(to)).await.context("cannot make a UDP socket")?;
     socket.connect(to).await.with_context(|| format!("{to}: no route"))?;
-    let mut lost = 0;
+    let mut lost = Vec::new();
     for turn in 1..=times {
         let data = data::bytes(count * segments, turn as u64);
         match time::timeout(limit, exchange(&socket, &data, count)).await {
             Ok(exchanged) => exchanged.with_context(|| format!("{to}: datagram {turn}"))?,
-            Err(_) => lost += 1,
+            Err(_) => lost.push(turn),
         }
-        ensure!(lost < times, "{to}: none of {times} datagrams came back");
+        ensure!(lost.len() < times, "{to}: none of {times} datagrams came back");
         time::sleep(pause).await;
     }
-    ensure!(lost == 0, "{to}: {lost} of {times} datagrams were lost");
+    ensure!(lost.is_empty(), "{to}: {} of {times} datagrams were lost: {lost:?}", lost.len());
     Ok(format!("{times} datagrams of {count} bytes sent, all came back equal"))
 }
 

@@ -17,7 +17,9 @@ use crate::{build_ebpf, run, setup};
 
 mod cni;
 mod datapath;
+mod egress;
 mod ipam;
+mod sheet;
 
 /// Measure the release-built programs. Needs root.
 ///
@@ -36,6 +38,7 @@ enum What {
     Ipam(ipam::Args),
     Cni(cni::Args),
     Datapath(datapath::Args),
+    Egress(egress::Args),
 }
 
 /// One result.
@@ -53,6 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Ipam(ipam) => ipam::run(ipam)?,
         What::Cni(cni) => return cni::run(cni, args.json.as_deref()),
         What::Datapath(datapath) => return datapath::run(datapath, args.json.as_deref()),
+        What::Egress(egress) => return egress::run(egress, args.json.as_deref()),
     };
     ensure!(!results.is_empty(), "nothing was measured");
     for m in &results {

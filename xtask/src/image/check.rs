@@ -14,7 +14,7 @@ use serde_json::Value;
 use tar::Archive;
 
 use super::rootfs::PROGRAMS_DIR;
-use crate::run;
+use crate::{generated, run};
 
 /// Unpacks an archive into an empty folder, and starts every program in it with that folder as its root.
 pub(super) fn programs_start(archive: &Path) -> Result<()> {
@@ -23,7 +23,7 @@ pub(super) fn programs_start(archive: &Path) -> Result<()> {
         return Ok(());
     }
     let root = archive.with_extension("root");
-    remove(&root)?;
+    generated::clear(&root)?;
     unpack(archive, &root)?;
     let mut started = 0;
     let dir = root.join(PROGRAMS_DIR);
@@ -42,16 +42,7 @@ pub(super) fn programs_start(archive: &Path) -> Result<()> {
         started += 1;
     }
     ensure!(started > 0, "{} has no programs", archive.display());
-    remove(&root)
-}
-
-fn remove(root: &Path) -> Result<()> {
-    match fs::remove_dir_all(root) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", root.display()))
-        }
-        _ => Ok(()),
-    }
+    generated::clear(&root)
 }
 
 /// Runs a program in the folder; what it prints.

@@ -12,7 +12,7 @@ use crate::{
 /// Packages that embed the TC programs.
 const WITH_EBPF: &[&str] = &["coil-kernel-tests", "coil-agent"];
 
-/// Packages whose tests start coild and the plugin.
+/// Packages whose tests start coild, the plugin, and traffic.
 const WITH_COILD: &[&str] = &["coil-node-tests"];
 
 /// Builds a package's programs.
@@ -25,6 +25,7 @@ pub(super) fn tests(package: &str) -> Result<Vec<Built>> {
     if WITH_COILD.contains(&package) {
         plugin::build()?;
         build("coil-agent", &["build", "--bins"])?;
+        build("coil-traffic", &["build", "--bins"])?;
     }
     // Programs of the package itself are built as well.
     Ok(build(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())

@@ -19,6 +19,8 @@ enum Payload {
     Tests { package: &'static str, containing: &'static str },
     /// A script of tests/vm, once for each list of arguments. It prints what went wrong.
     Script { file: &'static str, cases: &'static [&'static [&'static str]] },
+    /// A program of a package that lists its tests and takes their names, as a test program does.
+    Listing { package: &'static str, program: &'static str },
     /// A program, once. It is built as the package of that name.
     Program { package: &'static str },
 }
@@ -39,6 +41,11 @@ pub(super) const GROUPS: &[Group] = &[
         }],
     },
     Group {
+        name: "pairing",
+        about: "clients and gateways of both kinds, in every pairing",
+        payloads: &[Payload::Listing { package: "coil-kernel-tests", program: "coil-pairing" }],
+    },
+    Group {
         name: "netns",
         about: "network namespaces and links",
         payloads: &[Payload::Tests { package: "coil-netns", containing: "" }],
@@ -47,6 +54,11 @@ pub(super) const GROUPS: &[Group] = &[
         name: "pods",
         about: "pods' networks: made, found again and removed, in each family",
         payloads: &[Payload::Tests { package: "coil-agent", containing: "pods::" }],
+    },
+    Group {
+        name: "takeover",
+        about: "a node of the Go version, with FOU links in its clients, is taken over",
+        payloads: &[Payload::Tests { package: "coil-node-tests", containing: "go_version" }],
     },
     Group {
         name: "kernel",
@@ -163,6 +175,18 @@ fn of(group: &str, payload: &Payload, wanted: &dyn Fn(&str) -> bool) -> Result<V
                 command: vec![built.path],
             };
             Ok(cargo::programs(package)?.into_iter().map(program).collect())
+        }
+        Payload::Listing { package, program } => {
+            let programs = cargo::programs(package)?;
+            let Some(built) = programs.into_iter().find(|built| built.target == *program) else {
+                bail!("group {group}: {package} has no program {program}");
+            };
+            let tests: Vec<String> = built.names()?.into_iter().filter(|test| wanted(test)).collect();
+            if tests.is_empty() {
+                return Ok(Vec::new());
+            }
+            let command = [built.path].into_iter().chain(tests.iter().cloned()).collect();
+            Ok(vec![Entry { prefix: format!("{group}/"), tests, folder: built.folder, command }])
         }
         Payload::Tests { package, containing } => {
             let mut entries = Vec::new();

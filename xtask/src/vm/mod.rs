@@ -101,6 +101,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     report.verdict()
 }
 
+/// Runs a command on one kernel; the answer is what of its output looks like JSON, a line each.
+pub(crate) fn output(kernel: &str, words: &[String]) -> Result<String> {
+    /// Emulation is slow, and a bench has many rounds.
+    const LIMIT: u64 = 3000;
+    let args = Args {
+        kernels: vec![kernel.to_owned()],
+        only: Vec::new(),
+        list: false,
+        timeout: LIMIT,
+        refresh: false,
+        json: None,
+        command: words.to_vec(),
+    };
+    run(&args)?;
+    let log = crate::run::target_dir().join("vm").join(kernel).join("0.log");
+    let log = fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
+    let lines = results::lines(&log).into_iter().map(|(_, text)| text).filter(|text| text.starts_with('{'));
+    Ok(lines.map(|line| format!("{line}\n")).collect())
+}
+
 /// An empty folder for one kernel's run, which the guest and the host share.
 fn folder(kernel: &str) -> Result<PathBuf> {
     let folder = crate::run::target_dir().join("vm").join(kernel);

@@ -50,8 +50,10 @@ pub struct Rule {
     pub to: Option<IpNet>,
     /// IPv6, not IPv4.
     pub v6: bool,
-    /// The interface on which packets came in.
+    /// The interface on which packets came in; `lo` for the pod's own.
     pub iif: Option<String>,
+    /// ICMP of the family alone.
+    pub icmp: bool,
     /// The table that is looked up.
     pub table: u32,
 }
@@ -107,7 +109,7 @@ pub fn client(
         if of_family.values().all(|egress| egress.is_none()) {
             continue;
         }
-        let rule = |priority, to, table| Rule { priority, to, v6, iif: None, table };
+        let rule = |priority, to, table| Rule { priority, to, v6, iif: None, icmp: false, table };
         for net in local_ranges().into_iter().filter(|net| family(net) && is_link_local(*net)) {
             wanted.rules.insert(rule(RULE_LINK_LOCAL, Some(net), TABLE_MAIN));
         }
@@ -121,6 +123,8 @@ pub fn client(
             let Some(via) = egresses.get(id) else { continue };
             let Some(remote) = via.service.iter().find(|a| a.is_ipv4() == local.is_ipv4()) else { continue };
             let name = tunnel_name(*remote);
+            // What the tunnel sends must not enter it again, whichever range the Service's address is in.
+            wanted.rules.insert(rule(RULE_LINK_LOCAL, Some(IpNet::from(*remote)), TABLE_MAIN));
             let tunnel = Tunnel { local: *local, remote: *remote, sport_auto: via.sport_auto };
             wanted.tunnels.insert(name.clone(), tunnel);
             let table = if is_private(*net) { TABLE_PRIVATE } else { TABLE_REST };
@@ -134,8 +138,15 @@ pub fn gateway(wanted: &mut Wanted, own: &[IpAddr], ifname: &str, clients: &[IpA
     wanted.gateway = own.to_vec();
     for local in own {
         let v6 = local.is_ipv6();
-        let iif = Some(ifname.to_owned());
-        wanted.rules.insert(Rule { priority: RULE_IN_CLUSTER, to: None, v6, iif, table: TABLE_REST });
+        let mut rule = |iif: &str, icmp| {
+            let iif = Some(iif.to_owned());
+            let rule = Rule { priority: RULE_IN_CLUSTER, to: None, v6, iif, icmp, table: TABLE_REST };
+            wanted.rules.insert(rule);
+        };
+        rule(ifname, false);
+        // The pod's own errors about clients' packets: connection tracking on the way has never seen those outside of
+        // the tunnel, and kube-proxy drops what it finds invalid.
+        rule("lo", true);
         for client in clients.iter().filter(|c| c.is_ipv6() == v6) {
             let name = tunnel_name(*client);
             wanted.tunnels.insert(name.clone(), Tunnel { local: *local, remote: *client, sport_auto });
@@ -198,6 +209,8 @@ mod tests {
                 "{rules:?}"
             );
         }
+        let service = |r: &&Rule| r.priority == 1800 && r.to == Some(net("10.96.0.7/32"));
+        assert_eq!(wanted.rules.iter().filter(service).count(), 1, "no tunnel inside itself");
         let before = wanted.clone();
         client(&mut wanted, &own, &[(net("0.0.0.0/0"), None)].into(), &BTreeMap::new());
         assert_eq!(wanted, before, "no client of anything");
@@ -209,9 +222,10 @@ mod tests {
         let clients = ["10.64.1.2", "10.64.1.3", "fd64::2"].map(|a| a.parse().unwrap());
         let mut wanted = Wanted::default();
         gateway(&mut wanted, &own, "eth0", &clients, false);
-        assert_eq!((wanted.tunnels.len(), wanted.routes.len(), wanted.rules.len()), (2, 2, 1));
+        assert_eq!((wanted.tunnels.len(), wanted.routes.len(), wanted.rules.len()), (2, 2, 2));
         assert_eq!(wanted.routes[&(118, net("10.64.1.2/32"))], "fou4_0a400102");
-        let rule = wanted.rules.first().unwrap();
-        assert_eq!((rule.priority, rule.iif.as_deref(), rule.table), (2000, Some("eth0"), 118));
+        let rules: Vec<_> =
+            wanted.rules.iter().map(|r| (r.priority, r.iif.as_deref(), r.icmp, r.table)).collect();
+        assert_eq!(rules, [(2000, Some("eth0"), false, 118), (2000, Some("lo"), true, 118)]);
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
@@ -40,11 +40,13 @@ pub async fn sync(rtnl: &Rtnl, wanted: &BTreeSet<Rule>) -> Result<(), RtnlError>
 
 fn parse(message: &RuleMessage) -> Option<Rule> {
     let v6 = message.header.family == AddressFamily::Inet6;
-    let mut rule = Rule { priority: 0, to: None, v6, iif: None, table: u32::from(message.header.table) };
+    let mut rule =
+        Rule { priority: 0, to: None, v6, iif: None, icmp: false, table: u32::from(message.header.table) };
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
             RuleAttribute::Table(table) => rule.table = *table,
+            RuleAttribute::IpProtocol(protocol) => rule.icmp = *protocol == icmp(v6),
             RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
             RuleAttribute::Destination(to) => rule.to = IpNet::new(*to, message.header.dst_len).ok(),
             _ => {}
@@ -64,6 +66,63 @@ fn write(rule: &Rule) -> RuleMessage {
         let network: IpAddr = to.network();
         message.attributes.push(RuleAttribute::Destination(network));
     }
+    if rule.icmp {
+        message.attributes.push(RuleAttribute::IpProtocol(icmp(rule.v6)));
+    }
     message.attributes.extend(rule.iif.clone().map(RuleAttribute::Iifname));
     message
+}
+
+const fn icmp(v6: bool) -> IpProtocol {
+    // The crate has no name for ICMPv6.
+    if v6 { IpProtocol::Other(nix::libc::IPPROTO_ICMPV6) } else { IpProtocol::Icmp }
+}
+
+#[cfg(test)]
+mod tests {
+    use coil_netns::NetNs;
+
+    use super::*;
+
+    #[test]
+    fn rules_are_those_that_are_wanted() {
+        let path = std::env::temp_dir().join(format!("coil-rules-{}", std::process::id()));
+        let ns = NetNs::create(&path).expect("a network namespace, which needs root");
+        let listed = |family: &str| {
+            let output = ns.run(|| std::process::Command::new("ip").args([family, "rule"]).output());
+            let output = output.expect("the namespace").expect("ip runs");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let rule = |v6, to: Option<&str>, iif: Option<&str>, icmp| Rule {
+            priority: 2000,
+            to: to.map(|to| to.parse().unwrap()),
+            v6,
+            iif: iif.map(str::to_owned),
+            icmp,
+            table: 118,
+        };
+        let mut wanted: BTreeSet<Rule> = [false, true]
+            .into_iter()
+            .flat_map(|v6| [rule(v6, None, Some("eth0"), false), rule(v6, None, Some("lo"), true)])
+            .collect();
+        wanted.insert(rule(false, Some("10.0.0.0/8"), None, false));
+        let (one, two, none) = runtime.block_on(async {
+            let rtnl = Rtnl::open_in(&ns).unwrap().unwrap();
+            sync(&rtnl, &wanted).await.unwrap();
+            let one = [listed("-4"), listed("-6")];
+            sync(&rtnl, &wanted).await.unwrap();
+            let two = [listed("-4"), listed("-6")];
+            sync(&rtnl, &BTreeSet::new()).await.unwrap();
+            (one, two, [listed("-4"), listed("-6")])
+        });
+        NetNs::remove(&path).unwrap();
+        for (family, text) in ["icmp", "ipv6-icmp"].into_iter().zip(&one) {
+            assert!(text.contains("from all iif eth0 lookup 118"), "{text}");
+            assert!(text.contains(&format!("from all iif lo ipproto {family} lookup 118")), "{text}");
+        }
+        assert!(one[0].contains("from all to 10.0.0.0/8 lookup 118"), "{}", one[0]);
+        assert_eq!(one, two, "doing it twice changes nothing");
+        assert!(none.iter().all(|text| !text.contains("118")), "{none:?}");
+    }
 }

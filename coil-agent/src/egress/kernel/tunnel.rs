@@ -1,6 +1,6 @@
 //! FOU ports and tunnel links, in the calling thread's network namespace.
 //!
-//! Numbers are those of `linux/fou.h`, `linux/if_tunnel.h`, `linux/if_link.h` and `linux/genetlink.h`.
+//! Numbers are those of `linux/fou.h`, `linux/if_tunnel.h`, `linux/if_link.h`.
 
 use std::{io, net::IpAddr};
 
@@ -8,12 +8,8 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use nix::libc;
 
 use super::{KernelError, plan::Tunnel};
-use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, exchange, find, message, pack};
+use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, exchange, generic_family, message, pack};
 
-const CONTROL: u16 = 16;
-const GET_FAMILY: u8 = 3;
-const FAMILY_ID: u16 = 1;
-const FAMILY_NAME: u16 = 2;
 const FOU_ADD: u8 = 1;
 /// Protocols inside: IPv4 and IPv6.
 const IPIP: u8 = 4;
@@ -91,23 +87,12 @@ pub fn add(name: &str, tunnel: &Tunnel, port: u16) -> Result<(), KernelError> {
 }
 
 fn add_port(port: u16, v6: bool) -> io::Result<()> {
-    let family = fou_family()?;
+    let family = generic_family("fou")?;
     let (af, protocol) = if v6 { (libc::AF_INET6, IPV6) } else { (libc::AF_INET, IPIP) };
     let af = u8::try_from(af).unwrap_or_default();
     // FOU_ATTR_PORT, _AF, _IPPROTO, _TYPE: direct.
     let list = [pack(1, &port.to_be_bytes()), pack(2, &[af]), pack(3, &[protocol]), pack(4, &[1])].concat();
     exchange(NETLINK_GENERIC, &message(family, REQUEST | ACK, &[FOU_ADD, 1, 0, 0], &list), |_| {})
-}
-
-/// The number of the generic netlink family `fou`: the kernel loads the module when it is asked for.
-fn fou_family() -> io::Result<u16> {
-    let mut id = None;
-    let request = message(CONTROL, REQUEST | ACK, &[GET_FAMILY, 1, 0, 0], &pack(FAMILY_NAME, b"fou\0"));
-    exchange(NETLINK_GENERIC, &request, |body| {
-        let list = body.get(4..).unwrap_or_default();
-        id = find(list, FAMILY_ID).and_then(<[u8]>::first_chunk).map(|id| u16::from_ne_bytes(*id));
-    })?;
-    id.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
 }
 
 fn header(change: u32, flags: u32) -> [u8; 16] {

@@ -1,6 +1,6 @@
 //! Tables that the programs write: translations.
 
-use super::plain;
+use super::{Counter, plain};
 
 /// Key of `coil_nat4` and `coil_nat6`: a flow as the client sees it, per gateway.
 #[repr(C)]
@@ -60,6 +60,36 @@ pub struct NatRevValue<A> {
     pub state: u8,
     /// Zero.
     pub pad: u8,
+}
+
+/// Value of `coil_tally4` and `coil_tally6`: what a gateway did for new flows. One counter for each of
+/// [`crate::nat::Tallied`], in that order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Tally {
+    /// Packets that began a translation.
+    pub lent: Counter,
+    /// Packets of no flow that is known.
+    pub invalid: Counter,
+    /// New flows towards a remote that has all ports that were tried.
+    pub no_port: Counter,
+    /// New flows that the tables had no room for.
+    pub no_room: Counter,
+    /// New flows of a client that has as many as it may.
+    pub no_quota: Counter,
+}
+
+/// Rows of `coil_ports`, for both families; a power of two.
+pub const PORT_ROWS: u32 = 4096;
+/// Words of a row; a power of two. With a million leases one bit in sixteen is set.
+pub const PORT_WORDS_OF_ROW: u32 = 64;
+
+/// Value of `coil_ports`: see [`crate::ports`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct PortRow {
+    /// A bit for each port that is probably lent.
+    pub words: [u64; PORT_WORDS_OF_ROW as usize],
 }
 
 /// Key of `coil_pin4` and `coil_pin6`: a client's flow, or a client

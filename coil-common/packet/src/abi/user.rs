@@ -2,7 +2,8 @@
 
 use super::{
     Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost, Maglev, NatKey,
-    NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, PoolValue, UplinkValue,
+    NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally,
+    UplinkValue,
 };
 use crate::Addr;
 
@@ -20,6 +21,7 @@ macro_rules! aya_pod {
 }
 
 aya_pod! {
-    Config, Counter, PodValue, PoolValue, UplinkValue, GatewayValue, FlowValue, FragValue, Lost, NatValue;
+    Config, Counter, PodValue, PoolValue, UplinkValue, GatewayValue, FlowValue, FragValue, Lost, NatValue,
+    PortRow, Tally;
     PolicyKey, GatewayKey, Maglev, FlowKey, FragKey, NatKey, NatRevKey, NatRevValue, PinKey, PinValue
 }

@@ -27,49 +27,26 @@ pub(crate) struct Scenario {
     pub(crate) run: for<'a> fn(&'a Cluster) -> Running<'a>,
 }
 
-/// All of them, in order.
-pub(crate) const ALL: &[Scenario] = &[
-    Scenario { name: "ready", what: "Coil's pods are ready", run: |c| Box::pin(control::ready(c)) },
-    Scenario {
-        name: "traffic",
-        what: "pods reach each other on a node and between nodes",
-        run: |c| Box::pin(network::traffic(c)),
-    },
-    Scenario { name: "metrics", what: "every program has metrics", run: |c| Box::pin(control::metrics(c)) },
-    Scenario { name: "leases", what: "each controller has a leader", run: |c| Box::pin(control::leases(c)) },
-    Scenario {
-        name: "blocks",
-        what: "pods take blocks, table 119 has them, coild's restart keeps them, and they come back",
-        run: |c| Box::pin(ipam::blocks(c)),
-    },
-    Scenario {
-        name: "pools",
-        what: "pools come and go, and wrong ones are refused",
-        run: |c| Box::pin(ipam::pools(c)),
-    },
-    Scenario {
-        name: "orphan",
-        what: "a block without a node is collected",
-        run: |c| Box::pin(ipam::orphan(c)),
-    },
-    Scenario {
-        name: "egress",
-        what: "clients leave through gateways, from a fixed port",
-        run: |c| Box::pin(egress::fixed_port(c)),
-    },
-    Scenario {
-        name: "egress-auto-port",
-        what: "the same from ports of flows",
-        run: |c| Box::pin(egress::auto_port(c)),
-    },
-    Scenario {
-        name: "originating-only",
-        what: "a client is reached from outside",
-        run: |c| Box::pin(egress::originating_only(c)),
-    },
-    Scenario {
-        name: "certificates",
-        what: "lost webhook certificates are made anew",
-        run: |c| Box::pin(control::certificates(c)),
-    },
-];
+/// Writes [`ALL`]: a name, what is seen, and the function that looks.
+macro_rules! scenarios {
+    ($($name:literal, $what:literal, $run:path;)*) => {
+        /// All of them, in order.
+        pub(crate) const ALL: &[Scenario] = &[$(
+            Scenario { name: $name, what: $what, run: |cluster| Box::pin($run(cluster)) },
+        )*];
+    };
+}
+
+scenarios! {
+    "ready", "Coil's pods are ready", control::ready;
+    "traffic", "pods reach each other on a node and between nodes", network::traffic;
+    "metrics", "every program has metrics", control::metrics;
+    "leases", "each controller has a leader", control::leases;
+    "blocks", "pods take blocks, table 119 has them, coild's restart keeps them, and they come back", ipam::blocks;
+    "pools", "pools come and go, and wrong ones are refused", ipam::pools;
+    "orphan", "a block without a node is collected", ipam::orphan;
+    "egress", "clients leave through gateways, from a fixed port", egress::fixed_port;
+    "egress-auto-port", "the same from ports of flows", egress::auto_port;
+    "originating-only", "a client is reached from outside", egress::originating_only;
+    "certificates", "lost webhook certificates are made anew", control::certificates;
+}

@@ -4,11 +4,13 @@
 //! bare:      left ────────────────────────── right
 //! same-node: pod 1 ── node a ── pod 2
 //! two-nodes: pod 1 ── node a ── node b ── pod 3
+//! egress:    client ── node a ── node b with the gateway pod ── world
 //! ```
 //!
 //! All subjects have links, routes and addresses of their own, and are measured in turn, round by round, on one
 //! core that the two ends share: what else the machine does meets all of them. Prints one measurement a line.
 
+mod egress;
 mod measure;
 mod place;
 mod traffic;
@@ -37,6 +39,12 @@ struct Args {
     /// Only this path, such as ebpf, beside the bare pair; again for more
     #[arg(long)]
     path: Vec<String>,
+    /// Through a gateway to the world, not from pod to pod
+    #[arg(long)]
+    egress: bool,
+    /// With --egress: the kernel's FOU, too, for which it needs modules
+    #[arg(long, requires = "egress")]
+    fou: bool,
 }
 
 fn main() -> ExitCode {
@@ -54,9 +62,14 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let time = std::time::Duration::from_millis(args.millis);
+    let (rounds, time, v4) = (args.rounds, std::time::Duration::from_millis(args.millis), !args.v6);
     let chosen = measure::Chosen { metrics: &args.metric, paths: &args.path };
-    for line in measure::all(args.rounds, time, !args.v6, &chosen)? {
+    let lines = if args.egress {
+        measure::egress(rounds, time, v4, args.fou, &chosen)?
+    } else {
+        measure::pods(rounds, time, v4, &chosen)?
+    };
+    for line in lines {
         println!("{line}");
     }
     Ok(())

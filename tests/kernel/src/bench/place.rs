@@ -29,7 +29,7 @@ pub(crate) enum By {
 /// Services that kube-proxy has rules for.
 const SERVICES: u16 = 1000;
 /// Interface index of the link between the nodes.
-const UPLINK: u32 = 2;
+pub(crate) const UPLINK: u32 = 2;
 /// Interface index of the first pod's link on its node.
 const FIRST_POD: u32 = 10;
 
@@ -37,7 +37,7 @@ const FIRST_POD: u32 = 10;
 pub(crate) struct Space(NetNs);
 
 impl Space {
-    fn new(name: &str) -> Result<Self> {
+    pub(crate) fn new(name: &str) -> Result<Self> {
         std::fs::create_dir_all("/run/netns").context("cannot make /run/netns")?;
         let path = PathBuf::from(format!("/run/netns/coil-bench-{}-{name}", std::process::id()));
         let space = Self(NetNs::create(path)?);
@@ -45,7 +45,11 @@ impl Space {
         Ok(space)
     }
 
-    fn file(&self) -> String {
+    pub(crate) const fn netns(&self) -> &NetNs {
+        &self.0
+    }
+
+    pub(crate) fn file(&self) -> String {
         self.0.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
@@ -53,7 +57,7 @@ impl Space {
         Ok(self.0.run(work)?)
     }
 
-    fn ip(&self, arguments: &str) -> Result<()> {
+    pub(crate) fn ip(&self, arguments: &str) -> Result<()> {
         let output = self.run(|| Command::new("ip").args(arguments.split_whitespace()).output())?;
         let output = output.context("cannot run ip (package iproute2)")?;
         let error = String::from_utf8_lossy(&output.stderr);
@@ -102,12 +106,7 @@ impl Cluster {
             nodes[1].file()
         ))?;
         for (here, node) in (1..).zip(&nodes) {
-            node.run(|| -> Result<()> {
-                for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-                    std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")?;
-                }
-                Ok(())
-            })??;
+            forwards(node)?;
             node.ip("link set eth0 up")?;
             node.ip(&format!(
                 "addr add {}/{} dev eth0 {}",
@@ -118,7 +117,7 @@ impl Cluster {
         }
         for (here, node) in nodes.iter().enumerate() {
             let other = 1 - here;
-            let block = IpNet::new(address(v4, u8::try_from(other)?, 0), if v4 { 24 } else { 120 })?;
+            let block = block(v4, u8::try_from(other)?)?;
             node.ip(&format!("route add {block} via {}", address(v4, 8, u8::try_from(other)? + 1)))?;
         }
         let pod = |number: u8, node: usize| -> Result<End> {
@@ -153,20 +152,11 @@ impl Cluster {
 
     /// Packets that the programs sent on, on both nodes.
     pub(crate) fn fast(&self) -> Result<u64> {
-        let mut fast = 0;
-        for (datapath, _) in &self.datapaths {
-            let readings = datapath.counters()?;
-            fast += readings
-                .iter()
-                .filter(|r| r.reason.class() == coil_packet::Class::Sent)
-                .map(|r| r.packets)
-                .sum::<u64>();
-        }
-        Ok(fast)
+        fast(self.datapaths.iter().map(|(datapath, _)| datapath))
     }
 }
 
-fn join(node: &Space, pod: &Space, number: u8, address: IpAddr, v4: bool) -> Result<()> {
+pub(crate) fn join(node: &Space, pod: &Space, number: u8, address: IpAddr, v4: bool) -> Result<()> {
     let index = FIRST_POD + u32::from(number);
     node.ip(&format!(
         "link add pod{number} index {index} address {} type veth peer name eth0 address {} netns {}",
@@ -187,7 +177,7 @@ fn join(node: &Space, pod: &Space, number: u8, address: IpAddr, v4: bool) -> Res
     pod.ip(&format!("{} route add default via {router} dev eth0", if v4 { "-4" } else { "-6" }))
 }
 
-const fn nodad(v4: bool) -> &'static str {
+pub(crate) const fn nodad(v4: bool) -> &'static str {
     if v4 { "" } else { "nodad" }
 }
 
@@ -195,8 +185,34 @@ fn mac(side: u8, number: u8) -> String {
     format!("02:00:00:00:0{side}:0{number}")
 }
 
-/// Networks 0 and 1 are the nodes' blocks, 8 is between them, 9 is of the bare pair.
-fn address(v4: bool, network: u8, host: u8) -> IpAddr {
+/// Makes a node forward.
+pub(crate) fn forwards(node: &Space) -> Result<()> {
+    node.run(|| -> Result<()> {
+        for sysctl in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")?;
+        }
+        Ok(())
+    })?
+}
+
+/// A whole network.
+pub(crate) fn block(v4: bool, network: u8) -> Result<IpNet> {
+    Ok(IpNet::new(address(v4, network, 0), if v4 { 24 } else { 120 })?)
+}
+
+/// Packets that the programs of some nodes sent on.
+pub(crate) fn fast<'a>(datapaths: impl Iterator<Item = &'a Datapath>) -> Result<u64> {
+    let mut fast = 0;
+    for datapath in datapaths {
+        let readings = datapath.counters()?;
+        let sent = readings.iter().filter(|r| r.reason.class() == coil_packet::Class::Sent);
+        fast += sent.map(|r| r.packets).sum::<u64>();
+    }
+    Ok(fast)
+}
+
+/// Networks 0 and 1 are the nodes' blocks, 7 is the world, 8 is between the nodes, 9 is of the bare pair.
+pub(crate) fn address(v4: bool, network: u8, host: u8) -> IpAddr {
     if v4 {
         [10, 64, network, host].into()
     } else {
@@ -211,31 +227,35 @@ fn service(number: u16, pods: &[End; 3], v4: bool) -> Service {
     Service { front: Front::Cluster(front), port: 80, protocol: "tcp", endpoint }
 }
 
+/// A pod as the agent states it.
+pub(crate) fn local_pod(number: u8, address: IpAddr) -> LocalPod {
+    LocalPod {
+        name: format!("bench/pod{number}"),
+        addresses: vec![address],
+        ifindex: FIRST_POD + u32::from(number),
+        mac: [2, 0, 0, 0, 2, number],
+        host_mac: [2, 0, 0, 0, 1, number],
+        mtu: 1500,
+        policy: 0,
+        client: false,
+        originating_only: false,
+        kernel_client: false,
+        gateway: false,
+        kernel_gateway: false,
+        by_kernel: false,
+        shaped: false,
+    }
+}
+
 fn desired(pods: &[End; 3], node: usize, v4: bool) -> Result<Desired> {
     let on = |pod: usize| usize::from(pod == 2) == node;
     let local = (0..3).filter(|pod| on(*pod)).map(|pod| {
         let number = u8::try_from(pod + 1).unwrap_or_default();
-        LocalPod {
-            name: format!("bench/pod{number}"),
-            addresses: vec![pods[pod].address],
-            ifindex: FIRST_POD + u32::from(number),
-            mac: [2, 0, 0, 0, 2, number],
-            host_mac: [2, 0, 0, 0, 1, number],
-            mtu: 1500,
-            policy: 0,
-            client: false,
-            originating_only: false,
-            kernel_client: false,
-            gateway: false,
-            kernel_gateway: false,
-            by_kernel: false,
-            shaped: false,
-        }
+        local_pod(number, pods[pod].address)
     });
     // The blocks alone: what is between the nodes is no pod's.
-    let pools = [0, 1].map(|network| IpNet::new(address(v4, network, 0), if v4 { 24 } else { 120 }));
     Ok(Desired {
-        pools: pools.into_iter().collect::<Result<_, _>>()?,
+        pools: [block(v4, 0)?, block(v4, 1)?].into(),
         pods: local.collect(),
         uplinks: [UPLINK].into(),
         forward: true,

@@ -10,7 +10,10 @@ use coil_api::{
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Command, time};
 
-use crate::{config::CONFLIST, programs};
+use crate::{
+    config::CONFLIST,
+    programs::{self, Build},
+};
 
 /// A plugin that takes longer has failed. coild's own limit for an ADD is a minute.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -25,6 +28,7 @@ pub(super) struct Attachment {
     pub(super) namespace: String,
     pub(super) pod: String,
     pub(super) uid: String,
+    pub(super) build: Build,
 }
 
 /// Attaches the pod: each plugin of the list in turn, each told the result of the one before.
@@ -62,10 +66,10 @@ async fn call(verb: &str, attachment: &Attachment, plugin: &Value, previous: &Va
     if !previous.is_null() {
         config["prevResult"] = previous.clone();
     }
-    let Attachment { container_id, netns, namespace, pod, uid } = attachment;
-    let mut child = Command::new(programs::find_plugin(kind)?)
+    let Attachment { container_id, netns, namespace, pod, uid, build } = attachment;
+    let mut child = Command::new(build.file(&programs::find_plugin(kind)?)?)
         .env_clear()
-        .env("PATH", programs::search_path()?)
+        .env("PATH", build.search_path()?)
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", container_id)
         .env("CNI_NETNS", netns)

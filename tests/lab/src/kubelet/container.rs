@@ -28,7 +28,11 @@ use super::{
     probe::{self, seconds, threshold},
     status::{ContainerReport, State},
 };
-use crate::{keeper::own_program, place::OpenPlace, programs};
+use crate::{
+    keeper::own_program,
+    place::OpenPlace,
+    programs::{self, Build},
+};
 
 /// Until a container is first ready it is asked this often, whatever its probe's period: a
 /// person waits for a lab.
@@ -48,6 +52,7 @@ pub(super) struct Plan {
     pub(super) ip: IpAddr,
     pub(super) restart_policy: String,
     pub(super) log: PathBuf,
+    pub(super) build: Build,
 }
 
 /// What a container tells its pod's worker.
@@ -130,7 +135,7 @@ fn spawn(plan: &Plan) -> Result<Child> {
     command
         .args(args)
         .env_clear()
-        .env("PATH", programs::search_path()?)
+        .env("PATH", plan.build.search_path()?)
         .envs(plan.env.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())
         .stdout(programs::append(&plan.log)?)

@@ -36,6 +36,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use crate::{
     access::Access,
     config::Options,
+    programs::Build,
     state::{self, StateDir},
 };
 
@@ -56,6 +57,7 @@ struct Context {
     state: StateDir,
     client: Client,
     access: Access,
+    build: Build,
 }
 
 /// The latest that is known of a pod.
@@ -82,7 +84,8 @@ async fn run(role: Role) -> Result<()> {
     let state = StateDir::of(&role.options.name);
     let access = Access::read(&state.inner_kubeconfig(&state::node_user(&role.node)))?;
     let client = access.client().await?;
-    let context = Arc::new(Context { role, state, client, access });
+    let build = Build::of(&state, &role.node);
+    let context = Arc::new(Context { role, state, client, access, build });
     tokio::select! {
         ended = node::keep_registered(&context) => ended,
         ended = watch_pods(&context) => ended,

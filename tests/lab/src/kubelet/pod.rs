@@ -186,6 +186,7 @@ impl Worker {
                     ip,
                     restart_policy: restart_policy.clone(),
                     log: logs.join(format!("{namespace}.{name}.{}.log", container.name)),
+                    build: self.context.build.clone(),
                 })
             })
             .collect()

@@ -43,7 +43,7 @@ pub(super) async fn make(context: &Context, pod: &Pod) -> Result<Sandbox> {
         let addresses = config::node_addresses(context.role.options.family, &context.role.node)?;
         (None, addresses, None)
     } else {
-        let (attachment, result) = attach(pod, &namespace).await?;
+        let (attachment, result) = attach(context, pod, &namespace).await?;
         let ips = result.ips.iter().map(|ip| ip.address.addr()).collect();
         (Some(attachment.netns.clone()), ips, Some(attachment))
     };
@@ -62,7 +62,7 @@ pub(super) async fn make(context: &Context, pod: &Pod) -> Result<Sandbox> {
     }
 }
 
-async fn attach(pod: &Pod, namespace: &str) -> Result<(cni::Attachment, CniResult)> {
+async fn attach(context: &Context, pod: &Pod, namespace: &str) -> Result<(cni::Attachment, CniResult)> {
     let container_id = random_id()?;
     let netns = Path::new(NETNS_DIR).join(format!("cni-{}", &container_id[..16]));
     let attachment = cni::Attachment {
@@ -71,6 +71,7 @@ async fn attach(pod: &Pod, namespace: &str) -> Result<(cni::Attachment, CniResul
         namespace: namespace.to_owned(),
         pod: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
+        build: context.build.clone(),
     };
     let ns = NetNs::create(&attachment.netns)?;
     // As runtimes do: loopback is up before the plugins run.

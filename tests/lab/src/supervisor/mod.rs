@@ -55,6 +55,9 @@ fn run(options: &Options) -> Result<()> {
     say("making the namespaces and the wires between them");
     let places = topology::build(options, &state)?;
     state.write_places(&places.iter().map(|(name, place)| (name.clone(), place.published())).collect())?;
+    for place in options.programs.iter().flat_map(|_| places.keys()) {
+        state.set_other_build(place, options.programs.as_deref())?;
+    }
     let (fatal, fatal_end) = mpsc::channel(1);
     let lab =
         Lab { options: options.clone(), logs: programs::logs_dir(&options.name)?, state, places, fatal };

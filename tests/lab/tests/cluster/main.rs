@@ -16,6 +16,7 @@
 //! - `roles`: each permission of the shipped roles is needed.
 //! - `restart`: coild killed while packets flow.
 //! - `routing`: routed addresses, the path's MTU, BIRD.
+//! - `upgrade`: from another version, under traffic.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
 
 mod addresses;
@@ -33,3 +34,4 @@ mod refusals;
 mod restart;
 mod roles;
 mod routing;
+mod upgrade;

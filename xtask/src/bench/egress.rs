@@ -1,0 +1,81 @@
+//! `cargo xtask bench egress`
+
+use std::{path::Path, process::Command};
+
+use anyhow::Result;
+
+use super::{
+    build,
+    sheet::{self, Sheet},
+};
+use crate::{run, vm};
+
+/// How fast a client reaches the world through a gateway on another node: the eBPF path, the kernel's, and a bare veth
+/// pair.
+///
+/// All are measured in turn on one core, round by round: small datagrams, TCP with and without segmentation offload,
+/// requests and connections (each a new translation). The kernel's path here has no tunnel, as few machines have the
+/// modules of FOU: routes and masquerading in the gateway pod. With --vm everything runs in a virtual machine under
+/// emulation, where the kernel's FOU is measured, too. Results are a table and, with --json,
+/// {"results":[{"scenario","path","metric","median","ratio_to_veth"}]}, with --vm "ratio_to_kernel_fou" too.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds; each measures everything once
+    #[arg(long, default_value_t = 7)]
+    rounds: u32,
+    /// Milliseconds of each measurement
+    #[arg(long, default_value_t = 300)]
+    millis: u64,
+    /// IPv6 in place of IPv4
+    #[arg(long)]
+    v6: bool,
+    /// In a virtual machine with this of the kernels of `cargo xtask vm`, beside the kernel's FOU
+    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "6.1")]
+    vm: Option<String>,
+    /// Write table and plot into docs/performance.md
+    #[arg(long)]
+    docs: bool,
+}
+
+/// What is measured on this machine.
+pub(super) const SHEET: Sheet = Sheet { verb: "egress", scenarios: SCENARIOS, paths: PATHS };
+/// What is measured in a virtual machine.
+pub(super) const SHEET_VM: Sheet = Sheet { verb: "egress --vm", scenarios: SCENARIOS, paths: PATHS };
+
+const SCENARIOS: &[(&str, &str)] = &[("egress", "egress")];
+const PATHS: &[(&str, &str, Option<&str>)] = &[
+    ("veth", "bare veth", None),
+    ("kernel-no-tunnel", "kernel, no tunnel", Some("#9aa5b1")),
+    ("kernel-fou", "kernel, FOU", Some("#5f6c7b")),
+    ("ebpf", "eBPF", Some("#2f7ed8")),
+];
+
+pub(super) fn run(args: &Args, file: Option<&Path>) -> Result<()> {
+    let programs = build(&["coil-kernel-tests/coil-bench-datapath"])?;
+    let mut words = vec![programs.join("coil-bench-datapath").display().to_string()];
+    let (rounds, millis) = (args.rounds.to_string(), args.millis.to_string());
+    words.extend(["--egress", "--rounds", &rounds, "--millis", &millis].map(str::to_owned));
+    if args.v6 {
+        words.push("--v6".to_owned());
+    }
+    let (text, kernel, sheet) = if let Some(kernel) = &args.vm {
+        words.push("--fou".to_owned());
+        (vm::output(kernel, &words)?, format!("{kernel} of Debian under emulation"), &SHEET_VM)
+    } else {
+        let mut bench = Command::new(&words[0]);
+        bench.args(&words[1..]);
+        eprintln!("+ {}", run::shown(&bench));
+        (run::output(&mut bench)?, sheet::kernel(), &SHEET)
+    };
+    let found = sheet::parse(&text)?;
+    print!("{}", sheet.table(&found));
+    if let Some(file) = file {
+        sheet::write_json(file, &found)?;
+    }
+    if args.docs {
+        let family = if args.v6 { "IPv6" } else { "IPv4" };
+        let how = format!("Linux {kernel}, {family}, one core, medians of {rounds} rounds of {millis} ms");
+        sheet.write_docs(&how, &found)?;
+    }
+    Ok(())
+}
