@@ -29,8 +29,21 @@ fn serve(listener: &TcpListener, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Takes a port in a pod. A process that another test is just starting may hold the last server's socket for a
+/// Takes a port. A process that another test is just starting may hold the last server's socket for a
 /// moment, between fork and exec.
+fn take<T>(server: SocketAddr, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match bind(server) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            taken => return taken.with_context(|| format!("listen on {server}")),
+        }
+    }
+}
+
+/// Takes a port of a pod.
 fn listen<T: Send>(
     fabric: &Fabric,
     pod: Pod,
@@ -38,17 +51,7 @@ fn listen<T: Send>(
     bind: impl Fn(SocketAddr) -> std::io::Result<T> + Sync,
 ) -> Result<T> {
     let server = SocketAddr::new(fabric.address(pod), port);
-    let start = Instant::now();
-    fabric.inside(pod, || {
-        loop {
-            match bind(server) {
-                Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
-                    thread::sleep(Duration::from_millis(20));
-                }
-                taken => return taken.with_context(|| format!("listen on {server}")),
-            }
-        }
-    })?
+    fabric.inside(pod, || take(server, &bind))?
 }
 
 fn patient(stream: &TcpStream) -> Result<()> {
