@@ -81,10 +81,10 @@ fn traceroute(place: &Place) -> Result<()> {
         if said.contains(" 0% packet loss") {
             break;
         }
-        let hop = said.lines().find_map(|line| line.strip_prefix("From ")?.split([' ', ':']).next());
+        let hop = said.lines().find_map(|line| address(line.strip_prefix("From ")?.split(' ').next()?));
         let exceeded = said.contains("Time to live exceeded") || said.contains("Hop limit");
         ensure!(exceeded, "{to} with {limit} hops: {said}");
-        hops.push(hop.context("no address in ping's answer")?.parse::<IpAddr>()?);
+        hops.push(hop.with_context(|| format!("no address in what ping says: {said}"))?);
     }
     ensure!(
         hops.contains(&place.fabric.router_address()),
@@ -102,6 +102,11 @@ fn traceroute(place: &Place) -> Result<()> {
 }
 
 const MOST_HOPS: usize = 8;
+
+/// An address of ping's, which some versions write a colon behind.
+fn address(word: &str) -> Option<IpAddr> {
+    word.parse().ok().or_else(|| word.strip_suffix(':')?.parse().ok())
+}
 
 /// The error of a datagram with so many hops to a port where nobody listens.
 fn error_of_datagram(place: &Place, to: IpAddr, hops: usize) -> Result<i32> {
