@@ -106,7 +106,8 @@ fn upgrade(v4: bool) -> Result<()> {
         let mut there: Vec<_> =
             fs::read_dir(&maps)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
         let mut wanted: Vec<std::ffi::OsString> = PINNED_MAPS.iter().map(Into::into).collect();
-        (there.sort(), wanted.sort());
+        there.sort();
+        wanted.sort();
         ensure!(there == wanted, "node {node} has {there:?}");
         let drift = fabric.with_datapath(node, |datapath| Ok(datapath.check()?))?;
         ensure!(drift == coil_agent::datapath::Drift::default(), "node {node}: {drift:?}");
