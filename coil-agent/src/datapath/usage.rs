@@ -9,7 +9,7 @@ use std::{
 use coil_packet::{
     Addr,
     abi::{NatRevKey, NatRevValue, Tally},
-    nat::PORTS,
+    nat::{PORTS, State},
     wire::{tcp, udp},
 };
 
@@ -53,6 +53,13 @@ impl GatewayUse {
         self.flows.values().sum()
     }
 
+    /// Those that are not over: a TCP connection that was closed or reset keeps its port for minutes more.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        let over = |state| [State::Closed, State::Reset].map(|over| over as u8).contains(&state);
+        self.flows.iter().filter(|((_, state), _)| !over(*state)).map(|(_, flows)| flows).sum()
+    }
+
     /// The remote that has more than this percentage of the ports.
     #[must_use]
     pub fn beyond(&self, percent: u32) -> Option<(Remote, u32)> {
@@ -70,10 +77,10 @@ pub struct GatewayNow {
 }
 
 impl GatewayNow {
-    /// Flows in use, at most: what began since the last sweep may have ended.
+    /// Open flows, at most: what began since the last sweep may have ended.
     #[must_use]
     pub fn flows(&self) -> u64 {
-        self.used.total() + self.tally.lent.packets.saturating_sub(self.used.begun)
+        self.used.open() + self.tally.lent.packets.saturating_sub(self.used.begun)
     }
 }
 
@@ -154,5 +161,7 @@ mod tests {
         let mut now = GatewayNow { used, tally: Tally::default() };
         now.tally.lent.packets = 103;
         assert_eq!(now.flows(), 3);
+        now.used.flows = [((6, State::Closed as u8), 7), ((6, State::Reset as u8), 5), ((17, 1), 2)].into();
+        assert_eq!((now.flows(), now.used.total()), (5, 14), "what is over holds nobody up");
     }
 }

@@ -258,7 +258,7 @@ fn flows_finish_on_gateways_that_go() -> Result<()> {
     wait_ready(&lab, "default", &["client"])?;
     wait_out(&lab, "default/client", "nat")?;
     let before = gateways(&lab, "nat")?;
-    let flows = open_flows(&lab, "default/client", 100, 100)?;
+    let flows = open_flows(&lab, "default/client", 100, 50)?;
     lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;
     for flow in flows {
         finish("flows of a family", flow)?;
