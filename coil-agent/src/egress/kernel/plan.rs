@@ -133,9 +133,12 @@ pub fn client(
     }
 }
 
-/// Adds what a gateway needs: a way back to each client.
+/// Adds what a gateway needs: a way back to each client. Where it is a client too, that holds for its own packets
+/// alone: what it carries for its clients leaves by itself.
 pub fn gateway(wanted: &mut Wanted, own: &[IpAddr], ifname: &str, clients: &[IpAddr], sport_auto: bool) {
     wanted.gateway = own.to_vec();
+    let own_alone = |rule: Rule| Rule { iif: rule.iif.or_else(|| Some("lo".to_owned())), ..rule };
+    wanted.rules = std::mem::take(&mut wanted.rules).into_iter().map(own_alone).collect();
     for local in own {
         let v6 = local.is_ipv6();
         let mut rule = |iif: &str, icmp| {
@@ -227,5 +230,21 @@ mod tests {
         let rules: Vec<_> =
             wanted.rules.iter().map(|r| (r.priority, r.iif.as_deref(), r.icmp, r.table)).collect();
         assert_eq!(rules, [(2000, Some("eth0"), false, 118), (2000, Some("lo"), true, 118)]);
+    }
+
+    #[test]
+    fn a_gateway_that_is_a_client_carries_its_clients_itself() {
+        let own = ["10.64.0.3".parse().unwrap()];
+        let via = Via { service: vec!["10.96.0.7".parse().unwrap()], sport_auto: false };
+        let mut wanted = Wanted::default();
+        client(&mut wanted, &own, &[(net("0.0.0.0/0"), Some(1))].into(), &[(1, via)].into());
+        gateway(&mut wanted, &own, "eth0", &["10.64.1.2".parse().unwrap()], false);
+        assert_eq!(wanted.tunnels.len(), 2);
+        let from: std::collections::BTreeSet<_> = wanted.rules.iter().map(|r| r.iif.as_deref()).collect();
+        assert_eq!(
+            from,
+            [Some("eth0"), Some("lo")].into(),
+            "nothing takes what comes out of a client's tunnel"
+        );
     }
 }
