@@ -345,7 +345,8 @@ impl Fabric {
         self.ip(SWITCH, "link set br0 up")?;
         for space in NODES.into_iter().chain([name(Pod::World)]) {
             let there = format!("{}{space}", self.prefix);
-            let peer = if vlan { "trunk".to_owned() } else { format!("eth0 index {UPLINK}") };
+            // A number of its own: the first free one would be the uplink's.
+            let peer = if vlan { "trunk index 99".to_owned() } else { format!("eth0 index {UPLINK}") };
             self.ip(
                 SWITCH,
                 &format!("link add name sw-{space} master br0 type veth peer name {peer} netns {there}"),
