@@ -126,7 +126,7 @@ const REFUSED: (bool, u64) = (false, 1);
 #[test]
 fn limits_and_policies_of_others_hold() -> Result<()> {
     Cluster::run(Programs::beside_tests()?, &[], async |cluster| {
-        let pair = Pair::new(&cluster).await?;
+        let pair = Pair::new(&cluster, "v4").await?;
         pair.pings(&cluster, PAST_THE_STACK, "the start").await?;
         let link = link_to(&pair.addresses[1])?;
         run(&format!("tc qdisc add dev {link} root tbf rate 10mbit burst 32kbit latency 400ms"))?;
@@ -148,7 +148,7 @@ fn limits_and_policies_of_others_hold() -> Result<()> {
 #[test]
 fn the_host_stack_sees_everything() -> Result<()> {
     Cluster::run(Programs::beside_tests()?, &["--host-stack"], async |cluster| {
-        let pair = Pair::new(&cluster).await?;
+        let pair = Pair::new(&cluster, "v4").await?;
         pair.pings(&cluster, BY_THE_STACK, "the start").await
     })
 }
@@ -158,7 +158,7 @@ fn the_host_stack_sees_everything() -> Result<()> {
 #[test]
 fn auto_picks_what_the_kernel_has() -> Result<()> {
     Cluster::run(Programs::beside_tests()?, &[], async |cluster| {
-        let pair = Pair::new(&cluster).await?;
+        let pair = Pair::new(&cluster, "v4").await?;
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
         let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {

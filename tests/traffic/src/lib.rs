@@ -5,6 +5,7 @@
 mod data;
 mod http;
 mod node;
+pub mod paced;
 pub mod serve;
 mod tcp;
 mod udp;
