@@ -44,12 +44,13 @@ pub struct Feed {
     inner: Arc<Inner>,
 }
 
+/// The kind that a gateway alone waits for: nothing else needs it.
+const CLIENTS: &str = "clients";
+
 struct Inner {
     index: Mutex<Index>,
     /// Kinds whose first list has not come.
     waiting: Mutex<BTreeSet<&'static str>>,
-    /// The same for kinds that nothing else waits for.
-    waiting_beside: Mutex<BTreeSet<&'static str>>,
     watching_clients: AtomicBool,
     changes: watch::Sender<u64>,
 }
@@ -59,7 +60,6 @@ impl Default for Inner {
         Self {
             index: Mutex::default(),
             waiting: Mutex::default(),
-            waiting_beside: Mutex::default(),
             watching_clients: AtomicBool::new(false),
             changes: watch::Sender::new(0),
         }
@@ -111,15 +111,14 @@ impl Feed {
     pub fn watch_clients(&self, client: &Client) {
         if !self.inner.watching_clients.swap(true, Ordering::Relaxed) {
             let all = watcher::Config::default();
-            self.watch_beside("clients", Api::all(client.clone()), all, objects::client, |i| &mut i.clients);
+            self.watch(CLIENTS, Api::all(client.clone()), all, objects::client, |i| &mut i.clients);
         }
     }
 
     /// Whether the clients of all nodes are known.
     #[must_use]
     pub fn knows_clients(&self) -> bool {
-        self.inner.watching_clients.load(Ordering::Relaxed)
-            && !lock(&self.inner.waiting_beside).contains("clients")
+        self.inner.watching_clients.load(Ordering::Relaxed) && !lock(&self.inner.waiting).contains(CLIENTS)
     }
 
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
@@ -151,39 +150,6 @@ impl Feed {
         T: PartialEq + Send + 'static,
     {
         lock(&self.inner.waiting).insert(kind);
-        self.follow(kind, api, config, take, store, |inner| &inner.waiting);
-    }
-
-    /// The same for a kind that nothing else waits for.
-    fn watch_beside<K, T>(
-        &self,
-        kind: &'static str,
-        api: Api<DeserializeGuard<K>>,
-        config: watcher::Config,
-        take: fn(&K) -> Option<T>,
-        store: fn(&mut Index) -> &mut Store<T>,
-    ) where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
-        T: PartialEq + Send + 'static,
-    {
-        lock(&self.inner.waiting_beside).insert(kind);
-        self.follow(kind, api, config, take, store, |inner| &inner.waiting_beside);
-    }
-
-    fn follow<K, T>(
-        &self,
-        kind: &'static str,
-        api: Api<DeserializeGuard<K>>,
-        config: watcher::Config,
-        take: fn(&K) -> Option<T>,
-        store: fn(&mut Index) -> &mut Store<T>,
-        waiting: fn(&Inner) -> &Mutex<BTreeSet<&'static str>>,
-    ) where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
-        T: PartialEq + Send + 'static,
-    {
         let feed = self.clone();
         tokio::spawn(async move {
             let mut listed: Store<T> = Store::new();
@@ -217,7 +183,7 @@ impl Feed {
                             new
                         });
                         // The first list is news even when it is empty.
-                        if lock(waiting(&feed.inner)).remove(kind) && !new {
+                        if lock(&feed.inner.waiting).remove(kind) && !new {
                             feed.announce();
                         }
                     }
@@ -260,10 +226,10 @@ impl Feed {
         self.inner.changes.subscribe()
     }
 
-    /// The kinds that are still waited for.
+    /// The kinds that everything still waits for.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
-        lock(&self.inner.waiting).iter().copied().collect()
+        lock(&self.inner.waiting).iter().copied().filter(|kind| *kind != CLIENTS).collect()
     }
 
     /// Waits until every kind was listed once.
