@@ -356,14 +356,16 @@ impl Node {
     pub async fn run(self: Arc<Self>, mut monitor: Monitor) {
         let mut changes = self.feed.changes();
         self.feed.synced().await;
-        let mut internal = None;
+        let mut known = None;
         let mut next_look = Instant::now();
         loop {
-            // Only what concerns the node itself is a reason to look at all its links.
-            let now =
-                self.feed.read(|index| index.nodes.get(&ObjectKey::new("", &self.settings.name)).cloned());
-            if Instant::now() >= next_look || internal != now {
-                internal = now;
+            // Only what concerns the node itself, or what is in its way, is a reason to look at all its links.
+            let now = self.feed.read(|index| {
+                let own = index.nodes.get(&ObjectKey::new("", &self.settings.name)).cloned();
+                Some((own, index.pool_subnets()))
+            });
+            if Instant::now() >= next_look || known != now {
+                known = now;
                 next_look = Instant::now() + RESYNC;
                 if let Err(e) = self.look_at_node().await {
                     error!(error = %e, "cannot look at the node's links; what was found before stays in use");

@@ -1,6 +1,7 @@
 //! Which datapath the node gets, and taking it off the node.
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::options::Mode;
@@ -11,7 +12,9 @@ use crate::{
 
 /// Opens the datapath that was asked for, or the best there is. Without programs, those of an earlier run are
 /// detached: nobody would tell them what changes.
-pub(super) fn choose(mode: Mode, log: Option<LogLevel>) -> Result<Plane> {
+///
+/// `pools`: whose addresses pods have.
+pub(super) fn choose(mode: Mode, pools: &[IpNet], log: Option<LogLevel>) -> Result<Plane> {
     let config = DatapathConfig::default();
     if mode == Mode::Kernel {
         leave(&config)?;
@@ -19,7 +22,9 @@ pub(super) fn choose(mode: Mode, log: Option<LogLevel>) -> Result<Plane> {
     }
     match Datapath::open(&config) {
         Ok(mut datapath) => {
-            if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find()) {
+            if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find(pools)) {
+                // Programs of an earlier run would go on passing by whatever it is.
+                datapath.stop_forwarding().context("cannot leave pods' packets to the kernel")?;
                 bail!(
                     "--datapath ebpf is not possible here: {obstacle}; with --datapath auto the kernel forwards \
                      from pod to pod as long as that is so"

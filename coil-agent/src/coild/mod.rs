@@ -22,8 +22,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use coil_api::crd::AddressPool;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as ApiNode;
-use kube::{Api, Client};
+use kube::{Api, Client, api::ListParams};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -49,7 +51,7 @@ use crate::{
     watch::{Feed, Scope, index::Index, objects},
 };
 use export::Exporter;
-use options::Options;
+use options::{Mode, Options};
 
 /// How long to wait before asking the API server again at the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -140,7 +142,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
-    let plane = datapath::choose(options.datapath, options.ebpf_log)?;
+    let pools =
+        if options.datapath == Mode::Ebpf && options.enable_ipam { pools(&client).await } else { Vec::new() };
+    let plane = datapath::choose(options.datapath, &pools, options.ebpf_log)?;
     let kernel_egress_missing = kernel_egress(options.enable_egress);
     let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
     feed.start(
@@ -200,6 +204,21 @@ async fn node_addresses(client: &Client, name: &str) -> Vec<IpAddr> {
             },
             Ok(None) => warn!(node = name, "the Node does not exist yet; is COIL_NODE_NAME right?"),
             Err(e) => warn!(node = name, error = %e, "cannot read the Node"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The ranges of all pools. Asks until it gets an answer: what `--datapath ebpf` says at the start must be true.
+async fn pools(client: &Client) -> Vec<IpNet> {
+    let api: Api<AddressPool> = Api::all(client.clone());
+    loop {
+        match api.list(&ListParams::default()).await {
+            Ok(list) => {
+                let pools = list.items.iter().filter_map(objects::pool);
+                return pools.flat_map(|pool| pool.subnets).collect();
+            }
+            Err(e) => warn!(error = %e, "cannot list the AddressPools"),
         }
         tokio::time::sleep(RETRY).await;
     }

@@ -49,7 +49,7 @@ use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
-use attach::{Attachments, Hook, Program, classifier, places};
+use attach::{Attachments, Hook, Program, classifier};
 use events::Events;
 use family::FamilyTables;
 use lock::Lock;
@@ -229,7 +229,8 @@ impl Datapath {
         let mut report = self.add(desired, true)?;
         let (_, uplinks) = image::common(desired);
         let (v4, v6) = (image::family(desired), image::family(desired));
-        report.detached = self.attachments.detach_others(&places(desired, self.link_hook))?;
+        let places = self.attachments.places(desired, self.link_hook);
+        report.detached = self.attachments.detach_others(&places)?;
         let (now, limits) = (monotonic_seconds(), conntrack::limits());
         report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
         report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
@@ -252,8 +253,11 @@ impl Datapath {
 
     fn add(&mut self, part: &Desired, gone_ok: bool) -> Result<Report, DatapathError> {
         let (mut config, uplinks) = image::common(part);
-        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            places(part, self.link_hook).into_iter().partition(|(place, _)| place.program.is_outward());
+        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) = self
+            .attachments
+            .places(part, self.link_hook)
+            .into_iter()
+            .partition(|(place, _)| place.program.is_outward());
         let mut report = Report::default();
         self.pools = part.pools.iter().copied().collect();
 
@@ -340,6 +344,15 @@ impl Datapath {
             action: "write it",
             source,
         })
+    }
+
+    /// Leaves every packet from pod to pod to the kernel, until the next [`Self::apply`].
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn stop_forwarding(&mut self) -> Result<(), DatapathError> {
+        let config = self.read_config()?;
+        self.put_config(Config { flags: config.flags & !FAST_FLAGS, ..config }).map(drop)
     }
 
     /// Makes the programs decide anew about every flow. To be called after any change of routes, rules or links;

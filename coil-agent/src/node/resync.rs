@@ -1,6 +1,7 @@
 //! What the node looks for by itself: its links and addresses, what is in the way of eBPF, and whether the kernel
 //! still has what it was given.
 
+use ipnet::IpNet;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tracing::{info, warn};
 
@@ -83,9 +84,13 @@ impl Node {
     /// Looks at what would treat pods' packets differently on the way that the programs cut short.
     fn look_for_obstacles(&self, facts: &mut NodeFacts, bare: Option<String>) {
         let links = lock(&self.pods).values().map(|entry| entry.attached.link.host.index).collect();
-        let (obstacle, foreign) =
-            tokio::task::block_in_place(|| (obstacle::find(), obstacle::foreign_links(&links)));
-        facts.obstacle = bare.or(obstacle);
+        facts.pools = self.feed.read(|index| index.pool_subnets());
+        let pools: Vec<IpNet> = facts.pools.iter().copied().collect();
+        let (obstacle, uplinks, foreign) = tokio::task::block_in_place(|| {
+            (obstacle::find(&pools), obstacle::on_uplinks(&facts.uplinks), obstacle::foreign_links(&links))
+        });
+        let uplinks = uplinks.unwrap_or_else(|e| Some(format!("uplinks' filters cannot be read: {e}")));
+        facts.obstacle = bare.or(obstacle).or(uplinks);
         match foreign {
             Ok(foreign) => facts.foreign_links = foreign,
             Err(e) => facts.obstacle = Some(format!("pods' queues cannot be read: {e}")),
