@@ -65,6 +65,8 @@ pub struct Settings {
     pub egress: bool,
     /// Why the kernel cannot do egress; none when it can.
     pub kernel_egress_missing: Option<String>,
+    /// The flag for which every packet passes the host's stack, if there is one.
+    pub by_host_stack: Option<&'static str>,
     /// `--protocol-id`.
     pub protocol: u8,
     /// `--devices`; empty to find the uplinks.

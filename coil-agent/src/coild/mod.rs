@@ -155,6 +155,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
     let ipam = options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
     let settings = Settings {
+        by_host_stack: options.by_host_stack(),
         name: options.node_name.clone(),
         egress: options.enable_egress,
         kernel_egress_missing,
@@ -164,8 +165,8 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
             fast_udp: options.fast_udp,
-            forward: plane.mode() == "ebpf" && !options.is_by_host_stack(),
-            host_stack: options.is_by_host_stack(),
+            forward: plane.mode() == "ebpf" && options.by_host_stack().is_none(),
+            host_stack: options.by_host_stack().is_some(),
             fou_port: options.egress_port,
             mark: options.mark.0,
             originating_only: options.enable_originating_only,

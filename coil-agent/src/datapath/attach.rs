@@ -396,6 +396,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hooks_follow_the_kernel_and_who_else_wants_the_link() {
+        let pod = |ifindex: u32, client: bool, shaped: bool| LocalPod {
+            name: "ns/pod".into(),
+            addresses: vec![],
+            ifindex,
+            mac: [2; 6],
+            host_mac: [3; 6],
+            mtu: 1500,
+            policy: 0,
+            client,
+            originating_only: false,
+            kernel_client: false,
+            gateway: false,
+            kernel_gateway: false,
+            by_kernel: shaped,
+            shaped,
+        };
+        let desired = Desired {
+            pods: vec![pod(1, false, false), pod(2, false, true), pod(3, true, true), pod(4, false, false)],
+            ..Desired::default()
+        };
+        let hooks = |hook, beside: &[u32]| {
+            let places = places(&desired, hook, &beside.iter().copied().collect());
+            let from_pod = places.into_keys().filter(|place| place.program == Program::FromPod);
+            from_pod.map(|place| (place.ifindex, place.hook)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            hooks(Hook::Tcx, &[4]),
+            [(1, Hook::Filter), (2, Hook::Tcx), (3, Hook::Tcx), (4, Hook::Tcx)],
+            "a filter's qdisc would be in the way of a limit, and behind programs of others"
+        );
+        assert_eq!(
+            hooks(Hook::Filter, &[]),
+            [(1, Hook::Filter), (3, Hook::Filter), (4, Hook::Filter)],
+            "the qdisc of a pod with a limit is the bandwidth plugin's, unless egress needs it"
+        );
+    }
+
+    #[test]
     fn a_pin_states_its_place() {
         assert_eq!(
             place("from_pod-12"),

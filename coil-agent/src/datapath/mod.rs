@@ -264,8 +264,12 @@ impl Datapath {
         // What becomes fast now waits until the kernel's flows are marked.
         let starts = config.flags & !self.read_config()?.flags & FAST_FLAGS;
         report.entries.put += self.put_config(Config { flags: config.flags & !starts, ..config })?;
-        report.entries += self.v4.put_all(&image::family(part))?;
-        report.entries += self.v6.put_all(&image::family(part))?;
+        let (v4, v6) = (image::family(part), image::family(part));
+        let (slow4, slow6) = (self.v4.become_slow(&v4), self.v6.become_slow(&v6));
+        report.entries += self.v4.put_all(&v4)?;
+        report.entries += self.v6.put_all(&v6)?;
+        self.v4.flows.forget_fast_of(&slow4)?;
+        self.v6.flows.forget_fast_of(&slow6)?;
         report.attached = self.attachments.attach(&mut self.ebpf, &outward, gone_ok)?;
         if starts & config_flag::FORWARD != 0 {
             self.v4.flows.forget_fast()?;
@@ -376,6 +380,10 @@ impl Datapath {
             Ok(all) => all,
             Err(error) => {
                 warn!(%error, "cannot read the kernel's connections: UDP between pods stays with the kernel");
+                // Not all marks are there: no datagram begins a fast flow, and the next sweep tries again.
+                if let Err(error) = self.set_lost(1) {
+                    warn!(%error, "cannot keep in mind that marks are missing");
+                }
                 false
             }
         }
