@@ -211,6 +211,13 @@ impl Attachments {
         for place in &extra {
             self.detach(*place)?;
         }
+        // Other plugins want the place of an empty qdisc.
+        let filters: BTreeSet<u32> =
+            extra.iter().filter(|place| place.hook == Hook::Filter).map(|place| place.ifindex).collect();
+        for ifindex in filters {
+            let Some(link) = interface(ifindex) else { continue };
+            filter::leave(ifindex).map_err(|source| DatapathError::Filters { link, source })?;
+        }
         Ok(extra.len())
     }
 

@@ -22,6 +22,7 @@ mod filter;
 mod flows;
 mod image;
 mod leases;
+mod load;
 mod lock;
 mod log;
 mod maglev;
@@ -42,8 +43,6 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
-    programs::{ProgramError, SchedClassifier, TcAttachType},
-    util::KernelVersion,
 };
 use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
@@ -52,6 +51,7 @@ use tracing::{info, warn};
 use attach::{Attachments, Hook, Program, classifier};
 use events::Events;
 use family::FamilyTables;
+use load::{load, require_kernel};
 use lock::Lock;
 use log::Log;
 use outgrown::Outgrown;
@@ -470,32 +470,6 @@ impl Datapath {
 
 /// What a packet may not be before the kernel's flows are marked.
 const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
-
-/// `bpf_redirect_peer` and `bpf_redirect_neigh` came with Linux 5.10 (commits 9aa1206e8f48 and b4ab31414970).
-fn require_kernel() -> Result<Hook, DatapathError> {
-    let version = KernelVersion::current().map_err(|error| DatapathError::Load(Box::new(error)))?;
-    if version < KernelVersion::new(5, 10, 0) {
-        return Err(DatapathError::OldKernel(format!("{version:?}")));
-    }
-    // TCX came with Linux 6.6 (commit e420bed02507), where it is configured.
-    let tcx = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
-    Ok(if tcx { Hook::Tcx } else { Hook::Filter })
-}
-
-/// How often the verifier is tried again when a signal interrupted it.
-const LOAD_ATTEMPTS: u32 = 5;
-
-/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`bpf_check` since Linux 5.0).
-fn load(code: &mut SchedClassifier) -> Result<(), ProgramError> {
-    for _ in 1..LOAD_ATTEMPTS {
-        match code.load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.raw_os_error() == Some(nix::libc::EAGAIN) => {}
-            done => return done,
-        }
-    }
-    code.load()
-}
 
 /// Takes a map of the object under its type.
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError>

@@ -80,9 +80,11 @@ fn what_others_do_is_noticed_within_one_look() -> Result<()> {
                 .map(|(what, _)| format!("{what} is still missing")))
         };
         cluster.wait_for("what was taken away", check).await?;
-        let log = cluster.coild_log()?;
-        for kind in ["program", "route", "rule"] {
-            ensure!(log.contains(&format!("kind=\"{kind}\"")), "coild counted no {kind}:\n{log}");
+        let metrics = cluster.metrics()?;
+        for (kind, least) in [("program", 2), ("route", 1), ("rule", 1)] {
+            let name = format!("coil_datapath_drift_total{{kind=\"{kind}\"}} ");
+            let count = metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or_default();
+            ensure!(count.parse().is_ok_and(|count: u32| count >= least), "{kind}: {count:?} counted");
         }
         sandbox.remove()?;
         cluster.delete_pod("dual", "pod").await

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use coil_node_tests::{
-    Cluster, Programs,
+    Cluster, Pair, Programs,
     place::{ip, run},
 };
 
@@ -61,6 +61,8 @@ fn the_kernel_alone_by_choice() -> Result<()> {
 fn ebpf_or_no_start() -> Result<()> {
     Cluster::run(Programs::beside_tests()?, &["--datapath", "ebpf"], async |mut cluster| {
         says(&cluster, "mode=\"ebpf\",reason=\"\"").await?;
+        let pair = Pair::new(&cluster, "v4").await?;
+        pair.pings(&cluster, (true, 0), "the start").await?;
         cluster.stop_coild()?;
         foreign_rule()?;
         let said = cluster.coild_refuses()?;
@@ -68,6 +70,26 @@ fn ebpf_or_no_start() -> Result<()> {
             said.contains("--datapath ebpf is not possible here: chain gate of table inet mine"),
             "{said}"
         );
+        // What an earlier coild left does not pass the rule by.
+        let (answered, seen) = pair.ping()?;
+        ensure!(answered && seen == 2, "answered: {answered}, seen by the stack: {seen}");
         Ok(())
     })
+}
+
+/// Whoever wants every packet in the host's stack is told that it is so.
+#[test]
+fn the_host_stack_is_a_reason() -> Result<()> {
+    for flag in ["--host-stack", "--compat-calico"] {
+        Cluster::run(Programs::beside_tests()?, &[flag], async |cluster| {
+            says(&cluster, &format!("mode=\"ebpf\",reason=\"{flag}\"")).await?;
+            ensure!(
+                cluster.events().await?.is_empty(),
+                "a choice is no fallback: {:?}",
+                cluster.events().await?
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
