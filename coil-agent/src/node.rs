@@ -63,7 +63,9 @@ pub struct Settings {
     pub name: String,
     /// `--enable-egress`: annotations and Egresses count.
     pub egress: bool,
-    /// Why the kernel cannot do egress; none when it can.
+    /// What the kernel lacks for egress; none when it has all.
+    pub kernel_egress_lacks: Option<String>,
+    /// Why the kernel cannot do egress in any family; none when it can.
     pub kernel_egress_missing: Option<String>,
     /// The flag for which every packet passes the host's stack, if there is one.
     pub by_host_stack: Option<&'static str>,

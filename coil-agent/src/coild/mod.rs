@@ -36,7 +36,7 @@ use crate::{
         socket,
     },
     datapath::NetworkChanges,
-    egress::{plan::NodeFacts, support},
+    egress::{plan::NodeFacts, support::Support},
     ipam::NodeIpam,
     metrics,
     net::{
@@ -61,6 +61,8 @@ const TRIM: Duration = Duration::from_secs(30);
 const SWEEP: Duration = Duration::from_secs(5);
 /// Least time between two orders to decide anew.
 const CHANGES_SETTLE: Duration = Duration::from_millis(5);
+/// Why there is no egress by the kernel where nobody wants it.
+const NO_EGRESS: &str = "--enable-egress is off";
 
 /// Runs until SIGTERM.
 ///
@@ -145,8 +147,11 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let pools =
         if options.datapath == Mode::Ebpf && options.enable_ipam { pools(&client).await } else { Vec::new() };
     let plane = datapath::choose(options.datapath, &pools, options.ebpf_log)?;
-    let kernel_egress_missing = kernel_egress(options.enable_egress);
-    let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
+    let by_kernel = plane.mode() == "kernel";
+    let support = kernel_egress(options.enable_egress, by_kernel);
+    let kernel_egress_missing =
+        support.as_ref().map_or_else(|| Some(NO_EGRESS.to_owned()), Support::obstacle);
+    let kernel_egress = by_kernel && kernel_egress_missing.is_none();
     feed.start(
         &client,
         &options.node_name,
@@ -158,6 +163,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         by_host_stack: options.by_host_stack(),
         name: options.node_name.clone(),
         egress: options.enable_egress,
+        kernel_egress_lacks: support.map_or_else(|| Some(NO_EGRESS.to_owned()), |support| support.missing()),
         kernel_egress_missing,
         protocol: options.protocol_id,
         devices: options.devices.clone(),
@@ -225,18 +231,19 @@ async fn pools(client: &Client) -> Vec<IpNet> {
     }
 }
 
-/// Why the kernel cannot do egress, which is said here once; none when it can.
-fn kernel_egress(enabled: bool) -> Option<String> {
+/// What the kernel has for egress, which is said here once; none when nobody wants it. Where eBPF does egress, nothing is
+/// loaded for it.
+fn kernel_egress(enabled: bool, by_kernel: bool) -> Option<Support> {
     if !enabled {
-        return Some("--enable-egress is off".to_owned());
+        return None;
     }
-    support::load();
-    let missing = support::missing();
-    match &missing {
-        Some(missing) => warn!(reason = missing, "no egress by the kernel; eBPF does what it can without"),
+    let support = if by_kernel { Support::with_modules() } else { Support::as_it_is() };
+    match support.missing() {
         None => info!("the kernel has what egress needs"),
+        Some(missing) if by_kernel => warn!(reason = missing, "no egress by the kernel"),
+        Some(missing) => info!(reason = missing, "no egress by the kernel; eBPF does it without"),
     }
-    missing
+    Some(support)
 }
 
 /// Tells the node's IPAM which pools are being deleted.
