@@ -4,6 +4,7 @@ mod attachments;
 mod gateways;
 mod inside;
 mod kernel;
+mod leftover;
 mod ports;
 mod resync;
 
@@ -107,6 +108,8 @@ pub struct Node {
     pub drift: IntCounterVec,
     /// The reason of the last Event about the datapath.
     told: Mutex<String>,
+    /// Clients for which programs of an earlier run stay, as last said.
+    waiting: Mutex<String>,
     /// Gateways whose ports were said to run out.
     port_warnings: Mutex<BTreeSet<IpAddr>>,
 }
@@ -202,6 +205,7 @@ impl Node {
             applied: AtomicBool::new(false),
             drift: drift_counter(),
             told: Mutex::default(),
+            waiting: Mutex::default(),
             port_warnings: Mutex::default(),
         })
     }
@@ -378,8 +382,9 @@ impl Node {
                     error!(error = %e, "cannot compare the kernel with what it was given; will try again");
                 }
             }
-            if let Err(e) = self.reconcile().await {
-                error!(error = %e, "will try again");
+            match self.reconcile().await {
+                Ok(()) => self.remove_leftover(),
+                Err(e) => error!(error = %e, "will try again"),
             }
             loop {
                 let soon = Instant::now() + LOOK_AGAIN;
