@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{
-    index::{Index, ObjectKey, Store},
+    index::{Index, ObjectKey, PodInfo, Store},
     objects,
 };
 
@@ -111,7 +111,10 @@ impl Feed {
     pub fn watch_clients(&self, client: &Client) {
         if !self.inner.watching_clients.swap(true, Ordering::Relaxed) {
             let all = watcher::Config::default();
-            self.watch_beside("clients", Api::all(client.clone()), all, objects::client, |i| &mut i.clients);
+            let pods = Api::all(client.clone());
+            // A client whose annotation becomes wrong stays one.
+            let counts = |pod: &PodInfo| pod.egresses.is_ok();
+            self.watch_beside("clients", pods, all, objects::client, |i| &mut i.clients, counts);
         }
     }
 
@@ -151,10 +154,10 @@ impl Feed {
         T: PartialEq + Send + 'static,
     {
         lock(&self.inner.waiting).insert(kind);
-        self.follow(kind, api, config, take, store, |inner| &inner.waiting);
+        self.follow(kind, api, config, take, store, (|inner| &inner.waiting, |_| true));
     }
 
-    /// The same for a kind that nothing else waits for.
+    /// The same for a kind that nothing else waits for. What does not `count` changes nothing of what was known before.
     fn watch_beside<K, T>(
         &self,
         kind: &'static str,
@@ -162,13 +165,14 @@ impl Feed {
         config: watcher::Config,
         take: fn(&K) -> Option<T>,
         store: fn(&mut Index) -> &mut Store<T>,
+        counts: fn(&T) -> bool,
     ) where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
         DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
         T: PartialEq + Send + 'static,
     {
         lock(&self.inner.waiting_beside).insert(kind);
-        self.follow(kind, api, config, take, store, |inner| &inner.waiting_beside);
+        self.follow(kind, api, config, take, store, (|inner| &inner.waiting_beside, counts));
     }
 
     fn follow<K, T>(
@@ -178,7 +182,7 @@ impl Feed {
         config: watcher::Config,
         take: fn(&K) -> Option<T>,
         store: fn(&mut Index) -> &mut Store<T>,
-        waiting: fn(&Inner) -> &Mutex<BTreeSet<&'static str>>,
+        (waiting, counts): (fn(&Inner) -> &Mutex<BTreeSet<&'static str>>, fn(&T) -> bool),
     ) where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
         DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
@@ -225,7 +229,12 @@ impl Feed {
                     Ok(watcher::Event::Apply(object)) if object.0.is_err() => drop(part(&object)),
                     Ok(watcher::Event::Apply(object)) => {
                         let (key, value) = part(&object);
-                        feed.update(|index| put(store(index), key, value));
+                        feed.update(|index| {
+                            let store = store(index);
+                            let stays = value.as_ref().is_some_and(|value| !counts(value))
+                                && store.contains_key(&key);
+                            !stays && put(store, key, value)
+                        });
                     }
                     Ok(watcher::Event::Delete(object)) => {
                         let (key, _) = part(&object);
