@@ -282,10 +282,15 @@ impl Node {
         Ok(())
     }
 
+    /// What the node itself contributes, as it is now.
+    fn facts(&self) -> NodeFacts {
+        NodeFacts { knows_clients: self.feed.knows_clients(), ..lock(&self.facts).clone() }
+    }
+
     /// Adds one pod to a datapath that has all others already.
     async fn put(&self, owner: &AttachmentId) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
-        let facts = lock(&self.facts).clone();
+        let facts = self.facts();
         let part = self.feed.read(|index| {
             let pods = lock(&self.pods);
             plan::desired(index, &facts, pods.get(owner).map(|entry| &entry.attached))
@@ -318,7 +323,7 @@ impl Node {
     /// The policy for the routes of a client.
     #[must_use]
     pub fn route_policy(&self, egresses: &[EgressRef]) -> RoutePolicy {
-        let facts = lock(&self.facts).clone();
+        let facts = self.facts();
         self.feed.read(|index| plan::route_policy(&plan::policy(index, &facts, egresses)))
     }
 
@@ -343,7 +348,7 @@ impl Node {
     /// Makes the whole datapath follow the index.
     async fn apply(&self) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
-        let facts = lock(&self.facts).clone();
+        let facts = self.facts();
         let desired = self.feed.read(|index| {
             let mut pods = lock(&self.pods);
             for entry in pods.values_mut() {

@@ -417,6 +417,7 @@ mod tests {
             kernel_client: false,
             gateway: false,
             kernel_gateway: false,
+            new_clients: false,
             by_kernel: shaped,
             shaped,
         };

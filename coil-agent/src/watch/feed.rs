@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{
-    index::{Index, ObjectKey, Store},
+    index::{Index, ObjectKey, PodInfo, Store},
     objects,
 };
 
@@ -71,36 +71,66 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Everything counts.
+const fn any<T>(_: &T) -> bool {
+    true
+}
+
 impl Feed {
     /// Starts the watches for a node. Needs a Tokio runtime.
     pub fn start(&self, client: &Client, node: &str, scope: Scope) {
         let all = watcher::Config::default();
         let own = all.clone().fields(&format!("spec.nodeName={node}"));
         let pod = if scope.egress { objects::pod } else { objects::pod_without_egress };
-        self.watch("pods", Api::all(client.clone()), own, pod, |i| &mut i.pods);
-        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes);
+        self.watch("pods", Api::all(client.clone()), own, pod, |i| &mut i.pods, any);
+        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes, any);
         if scope.ipam {
-            self.watch("namespaces", Api::all(client.clone()), all.clone(), objects::namespace, |i| {
-                &mut i.namespaces
-            });
-            self.watch("addresspools", Api::all(client.clone()), all.clone(), objects::pool, |i| {
-                &mut i.pools
-            });
+            self.watch(
+                "namespaces",
+                Api::all(client.clone()),
+                all.clone(),
+                objects::namespace,
+                |i| &mut i.namespaces,
+                any,
+            );
+            self.watch(
+                "addresspools",
+                Api::all(client.clone()),
+                all.clone(),
+                objects::pool,
+                |i| &mut i.pools,
+                any,
+            );
         }
         if scope.egress {
-            self.watch("egresses", Api::all(client.clone()), all.clone(), objects::egress, |i| {
-                &mut i.egresses
-            });
+            self.watch(
+                "egresses",
+                Api::all(client.clone()),
+                all.clone(),
+                objects::egress,
+                |i| &mut i.egresses,
+                any,
+            );
             let services = all
                 .clone()
                 .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
-            self.watch("endpointslices", Api::all(client.clone()), services.clone(), objects::slice, |i| {
-                &mut i.slices
-            });
+            self.watch(
+                "endpointslices",
+                Api::all(client.clone()),
+                services.clone(),
+                objects::slice,
+                |i| &mut i.slices,
+                any,
+            );
             if scope.kernel_egress {
-                self.watch("services", Api::all(client.clone()), services, objects::service, |i| {
-                    &mut i.services
-                });
+                self.watch(
+                    "services",
+                    Api::all(client.clone()),
+                    services,
+                    objects::service,
+                    |i| &mut i.services,
+                    any,
+                );
             }
             self.watch_service_ranges(client, all);
         }
@@ -111,7 +141,10 @@ impl Feed {
     pub fn watch_clients(&self, client: &Client) {
         if !self.inner.watching_clients.swap(true, Ordering::Relaxed) {
             let all = watcher::Config::default();
-            self.watch(CLIENTS, Api::all(client.clone()), all, objects::client, |i| &mut i.clients);
+            let pods = Api::all(client.clone());
+            // A client whose annotation becomes wrong stays one.
+            let counts = |pod: &PodInfo| pod.egresses.is_ok();
+            self.watch(CLIENTS, pods, all, objects::client, |i| &mut i.clients, counts);
         }
     }
 
@@ -130,13 +163,19 @@ impl Feed {
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
                 }
-                _ => feed.watch("servicecidrs", Api::all(client), config, objects::service_range, |i| {
-                    &mut i.service_ranges
-                }),
+                _ => feed.watch(
+                    "servicecidrs",
+                    Api::all(client),
+                    config,
+                    objects::service_range,
+                    |i| &mut i.service_ranges,
+                    any,
+                ),
             }
         });
     }
 
+    /// What does not `count` changes nothing of what was known before.
     fn watch<K, T>(
         &self,
         kind: &'static str,
@@ -144,6 +183,7 @@ impl Feed {
         config: watcher::Config,
         take: fn(&K) -> Option<T>,
         store: fn(&mut Index) -> &mut Store<T>,
+        counts: fn(&T) -> bool,
     ) where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
         DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
@@ -191,7 +231,12 @@ impl Feed {
                     Ok(watcher::Event::Apply(object)) if object.0.is_err() => drop(part(&object)),
                     Ok(watcher::Event::Apply(object)) => {
                         let (key, value) = part(&object);
-                        feed.update(|index| put(store(index), key, value));
+                        feed.update(|index| {
+                            let store = store(index);
+                            let stays = value.as_ref().is_some_and(|value| !counts(value))
+                                && store.contains_key(&key);
+                            !stays && put(store, key, value)
+                        });
                     }
                     Ok(watcher::Event::Delete(object)) => {
                         let (key, _) = part(&object);

@@ -3,8 +3,8 @@
 use crate::{
     Addr, Family,
     abi::{
-        Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey,
-        PinValue, PodValue,
+        ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue,
+        PinKey, PinValue, PodValue,
     },
     nat::Tallied,
 };
@@ -93,6 +93,8 @@ pub trait Tables<A: Addr> {
     fn gateway(&self, egress: u32, hash: u32) -> Option<A>;
     /// Bits of [`crate::abi::gateway_flag`] when the address is a gateway of an Egress that the policy uses.
     fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32>;
+    /// True for a known client of a gateway of this node.
+    fn is_client(&self, key: &ClientKey<A>) -> bool;
     /// The gateway of a flow or of a client.
     fn pin(&self, key: &PinKey<A>) -> Option<PinValue<A>>;
     /// Remembers it. A table without room forgets the oldest.

@@ -179,14 +179,16 @@ reasons! {
     NatInvalid = Drop, "nat-invalid";
     /// A packet to a port of a gateway's SNAT range that is lent to nobody.
     NatUnknown = Drop, "nat-unknown";
-    /// FOU to a gateway from an address that is in no pool.
+    /// FOU to a gateway from an address that none of its clients has.
     FouSender = Drop, "fou-sender";
     /// FOU whose inner packet is malformed or has another source than the outer one.
     FouInner = Drop, "fou-inner";
     /// FOU to a client from an address that is none of its gateways.
     FouNotGateway = Drop, "fou-not-gateway";
-    /// FOU from a pod that is neither client nor gateway, or in another's name.
+    /// FOU from a pod that has no business to send it, or in another's name.
     FouForged = Drop, "fou-forged";
+    /// What may be FOU in fragments or behind options, to a pod whose own kernel would take it.
+    FouHidden = Drop, "fou-hidden";
     /// Congestion was marked on the outer header of a packet that cannot carry the mark (RFC 6040).
     FouCongestion = Drop, "fou-congestion";
     /// The kernel opened a connection with the addresses and ports of a live fast flow. It opens it again with

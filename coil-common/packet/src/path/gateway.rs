@@ -3,7 +3,7 @@
 use super::{egress, peer, query};
 use crate::{
     Addr, Decision, Deliver, End, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables,
-    abi::PodValue,
+    abi::{ClientKey, PodValue, config_flag},
     nat,
     wire::{Header, Kind, Packet, UDP, parse_inner, quoted},
 };
@@ -185,7 +185,7 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if !inner.src.same(outer.src) {
         return Some(outcome.drop(Reason::FouInner));
     }
-    if !is_client(&outer.src, tables) {
+    if !takes_from(pod, outer, tables) {
         return Some(outcome.drop(Reason::FouSender));
     }
     if inner.kind == Kind::Error && quoted(skb, inner, told) && told.dst.same(inner.src) {
@@ -209,13 +209,18 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     None
 }
 
-/// Who may send FOU to a gateway: a pool's address, and of this node's pods only clients and gateways.
+/// Who may send FOU to a gateway: its clients. While some are being started, whose addresses are not known yet, that is
+/// any client of this node, and any address of the pools that no pod of this node has.
 #[inline(always)]
-fn is_client<A: Addr, T: Tables<A>>(sender: &A, tables: &T) -> bool {
-    match tables.pod(sender) {
-        Some(pod) => pod.may_send_fou(),
-        None => tables.config().flags & crate::abi::config_flag::ANY_SENDER != 0 || tables.in_pools(sender),
+fn takes_from<A: Addr, T: Tables<A>>(gateway: &PodValue, outer: &Packet<A>, tables: &T) -> bool {
+    if tables.is_client(&ClientKey { gateway: outer.dst, client: outer.src }) {
+        return true;
     }
+    gateway.has_new_clients()
+        && match tables.pod(&outer.src) {
+            Some(pod) => pod.is_any_client(),
+            None => tables.config().flags & config_flag::ANY_SENDER != 0 || tables.in_pools(&outer.src),
+        }
 }
 
 /// ECN bits of TOS and traffic class.

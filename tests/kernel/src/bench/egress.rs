@@ -114,7 +114,7 @@ impl Journey {
         self.gateway.space.run(|| -> Result<()> {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
             std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-            nft::ensure(own, "eth0").context("cannot masquerade")
+            nft::ensure(own, "eth0", None).context("cannot masquerade")
         })?
     }
 
@@ -172,6 +172,7 @@ impl Journey {
             policies: [((1, Self::destination(v4)?), Some(EGRESS))].into(),
             egresses: [(EGRESS, egress)].into(),
             all_gateways: [self.gateway.address].into(),
+            clients: [(self.gateway.address, self.client.address)].into(),
             uplinks: if node == 0 { [UPLINK].into() } else { [UPLINK, OUTSIDE].into() },
             forward: true,
             fou_port: COMMON.port,
