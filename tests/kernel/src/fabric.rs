@@ -184,6 +184,12 @@ impl Fabric {
         self.space(name(pod))
     }
 
+    /// The MAC addresses of a pod's link: of the host's side, and of its own.
+    #[must_use]
+    pub fn macs(&self, pod: Pod) -> ([u8; 6], [u8; 6]) {
+        (host_mac(pod), pod_mac(pod))
+    }
+
     /// Runs `ip` inside a pod.
     ///
     /// # Errors
