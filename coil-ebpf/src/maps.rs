@@ -9,9 +9,9 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
-        Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost,
+        Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, HOPS, Lost,
         Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, PORT_ROWS, PORT_WORDS_OF_ROW, Pace, PinKey,
-        PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally, UplinkValue,
+        PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally, UplinkValue, Way,
     },
     counter_index,
 };
@@ -141,6 +141,8 @@ static UPLINK_LINKS: HashMap<u32, UplinkValue, UPLINKS> = HashMap::new();
 static LOST: Array<Lost, 1> = Array::new();
 #[btf_map(name = "coil_ports")]
 static PORTS: Array<PortRow, { PORT_ROWS as usize }> = Array::new();
+#[btf_map(name = "coil_hops")]
+static NEXT_HOPS: Array<Way, { HOPS as usize }> = Array::new();
 #[btf_map(name = "coil_counters")]
 static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
@@ -267,6 +269,12 @@ pub(crate) fn ports(word: u32) -> Option<*mut u64> {
     let column = (word % PORT_WORDS_OF_ROW) as usize;
     // SAFETY: a pointer into the map's value, which has more words than the column's number.
     Some(unsafe { (&raw mut (*row).words).cast::<u64>().add(column) })
+}
+
+/// A slot of the hops.
+#[inline(always)]
+pub(crate) fn hop(slot: u32) -> Option<*mut Way> {
+    NEXT_HOPS.get_ptr_mut(slot)
 }
 
 /// True when `from_net` is attached to the link.

@@ -126,7 +126,14 @@ fn search<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
 #[inline(never)]
 fn carry_out<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
     let Verdict::Send(plan) = &decision.outcome.verdict else { return FAULT };
-    match apply(&mut skb.writer(), &decision.packet, plan) {
+    let packet = &decision.packet;
+    // A program on the way out rarely changes a packet: written in place, each would have to be made its own first.
+    let done = if H::FORWARDS {
+        apply(&mut skb.front(), packet, plan)
+    } else {
+        apply(&mut skb.writer(), packet, plan)
+    };
+    match done {
         Ok(()) => send::<H>(skb, &plan.deliver),
         Err(_) => FAULT,
     }
@@ -159,6 +166,10 @@ fn send<H: Hook>(skb: &Buffer, deliver: &Deliver) -> i32 {
         Deliver::Stack { ifindex, .. } => {
             skb.add_mark(maps::config().mark);
             skb.send_in(*ifindex)
+        }
+        Deliver::Link { ifindex, .. } => {
+            skb.add_mark(maps::config().mark);
+            skb.send_out(*ifindex)
         }
         Deliver::Neighbour { ifindex, via } => {
             skb.add_mark(maps::config().mark);

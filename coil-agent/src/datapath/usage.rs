@@ -8,7 +8,7 @@ use std::{
 
 use coil_packet::{
     Addr,
-    abi::{NatRevKey, NatRevValue, Tally},
+    abi::{Known, NatRevKey, NatRevValue, Tally},
     nat::{PORTS, State},
     wire::{tcp, udp},
 };
@@ -129,7 +129,14 @@ mod tests {
     #[test]
     fn ports_are_counted_by_remote() {
         let mut counting = Counting::default();
-        let value = NatRevValue { client: [10, 64, 0, 1], seen: 0, client_port: 1, state: 1, pad: 0 };
+        let value = NatRevValue {
+            client: [10, 64, 0, 1],
+            seen: 0,
+            client_port: 1,
+            state: 1,
+            pad: 0,
+            known: Known::default(),
+        };
         let mut lend = |remote_port, ports| {
             for port in 0..ports {
                 let key = NatRevKey {

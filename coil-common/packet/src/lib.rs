@@ -16,6 +16,7 @@ mod addr;
 mod apply;
 pub mod flow;
 pub mod hash;
+pub mod hops;
 mod icmp;
 pub mod nat;
 pub mod path;

@@ -249,6 +249,8 @@ pub struct Passage<A> {
     pub tell: bool,
     /// UDP source port of the encapsulation.
     pub sport: u16,
+    /// True when the sender is known to be a client.
+    pub known: bool,
 }
 
 /// How a packet leaves.
@@ -276,6 +278,13 @@ pub enum Deliver {
     },
     /// On the way that it is on: into the pod behind the veth, or on into the host's stack.
     Here,
+    /// Out of a link, to a neighbour whose MAC address is known.
+    Link {
+        /// The link.
+        ifindex: u32,
+        /// MAC addresses of the neighbour and of the link.
+        macs: [u8; 12],
+    },
     /// To a neighbour, whose MAC address the kernel knows or finds.
     Neighbour {
         /// The link.
@@ -351,6 +360,8 @@ pub struct Decision<A> {
     pub quoted: Packet<A>,
     /// How it gets out, when an Egress takes it.
     pub passage: Passage<A>,
+    /// To whom it goes back, when it is a reply to a gateway.
+    pub client: End<A>,
     /// Its flow: room to work on.
     pub flow: Draft<A>,
     /// How it is forwarded, when it is.
@@ -427,8 +438,17 @@ impl<A: Addr> Decision<A> {
         let packet = Packet::nothing();
         let flow = Draft { key: FlowKey::zeroed(), value: FlowValue::default(), upward: false };
         let outcome = Outcome { verdict: Verdict::Next, reason: Reason::Malformed };
-        let passage = Passage { gateway: A::zeroed(), link: 0, decap: 0, tos: None, tell: false, sport: 0 };
-        Self { packet, outer: packet, quoted: packet, passage, flow, way: Way::default(), outcome }
+        let passage = Passage {
+            gateway: A::zeroed(),
+            link: 0,
+            decap: 0,
+            tos: None,
+            tell: false,
+            sport: 0,
+            known: false,
+        };
+        let client = End { addr: A::zeroed(), port: 0 };
+        Self { packet, outer: packet, quoted: packet, passage, client, flow, way: Way::default(), outcome }
     }
 }
 

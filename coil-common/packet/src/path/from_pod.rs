@@ -1,6 +1,9 @@
 //! TC ingress of the host side of a pod's veth.
 
-use super::{egress, forward, gateway};
+use super::{
+    egress::{self, Remembered},
+    forward, gateway,
+};
 use crate::{
     Decision, Reason, Skb, Tables,
     abi::NONE,
@@ -22,6 +25,11 @@ pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
     }
     if forward::known(decision, ingress, tables) {
         return decision.outcome.reason;
+    }
+    match egress::known(decision, ingress, tables) {
+        Remembered::Nothing => {}
+        Remembered::Sent => return decision.outcome.reason,
+        Remembered::Here => return gateway::out(decision, tables),
     }
     let Decision { packet, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.

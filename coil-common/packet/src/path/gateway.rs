@@ -2,10 +2,11 @@
 
 use super::{egress, peer, query};
 use crate::{
-    Addr, Decision, Deliver, End, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables,
-    abi::PodValue,
-    nat,
-    wire::{Header, Kind, Packet, UDP, parse_inner, quoted},
+    Addr, Decision, Deliver, End, Fib, FibQuery, Outer, Passage, Plan, Reason, Skb, Tables,
+    abi::{PodValue, way_kind},
+    hops,
+    nat::{self, FOUND, NOBODY},
+    wire::{Header, Kind, Packet, UDP, parse_inner, quoted, tcp},
 };
 
 /// What the programs translate: TCP, UDP, echo requests, errors about these, and fragments of these.
@@ -20,9 +21,39 @@ pub(super) fn translates<A: Addr>(packet: &Packet<A>) -> bool {
 }
 
 /// Translates a client's packet in the name of the gateway, and sends it out.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
-    let Decision { packet, quoted: told, passage: way, outcome, .. } = decision;
+    if known(decision, tables) { decision.outcome.reason } else { decide(decision, tables) }
+}
+
+/// A packet of a flow whose way out was decided in this second: one lookup, and one of the hop. False when it has to be
+/// decided.
+#[inline(never)]
+fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> bool {
+    let Decision { packet, passage, way, outcome, .. } = decision;
+    // What begins or ends a connection changes the lease.
+    let stays = packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0;
+    if packet.ttl <= 1 || !stays || !egress::is_plain(packet) {
+        return false;
+    }
+    let config = tables.config();
+    let Some((port, hop)) = nat::remembered(tables, &passage.gateway, packet) else { return false };
+    if !hops::find(hop, packet.segment, &config, way, tables) {
+        return false;
+    }
+    let source = Some(End { addr: passage.gateway, port });
+    let deliver = Deliver::Link { ifindex: way.egress, macs: way.macs() };
+    let plan = Plan { decap: passage.decap, tos: passage.tos, source, ..Plan::forward(deliver) };
+    let _ = outcome.send(Reason::Out, plan);
+    true
+}
+
+#[inline(never)]
+fn decide<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
+    let Decision { packet, quoted: told, passage: way, way: next, outcome, .. } = decision;
+    if !way.known && !is_client(&packet.src, tables) {
+        return outcome.drop(Reason::FouSender);
+    }
     let answer = if packet.kind == Kind::Error {
         nat::outbound_error(tables, &way.gateway, told)
     } else {
@@ -37,7 +68,12 @@ pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mu
     let mut plan = Plan { decap: way.decap, tos: way.tos, source, ..Plan::forward(Deliver::Here) };
     if packet.ttl > 1 && !tables.config().is_by_host_stack() {
         match tables.fib(&question) {
-            Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
+            Fib::Forward { ifindex, via, fits } if tables.is_uplink(ifindex) => {
+                if let Some(macs) = tables.macs() {
+                    next.to_neighbour(ifindex, &via, fits);
+                    next.to_link(macs);
+                    nat::remember(tables, &way.gateway, packet, next);
+                }
                 plan.deliver = Deliver::Neighbour { ifindex, via };
                 return outcome.send(Reason::Out, plan);
             }
@@ -55,32 +91,37 @@ pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mu
     outcome.send(Reason::OutByStack, plan)
 }
 
-/// A packet for a gateway pod. None when it is for the pod itself.
+/// A packet for a gateway pod. None when it is for the pod itself. `network`: it came from an uplink.
 #[inline(never)]
 pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
     skb: &S,
+    network: bool,
     decision: &mut Decision<A>,
     tables: &mut T,
 ) -> Option<Reason> {
-    let Decision { packet, quoted: told, outcome, .. } = decision;
-    let client = match packet.kind {
+    let Decision { packet, quoted: told, client, outcome, .. } = decision;
+    let found = match packet.kind {
         Kind::Error => {
             if !quoted(skb, packet, told) {
                 return None;
             }
             packet.quoted = told.protocol;
-            nat::inbound_error(tables, told)
+            nat::inbound_error(tables, told, client)
         }
         Kind::Fragment => {
             if !egress::ports_of_fragment(packet, tables) {
                 return Some(outcome.next(Reason::FragmentEarly));
             }
-            nat::inbound(tables, packet)
+            nat::inbound(tables, packet, client)
         }
-        _ => nat::inbound(tables, packet),
+        _ => nat::inbound(tables, packet, client),
     };
-    if let Some((client, port)) = client {
-        return Some(reply(packet, &End { addr: client, port }, tables, outcome));
+    match found {
+        NOBODY => {}
+        hop if hop != FOUND && network && known_reply(decision, hop, tables) => {
+            return Some(decision.outcome.reason);
+        }
+        _ => return Some(reply(decision, network, tables)),
     }
     // The pod's kernel would answer with a reset, to a connection that it never had.
     let has_ports = matches!(packet.kind, Kind::Tcp | Kind::Udp)
@@ -91,27 +132,61 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
     None
 }
 
+/// A reply of a flow whose way back was decided in this second. False when it has to be decided.
+#[inline(never)]
+fn known_reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, hop: u32, tables: &T) -> bool {
+    let Decision { packet, client, way, outcome, .. } = decision;
+    if packet.ttl <= 1 || !egress::is_plain(packet) {
+        return false;
+    }
+    let config = tables.config();
+    if !hops::find(hop, packet.segment, &config, way, tables) {
+        return false;
+    }
+    let (destination, macs, ifindex) = (Some(*client), way.macs(), way.egress);
+    if way.kind == way_kind::POD {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
+        let deliver = Deliver::Peer { ifindex, mac: [a, b, c, d, e, f], host_mac: [g, h, i, j, k, l] };
+        let _ = outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(deliver) });
+        return true;
+    }
+    if packet.segment + A::HEADER + UDP > u32::from(way.fits) {
+        return false;
+    }
+    let Some(encap) = egress::fill(packet, &back_outer(packet, client, config.fou_port)) else {
+        return false;
+    };
+    let plan = Plan { destination, encap: Some(encap), ..Plan::forward(Deliver::Link { ifindex, macs }) };
+    let _ = outcome.send(Reason::ReplyToNode, plan);
+    true
+}
+
+/// The outer header towards a client, but for what the packet's length says.
+#[inline(always)]
+const fn back_outer<A: Addr>(packet: &Packet<A>, to: &End<A>, fou_port: u16) -> Outer<A> {
+    Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 }
+}
+
 /// A reply to a gateway, for one of its clients.
 #[inline(never)]
-fn reply<A: Addr, T: Tables<A>>(
-    packet: &Packet<A>,
-    to: &End<A>,
-    tables: &mut T,
-    outcome: &mut Outcome<A>,
-) -> Reason {
+fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, network: bool, tables: &mut T) -> Reason {
+    let Decision { packet, client: to, way, outcome, .. } = decision;
     if packet.ttl <= 1 {
         return outcome.drop(Reason::EgressLastHop);
     }
+    let remembers = network && egress::is_plain(packet);
     let config = tables.config();
     if !config.is_by_host_stack()
         && let Some(pod) = tables.pod(&to.addr)
     {
+        if remembers {
+            way.to_pod(&pod);
+            nat::remember_reply(tables, packet, way);
+        }
         let plan = Plan { destination: Some(*to), ..Plan::forward(peer(&pod)) };
         return outcome.send(Reason::ReplyToPod, plan);
     }
-    let fou_port = config.fou_port;
-    let outer =
-        Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 };
+    let outer = back_outer(packet, to, config.fou_port);
     let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
     match tables.fib(&egress::outer_query(packet, &outer)) {
         // The remote learns what fits: its reply of full size would vanish again and again.
@@ -127,7 +202,12 @@ fn reply<A: Addr, T: Tables<A>>(
             }
             None => outcome.drop(Reason::EgressNotRouted),
         },
-        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
+        Fib::Forward { ifindex, via, fits } if tables.is_uplink(ifindex) => {
+            if remembers && let Some(macs) = tables.macs() {
+                way.to_neighbour(ifindex, &via, fits);
+                way.to_link(macs);
+                nat::remember_reply(tables, packet, way);
+            }
             let deliver = Deliver::Neighbour { ifindex, via };
             let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
             outcome.send(Reason::ReplyToNode, plan)
@@ -185,7 +265,9 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if !inner.src.same(outer.src) {
         return Some(outcome.drop(Reason::FouInner));
     }
-    if !is_client(&outer.src, tables) {
+    // A flow that is known has a client that is: [`out`] asks for the others.
+    let known = !egress::is_plain(inner);
+    if known && !is_client(&outer.src, tables) {
         return Some(outcome.drop(Reason::FouSender));
     }
     if inner.kind == Kind::Error && quoted(skb, inner, told) && told.dst.same(inner.src) {
@@ -205,7 +287,7 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if inner.kind == Kind::Fragment && !egress::ports_of_fragment(inner, tables) {
         return Some(outcome.drop(Reason::EgressFragment));
     }
-    *way = Passage { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0 };
+    *way = Passage { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0, known };
     None
 }
 

@@ -1,6 +1,6 @@
 //! Facts of a packet.
 
-use super::{ETHERNET, FOU_OPTIONS, Kind, fold, sum, tcp, udp};
+use super::{ETHERNET, FOU_OPTIONS, Kind, UDP, fold, sum, tcp, udp};
 use crate::{Addr, Skb};
 
 /// Facts of a packet. Made by [`parse`].
@@ -66,7 +66,7 @@ pub struct L3<A> {
 
 /// The part of parsing that depends on the family.
 pub trait Header: Addr {
-    /// Reads the IP header at `at`; `None` when the kernel would refuse it. `FRONT`: that of the packet itself.
+    /// Reads the IP header at `at`; `None` when the kernel would refuse it. `FRONT`: at a place as of [`Skb::peek`].
     /// `summed`: with a look at the header's own checksum, which routers that quote a packet may have left wrong.
     fn header<S: Skb, const FRONT: bool>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>>;
     /// True for type and code (one number) of an ICMP error that concerns one flow.
@@ -201,10 +201,12 @@ pub fn parse<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
     read::<A, S, true>(skb, ETHERNET, packet)
 }
 
-/// The same of the IP packet at `l3`, inside another.
+/// The same of the IP packet at `l3`, inside the FOU of another.
 #[inline(never)]
 pub fn parse_inner<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
-    read::<A, S, false>(skb, l3, packet)
+    // Where it nearly always is.
+    let usual = ETHERNET + A::HEADER + UDP;
+    if l3 == usual { read::<A, S, true>(skb, usual, packet) } else { read::<A, S, false>(skb, l3, packet) }
 }
 
 #[inline(always)]
