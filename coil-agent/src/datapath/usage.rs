@@ -8,7 +8,7 @@ use std::{
 
 use coil_packet::{
     Addr,
-    abi::{Known, NatRevKey, NatRevValue, Tally},
+    abi::{NatRevKey, NatRevValue, Tally},
     nat::{PORTS, State},
     wire::{tcp, udp},
 };
@@ -135,7 +135,7 @@ mod tests {
             client_port: 1,
             state: 1,
             pad: 0,
-            known: Known::default(),
+            known: coil_packet::abi::Known::default(),
         };
         let mut lend = |remote_port, ports| {
             for port in 0..ports {

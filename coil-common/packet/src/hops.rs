@@ -7,7 +7,7 @@
 
 use crate::{
     Addr, Tables,
-    abi::{Config, HOPS, Known, Way},
+    abi::{Config, HOPS, Known, Way, way_kind},
 };
 
 /// [`Known::hop`] of a flow whose gateway is on this node: no way to it is needed.
@@ -54,9 +54,14 @@ const fn stamp(config: &Config, now: u32) -> u32 {
     config.epoch.wrapping_mul(0x9e37_79b1) ^ now
 }
 
-/// Notes a way for flows that take it; the answer is its number.
-#[inline(always)]
+/// Notes a way for flows that take it; the answer is its number, 0 when it leads to a neighbour whose MAC address the
+/// kernel, which has just been asked, does not know yet.
+#[inline(never)]
 pub fn note<A: Addr, T: Tables<A>>(way: &mut Way, tables: &mut T) -> u32 {
+    if way.kind != way_kind::POD {
+        let Some(macs) = tables.macs() else { return 0 };
+        way.to_link(macs);
+    }
     let hop = number(way);
     // What the number stands for is in the check, in the place of the link on which packets come in.
     way.seal(&tables.config(), tables.now(), hop);

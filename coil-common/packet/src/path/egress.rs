@@ -7,7 +7,7 @@ use crate::{
     wire::{Header, Kind, Packet, UDP, quoted, udp},
 };
 
-use super::gateway;
+use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, neighbour};
 
 /// First port and number of ports of hashed FOU source ports.
 const AUTO_FIRST: u16 = 32768;
@@ -77,8 +77,7 @@ pub(super) fn known<A: Addr, T: Tables<A>>(
             if !hops::find(hop, packet.segment + A::HEADER + UDP, &config, way, tables) {
                 return Remembered::Nothing;
             }
-            let deliver = Deliver::Link { ifindex: way.egress, macs: way.macs() };
-            let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(deliver) };
+            let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(super::out_of_link(way)) };
             let _ = outcome.send(Reason::ToGateway, plan);
             Remembered::Sent
         }
@@ -150,11 +149,18 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
         }
         _ if tables.config().is_by_host_stack() => Some(by_stack(packet, passage, tables, outcome)),
         None => {
-            way.egress = 0;
-            let reason = encapsulate(packet, passage, tables, way, outcome);
-            if way.egress != 0 {
-                hop = hops::note(way, tables);
-            }
+            let reason = match ask_tunnel(packet, passage, tables, way) {
+                ROUTED => {
+                    let reason = encapsulate(packet, passage, tables, way, outcome);
+                    hop = hops::note(way, tables);
+                    reason
+                }
+                REFUSED => outcome.drop(Reason::EgressNotRouted),
+                mtu => {
+                    let mtu = (mtu & !TOO_BIG).saturating_sub(A::HEADER + UDP);
+                    too_big(packet, passage.gateway, mtu, outcome)
+                }
+            };
             Some(reason)
         }
         Some(local) if gateway::translates(packet) => {
@@ -307,31 +313,27 @@ fn pinned<A: Addr, T: Tables<A>>(
     !ready || gateway & gateway_flag::NO_NEW == 0
 }
 
-/// Puts a client's packet into FOU, towards its gateway. `way`: where packets of the flow may go after this one; left
-/// alone when that is not known.
+/// Asks the routing for the way to a client's gateway.
+#[inline(never)]
+fn ask_tunnel<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    passage: &Passage<A>,
+    tables: &T,
+    way: &mut Way,
+) -> Routed {
+    ask(&outer_query(packet, &outer(packet, passage, tables)), tables, way)
+}
+
+/// Puts a client's packet into FOU, towards its gateway.
 #[inline(never)]
 fn encapsulate<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
     passage: &Passage<A>,
     tables: &T,
-    way: &mut Way,
+    way: &Way,
     outcome: &mut Outcome<A>,
 ) -> Reason {
-    let outer = outer(packet, passage, tables);
-    let (ifindex, via) = match tables.fib(&outer_query(packet, &outer)) {
-        Fib::Forward { ifindex, via, fits } if tables.is_uplink(ifindex) => {
-            if let Some(macs) = tables.macs() {
-                way.to_neighbour(ifindex, &via, fits);
-                way.to_link(macs);
-            }
-            (ifindex, via)
-        }
-        Fib::TooBig { mtu } => {
-            return too_big(packet, passage.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome);
-        }
-        _ => return outcome.drop(Reason::EgressNotRouted),
-    };
-    wrap(packet, &outer, Deliver::Neighbour { ifindex, via }, outcome)
+    wrap(packet, &outer(packet, passage, tables), neighbour(way), outcome)
 }
 
 /// Puts a client's packet into FOU, and lets the host's stack find the gateway.

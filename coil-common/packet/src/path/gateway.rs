@@ -1,9 +1,9 @@
 //! A gateway pod of this node: what its clients send goes out in its name, what comes back goes to them.
 
-use super::{egress, peer, query};
+use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, neighbour, peer, query};
 use crate::{
-    Addr, Decision, Deliver, End, Fib, FibQuery, Outer, Passage, Plan, Reason, Skb, Tables,
-    abi::{PodValue, way_kind},
+    Addr, Decision, Deliver, End, FibQuery, Outer, Passage, Plan, Reason, Skb, Tables,
+    abi::{PodValue, Way, way_kind},
     hops,
     nat::{self, FOUND, NOBODY},
     wire::{Header, Kind, Packet, UDP, parse_inner, quoted, tcp},
@@ -42,7 +42,7 @@ fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> b
         return false;
     }
     let source = Some(End { addr: passage.gateway, port });
-    let deliver = Deliver::Link { ifindex: way.egress, macs: way.macs() };
+    let deliver = super::out_of_link(way);
     let plan = Plan { decap: passage.decap, tos: passage.tos, source, ..Plan::forward(deliver) };
     let _ = outcome.send(Reason::Out, plan);
     true
@@ -50,42 +50,71 @@ fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> b
 
 #[inline(never)]
 fn decide<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
-    let Decision { packet, quoted: told, passage: way, way: next, outcome, .. } = decision;
-    if !way.known && !is_client(&packet.src, tables) {
+    let Decision { packet, quoted: told, passage, outcome, .. } = decision;
+    if !passage.known && !is_client(&packet.src, tables) {
         return outcome.drop(Reason::FouSender);
     }
     let answer = if packet.kind == Kind::Error {
-        nat::outbound_error(tables, &way.gateway, told)
+        nat::outbound_error(tables, &passage.gateway, told)
     } else {
-        nat::outbound(tables, &way.gateway, packet)
+        nat::outbound(tables, &passage.gateway, packet)
     };
     let Ok(port) = u16::try_from(answer) else { return outcome.drop(nat::refusal(answer)) };
-    let source = Some(End { addr: way.gateway, port });
+    let routed = ask_out(decision, port, tables);
+    let reason = send_out(decision, port, routed, tables);
+    let Decision { packet, passage, way, .. } = decision;
+    if routed == ROUTED && egress::is_plain(packet) {
+        let _ = nat::remember(tables, &passage.gateway, packet, way);
+    }
+    reason
+}
+
+/// Asks the routing for the way out of a packet that comes from a port of the gateway. What is the host's stack's is not
+/// asked about.
+#[inline(never)]
+fn ask_out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, port: u16, tables: &T) -> Routed {
+    let Decision { packet, passage, way, .. } = decision;
+    if packet.ttl <= 1 || tables.config().is_by_host_stack() {
+        return REFUSED;
+    }
+    // A flow that remembers its gateway alone does not know the link.
+    if passage.link == 0 {
+        let Some(pod) = tables.pod(&passage.gateway) else { return REFUSED };
+        passage.link = pod.ifindex;
+    }
     let ports = matches!(packet.kind, Kind::Tcp | Kind::Udp);
     let sport = if ports { port } else { 0 };
     let dport = if ports { packet.dport } else { 0 };
-    let question = FibQuery { ifindex: way.link, src: way.gateway, sport, dport, ..query(packet) };
-    let mut plan = Plan { decap: way.decap, tos: way.tos, source, ..Plan::forward(Deliver::Here) };
-    if packet.ttl > 1 && !tables.config().is_by_host_stack() {
-        match tables.fib(&question) {
-            Fib::Forward { ifindex, via, fits } if tables.is_uplink(ifindex) => {
-                if let Some(macs) = tables.macs() {
-                    next.to_neighbour(ifindex, &via, fits);
-                    next.to_link(macs);
-                    nat::remember(tables, &way.gateway, packet, next);
-                }
-                plan.deliver = Deliver::Neighbour { ifindex, via };
-                return outcome.send(Reason::Out, plan);
+    let question = FibQuery { ifindex: passage.link, src: passage.gateway, sport, dport, ..query(packet) };
+    ask(&question, tables, way)
+}
+
+/// Sends a packet out as the gateway, from the port that it was given.
+#[inline(never)]
+fn send_out<A: Addr, T: Tables<A>>(
+    decision: &mut Decision<A>,
+    port: u16,
+    routed: Routed,
+    tables: &T,
+) -> Reason {
+    let Decision { packet, passage, way, outcome, .. } = decision;
+    let source = Some(End { addr: passage.gateway, port });
+    let mut plan = Plan { decap: passage.decap, tos: passage.tos, source, ..Plan::forward(Deliver::Here) };
+    match routed {
+        ROUTED => {
+            plan.deliver = neighbour(way);
+            return outcome.send(Reason::Out, plan);
+        }
+        REFUSED => {}
+        mtu => {
+            if passage.tell && packet.kind != Kind::Error {
+                return egress::too_big(packet, passage.gateway, mtu & !TOO_BIG, outcome);
             }
-            Fib::TooBig { mtu } if way.tell && packet.kind != Kind::Error => {
-                return egress::too_big(packet, way.gateway, mtu, outcome);
-            }
-            _ => {}
         }
     }
     // An address of this node, another kind of link, something to tell the sender, or somebody who looks on in the
     // host's stack: all the kernel's, which gets the packet as if the gateway pod had sent it.
-    let Some(pod) = tables.pod(&way.gateway) else { return outcome.drop(Reason::EgressNotRouted) };
+    let Some(pod) = tables.pod(&passage.gateway) else { return outcome.drop(Reason::EgressNotRouted) };
     plan.hop = false;
     plan.deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
     outcome.send(Reason::OutByStack, plan)
@@ -121,7 +150,16 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
         hop if hop != FOUND && network && known_reply(decision, hop, tables) => {
             return Some(decision.outcome.reason);
         }
-        _ => return Some(reply(decision, network, tables)),
+        _ => {
+            let routed = ask_back(decision, tables);
+            let reason = reply(decision, routed, tables);
+            let Decision { packet, way, .. } = decision;
+            // Routing rules may look at the link that a packet comes in on: uplinks are alike, others are not.
+            if network && routed == ROUTED && egress::is_plain(packet) {
+                let _ = nat::remember_reply(tables, packet, way);
+            }
+            return Some(reason);
+        }
     }
     // The pod's kernel would answer with a reset, to a connection that it never had.
     let has_ports = matches!(packet.kind, Kind::Tcp | Kind::Udp)
@@ -143,11 +181,9 @@ fn known_reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, hop: u32, tabl
     if !hops::find(hop, packet.segment, &config, way, tables) {
         return false;
     }
-    let (destination, macs, ifindex) = (Some(*client), way.macs(), way.egress);
+    let destination = Some(*client);
     if way.kind == way_kind::POD {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
-        let deliver = Deliver::Peer { ifindex, mac: [a, b, c, d, e, f], host_mac: [g, h, i, j, k, l] };
-        let _ = outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(deliver) });
+        let _ = outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(into_pod(way)) });
         return true;
     }
     if packet.segment + A::HEADER + UDP > u32::from(way.fits) {
@@ -156,7 +192,7 @@ fn known_reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, hop: u32, tabl
     let Some(encap) = egress::fill(packet, &back_outer(packet, client, config.fou_port)) else {
         return false;
     };
-    let plan = Plan { destination, encap: Some(encap), ..Plan::forward(Deliver::Link { ifindex, macs }) };
+    let plan = Plan { destination, encap: Some(encap), ..Plan::forward(super::out_of_link(way)) };
     let _ = outcome.send(Reason::ReplyToNode, plan);
     true
 }
@@ -167,53 +203,59 @@ const fn back_outer<A: Addr>(packet: &Packet<A>, to: &End<A>, fou_port: u16) -> 
     Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 }
 }
 
+/// Finds the way of a reply to its client: into a pod of this node, or as the routing says.
+#[inline(never)]
+fn ask_back<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &T) -> Routed {
+    let Decision { packet, client: to, way, .. } = decision;
+    let config = tables.config();
+    if packet.ttl <= 1 {
+        return REFUSED;
+    }
+    if !config.is_by_host_stack()
+        && let Some(pod) = tables.pod(&to.addr)
+    {
+        way.to_pod(&pod);
+        return ROUTED;
+    }
+    ask(&egress::outer_query(packet, &back_outer(packet, to, config.fou_port)), tables, way)
+}
+
 /// A reply to a gateway, for one of its clients.
 #[inline(never)]
-fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, network: bool, tables: &mut T) -> Reason {
+fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, routed: Routed, tables: &T) -> Reason {
     let Decision { packet, client: to, way, outcome, .. } = decision;
     if packet.ttl <= 1 {
         return outcome.drop(Reason::EgressLastHop);
     }
-    let remembers = network && egress::is_plain(packet);
-    let config = tables.config();
-    if !config.is_by_host_stack()
-        && let Some(pod) = tables.pod(&to.addr)
-    {
-        if remembers {
-            way.to_pod(&pod);
-            nat::remember_reply(tables, packet, way);
-        }
-        let plan = Plan { destination: Some(*to), ..Plan::forward(peer(&pod)) };
-        return outcome.send(Reason::ReplyToPod, plan);
+    let destination = Some(*to);
+    if routed == ROUTED && way.kind == way_kind::POD {
+        return outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(into_pod(way)) });
     }
+    let config = tables.config();
     let outer = back_outer(packet, to, config.fou_port);
     let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
-    match tables.fib(&egress::outer_query(packet, &outer)) {
+    if routed & TOO_BIG != 0 {
         // The remote learns what fits: its reply of full size would vanish again and again.
-        Fib::TooBig { mtu } => {
-            egress::too_big(packet, packet.dst, mtu.saturating_sub(A::HEADER + UDP), outcome)
-        }
-        // As if the gateway pod had sent it.
-        _ if config.is_by_host_stack() => match tables.pod(&packet.dst) {
-            Some(pod) => {
-                let deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
-                let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
-                outcome.send(Reason::ReplyToNode, plan)
-            }
-            None => outcome.drop(Reason::EgressNotRouted),
-        },
-        Fib::Forward { ifindex, via, fits } if tables.is_uplink(ifindex) => {
-            if remembers && let Some(macs) = tables.macs() {
-                way.to_neighbour(ifindex, &via, fits);
-                way.to_link(macs);
-                nat::remember_reply(tables, packet, way);
-            }
-            let deliver = Deliver::Neighbour { ifindex, via };
-            let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
-            outcome.send(Reason::ReplyToNode, plan)
-        }
-        _ => outcome.drop(Reason::EgressNotRouted),
+        let mtu = (routed & !TOO_BIG).saturating_sub(A::HEADER + UDP);
+        return egress::too_big(packet, packet.dst, mtu, outcome);
     }
+    let deliver = if config.is_by_host_stack() {
+        // As if the gateway pod had sent it.
+        let Some(pod) = tables.pod(&packet.dst) else { return outcome.drop(Reason::EgressNotRouted) };
+        Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac }
+    } else if routed == ROUTED {
+        neighbour(way)
+    } else {
+        return outcome.drop(Reason::EgressNotRouted);
+    };
+    outcome.send(Reason::ReplyToNode, Plan { destination, encap: Some(encap), ..Plan::forward(deliver) })
+}
+
+/// Delivery into the pod that a way leads to.
+#[inline(always)]
+const fn into_pod(way: &Way) -> Deliver {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = way.macs();
+    Deliver::Peer { ifindex: way.egress, mac: [a, b, c, d, e, f], host_mac: [g, h, i, j, k, l] }
 }
 
 /// FOU for a client or a gateway of this node.
@@ -292,7 +334,7 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
 }
 
 /// Who may send FOU to a gateway: a pool's address, and of this node's pods only clients and gateways.
-#[inline(always)]
+#[inline(never)]
 fn is_client<A: Addr, T: Tables<A>>(sender: &A, tables: &T) -> bool {
     match tables.pod(sender) {
         Some(pod) => pod.may_send_fou(),

@@ -202,11 +202,22 @@ pub fn parse<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
 }
 
 /// The same of the IP packet at `l3`, inside the FOU of another.
-#[inline(never)]
+#[inline(always)]
 pub fn parse_inner<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
-    // Where it nearly always is.
-    let usual = ETHERNET + A::HEADER + UDP;
-    if l3 == usual { read::<A, S, true>(skb, usual, packet) } else { read::<A, S, false>(skb, l3, packet) }
+    if l3 == INSIDE + A::HEADER { parse_inside(skb, packet) } else { parse_at(skb, l3, packet) }
+}
+
+/// Where an inner packet nearly always begins, but for the outer IP header's length.
+const INSIDE: u32 = ETHERNET + UDP;
+
+#[inline(never)]
+fn parse_inside<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
+    read::<A, S, true>(skb, INSIDE + A::HEADER, packet)
+}
+
+#[inline(never)]
+fn parse_at<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
+    read::<A, S, false>(skb, l3, packet)
 }
 
 #[inline(always)]
