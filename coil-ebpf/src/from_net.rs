@@ -27,7 +27,12 @@ impl Hook for FromNet {
     }
 
     #[inline(always)]
+    fn knows<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> bool {
+        path::known_from_net(skb, skb.ifindex(), tables, decision)
+    }
+
+    #[inline(always)]
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
-        path::from_net(skb, skb.ifindex(), tables, decision)
+        path::decide_from_net(skb, tables, decision)
     }
 }

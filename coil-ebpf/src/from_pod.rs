@@ -30,7 +30,12 @@ impl Hook for FromPod {
     }
 
     #[inline(always)]
+    fn knows<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> bool {
+        path::known_from_pod(skb, skb.ifindex(), tables, decision)
+    }
+
+    #[inline(always)]
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
-        path::from_pod(skb, skb.ifindex(), tables, decision)
+        path::decide_from_pod(skb, skb.ifindex(), tables, decision)
     }
 }

@@ -31,7 +31,12 @@ pub(crate) trait Hook {
     fn concerns(skb: &Buffer) -> bool {
         !skb.take_mark(maps::config().mark) && !skb.is_tagged()
     }
-    /// Its decision.
+    /// Its look at a packet, and the decision about one that needs no more than what is remembered; else false.
+    #[inline(always)]
+    fn knows<A: Side>(_: &Buffer, _: &mut Kernel, _: &mut Decision<A>) -> bool {
+        false
+    }
+    /// Its decision about another.
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason;
 }
 
@@ -48,13 +53,14 @@ pub(crate) fn by_family<H: Hook>(skb: &Buffer) -> i32 {
     }
 }
 
-/// Decision and rewriting are functions of their own, one after the other, so that each has most of the
+/// A look, the decision and rewriting are functions of their own, one after the other, so that each has most of the
 /// 512 bytes of BPF stack; the decision waits in per-CPU memory.
 #[inline(always)]
 fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
     let Some(decision) = scratch::<A>() else { return NEXT };
     let len = skb.len();
-    let mut reason = decide::<H, A>(skb, decision);
+    let is_known = H::FORWARDS && knows::<H, A>(skb, decision);
+    let mut reason = if is_known { decision.outcome.reason } else { decide::<H, A>(skb, decision) };
     let mut action = match decision.outcome.verdict {
         Verdict::Next => NEXT,
         Verdict::Drop => DROP,
@@ -76,6 +82,11 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
         report::<H, A>(skb, decision, reason, len);
     }
     action
+}
+
+#[inline(never)]
+fn knows<H: Hook, A: Side>(skb: &Buffer, decision: &mut Decision<A>) -> bool {
+    H::knows::<A>(skb, &mut Kernel::new(skb), decision)
 }
 
 #[inline(never)]

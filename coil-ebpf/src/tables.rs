@@ -284,7 +284,7 @@ impl<A: Side> Tables<A> for Kernel {
     fn hop(&self, slot: u32, way: &mut Way) -> bool {
         let Some(hop) = maps::hop(slot) else { return false };
         // SAFETY: a pointer into the map's value; a mix of two hops fails the check that is in it.
-        *way = unsafe { *hop };
+        unsafe { maps::copy::<u32, { size_of::<Way>() / 4 }>((&raw mut *way).cast(), hop.cast()) };
         true
     }
 

@@ -248,8 +248,14 @@ impl<A: HostAddr> Node<A> {
         let mut skb = Memory { bytes: frame.to_vec(), gso_size };
         let mut decision = Decision::<A>::new();
         match program {
-            Path::FromPod => path::from_pod(&skb, ingress, self, &mut decision),
-            Path::FromNet => path::from_net(&skb, ingress, self, &mut decision),
+            Path::FromPod if path::known_from_pod(&skb, ingress, self, &mut decision) => {
+                decision.outcome.reason
+            }
+            Path::FromPod => path::decide_from_pod(&skb, ingress, self, &mut decision),
+            Path::FromNet if path::known_from_net(&skb, ingress, self, &mut decision) => {
+                decision.outcome.reason
+            }
+            Path::FromNet => path::decide_from_net(&skb, self, &mut decision),
             Path::ToPod => path::to_pod(&skb, ingress, self, &mut decision),
             Path::ToNet => path::to_net(&skb, self, &mut decision),
         };

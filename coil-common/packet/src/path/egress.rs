@@ -45,7 +45,7 @@ pub(super) enum Remembered {
 
 /// A packet of a client whose way was decided in this second: one lookup, and one of the hop. `ingress`: the client's
 /// link.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn known<A: Addr, T: Tables<A>>(
     decision: &mut Decision<A>,
     ingress: u32,

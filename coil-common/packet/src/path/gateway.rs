@@ -6,7 +6,7 @@ use crate::{
     abi::{PodValue, Way, way_kind},
     hops,
     nat::{self, FOUND, NOBODY},
-    wire::{Header, Kind, Packet, UDP, parse_inner, quoted, tcp},
+    wire::{Header, Kind, Packet, UDP, from_client, parse_inner, parse_inside, quoted, tcp},
 };
 
 /// What the programs translate: TCP, UDP, echo requests, errors about these, and fragments of these.
@@ -20,16 +20,10 @@ pub(super) fn translates<A: Addr>(packet: &Packet<A>) -> bool {
     }
 }
 
-/// Translates a client's packet in the name of the gateway, and sends it out.
-#[inline(always)]
-pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
-    if known(decision, tables) { decision.outcome.reason } else { decide(decision, tables) }
-}
-
 /// A packet of a flow whose way out was decided in this second: one lookup, and one of the hop. False when it has to be
 /// decided.
-#[inline(never)]
-fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> bool {
+#[inline(always)]
+pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> bool {
     let Decision { packet, passage, way, outcome, .. } = decision;
     // What begins or ends a connection changes the lease.
     let stays = packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0;
@@ -48,8 +42,46 @@ fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> b
     true
 }
 
+/// A call for IPv6, whose addresses take much of the stack.
 #[inline(never)]
-fn decide<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
+fn known_called<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> bool {
+    known(decision, tables)
+}
+
+/// A packet in FOU of a flow whose way out was decided in this second. False, and nothing changed, when it has to be
+/// decided.
+#[inline(always)]
+pub(super) fn known_inside<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    decision: &mut Decision<A>,
+    tables: &mut T,
+) -> bool {
+    let Decision { packet, outer, passage, .. } = decision;
+    // What comes out of a client has the client's address inside, too; what goes into one has not.
+    if !from_client(skb, packet) || tables.config().is_by_host_stack() {
+        return false;
+    }
+    *outer = *packet;
+    if parse_inside(skb, packet) {
+        let decap = packet.l3 - outer.l3;
+        if packet.len + decap == outer.len
+            && let Some(tos) = congestion(outer.tos, packet.tos)
+        {
+            *passage =
+                Passage { gateway: outer.dst, link: 0, decap, tos, tell: false, sport: 0, known: false };
+            let is_known = if A::L3_SUM { known(decision, tables) } else { known_called(decision, tables) };
+            if is_known {
+                return true;
+            }
+        }
+    }
+    decision.packet = decision.outer;
+    false
+}
+
+/// Translates a client's packet in the name of the gateway, and sends it out.
+#[inline(never)]
+pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
     let Decision { packet, quoted: told, passage, outcome, .. } = decision;
     if !passage.known && !is_client(&packet.src, tables) {
         return outcome.drop(Reason::FouSender);

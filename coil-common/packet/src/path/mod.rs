@@ -10,8 +10,8 @@ mod from_pod;
 mod gateway;
 mod mark;
 
-pub use from_net::from_net;
-pub use from_pod::from_pod;
+pub use from_net::{decide_from_net, known_from_net};
+pub use from_pod::{decide_from_pod, known_from_pod};
 pub use mark::{to_net, to_pod};
 
 use crate::{
