@@ -1,7 +1,7 @@
 //! TC ingress of an uplink.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use coil_packet::{Decision, Path, Reason, path};
+use coil_packet::{Decision, Outlet, Path, Reason, path};
 
 use crate::{
     run::{self, Hook},
@@ -27,8 +27,13 @@ impl Hook for FromNet {
     }
 
     #[inline(always)]
-    fn knows<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> bool {
-        path::known_from_net(skb, skb.ifindex(), tables, decision)
+    fn knows<A: Side>(
+        skb: &Buffer,
+        tables: &mut Kernel,
+        decision: &mut Decision<A>,
+        outlet: &mut impl Outlet<A>,
+    ) -> bool {
+        path::known_from_net(skb, skb.ifindex(), tables, decision, outlet)
     }
 
     #[inline(always)]

@@ -431,6 +431,31 @@ impl<A: Addr> Outcome<A> {
     }
 }
 
+/// Where a packet goes whose plan is clear at once.
+pub trait Outlet<A: Addr> {
+    /// Sends it, or leaves that in `outcome` to who carries out the decision.
+    fn send(&mut self, packet: &Packet<A>, outcome: &mut Outcome<A>, reason: Reason, plan: Plan<A>);
+}
+
+/// Leaves all of it to who carries out the decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Later;
+
+impl<A: Addr> Outlet<A> for Later {
+    #[inline(always)]
+    fn send(&mut self, _: &Packet<A>, outcome: &mut Outcome<A>, reason: Reason, plan: Plan<A>) {
+        outcome.plan(reason, plan);
+    }
+}
+
+impl<A: Addr> Outcome<A> {
+    /// Leaves a plan to who carries out the decision.
+    #[inline(always)]
+    pub fn plan(&mut self, reason: Reason, plan: Plan<A>) {
+        let _ = self.send(reason, plan);
+    }
+}
+
 impl<A: Addr> Decision<A> {
     /// About no packet yet.
     #[must_use]

@@ -8,8 +8,8 @@ use std::{
 };
 
 use coil_packet::{
-    Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Path, Reason, Rewrite, Tables,
-    Verdict,
+    Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, Later, NextHop, Path, Reason, Rewrite,
+    Tables, Verdict,
     abi::{
         Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey, NatRevValue,
         NatValue, PinKey, PinValue, PodValue, Way, config_flag, egress_flag, gateway_flag, pod_flag,
@@ -248,11 +248,11 @@ impl<A: HostAddr> Node<A> {
         let mut skb = Memory { bytes: frame.to_vec(), gso_size };
         let mut decision = Decision::<A>::new();
         match program {
-            Path::FromPod if path::known_from_pod(&skb, ingress, self, &mut decision) => {
+            Path::FromPod if path::known_from_pod(&skb, ingress, self, &mut decision, &mut Later) => {
                 decision.outcome.reason
             }
             Path::FromPod => path::decide_from_pod(&skb, ingress, self, &mut decision),
-            Path::FromNet if path::known_from_net(&skb, ingress, self, &mut decision) => {
+            Path::FromNet if path::known_from_net(&skb, ingress, self, &mut decision, &mut Later) => {
                 decision.outcome.reason
             }
             Path::FromNet => path::decide_from_net(&skb, self, &mut decision),

@@ -1,7 +1,8 @@
 //! From a client to its gateway. It leaves through a gateway or not at all.
 
 use crate::{
-    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables, TooBig,
+    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
+    TooBig,
     abi::{FragKey, FragValue, Known, NONE, PinKey, PinValue, PodValue, Way, egress_flag, gateway_flag},
     flow, hash, hops, nat,
     wire::{Header, Kind, Packet, UDP, quoted, udp},
@@ -46,10 +47,11 @@ pub(super) enum Remembered {
 /// A packet of a client whose way was decided in this second: one lookup, and one of the hop. `ingress`: the client's
 /// link.
 #[inline(always)]
-pub(super) fn known<A: Addr, T: Tables<A>>(
+pub(super) fn known<A: Addr, T: Tables<A>, O: Outlet<A>>(
     decision: &mut Decision<A>,
     ingress: u32,
     tables: &mut T,
+    outlet: &mut O,
 ) -> Remembered {
     let Decision { packet, passage, way, outcome, .. } = decision;
     // A SYN may have to begin anew at another gateway.
@@ -78,7 +80,7 @@ pub(super) fn known<A: Addr, T: Tables<A>>(
                 return Remembered::Nothing;
             }
             let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(super::out_of_link(way)) };
-            let _ = outcome.send(Reason::ToGateway, plan);
+            outlet.send(packet, outcome, Reason::ToGateway, plan);
             Remembered::Sent
         }
     }

@@ -2,18 +2,19 @@
 
 use super::{forward, gateway};
 use crate::{
-    Decision, Reason, Skb, Tables,
+    Decision, Outlet, Reason, Skb, Tables,
     wire::{Header, Kind, parse_here, quoted},
 };
 
 /// Looks at a packet that came in on the uplink `ingress`, and decides about one that needs no more than what is
 /// remembered; false for another, which is [`decide_from_net`]'s.
 #[inline(always)]
-pub fn known_from_net<A: Header, S: Skb, T: Tables<A>>(
+pub fn known_from_net<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     skb: &S,
     ingress: u32,
     tables: &mut T,
     decision: &mut Decision<A>,
+    outlet: &mut O,
 ) -> bool {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = ingress;
@@ -22,7 +23,7 @@ pub fn known_from_net<A: Header, S: Skb, T: Tables<A>>(
         return true;
     }
     if packet.kind == Kind::Udp && packet.dport == tables.config().fou_port {
-        return gateway::known_inside(skb, decision, tables);
+        return gateway::known_inside(skb, decision, tables, outlet);
     }
     forward::known(decision, forward::NETWORK, tables)
 }

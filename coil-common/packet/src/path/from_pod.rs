@@ -5,7 +5,7 @@ use super::{
     forward, gateway,
 };
 use crate::{
-    Addr, Decision, Reason, Skb, Tables,
+    Addr, Decision, Outlet, Reason, Skb, Tables,
     abi::NONE,
     wire::{Header, Kind, parse_here, quoted},
 };
@@ -13,11 +13,12 @@ use crate::{
 /// Looks at a packet that the pod behind the veth `ingress` sends, and decides about one that needs no more than what is
 /// remembered; false for another, which is [`decide_from_pod`]'s.
 #[inline(always)]
-pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>>(
+pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     skb: &S,
     ingress: u32,
     tables: &mut T,
     decision: &mut Decision<A>,
+    outlet: &mut O,
 ) -> bool {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = ingress;
@@ -29,28 +30,34 @@ pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>>(
         return true;
     }
     if A::L3_SUM {
-        known_client(decision, ingress, tables)
+        known_client(decision, ingress, tables, outlet)
     } else {
-        known_client_called(decision, ingress, tables)
+        known_client_called(decision, ingress, tables, outlet)
     }
 }
 
 /// A call for IPv6, whose addresses take much of the stack.
 #[inline(never)]
-fn known_client_called<A: Addr, T: Tables<A>>(
+fn known_client_called<A: Addr, T: Tables<A>, O: Outlet<A>>(
     decision: &mut Decision<A>,
     ingress: u32,
     tables: &mut T,
+    outlet: &mut O,
 ) -> bool {
-    known_client(decision, ingress, tables)
+    known_client(decision, ingress, tables, outlet)
 }
 
 #[inline(always)]
-fn known_client<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &mut T) -> bool {
-    match egress::known(decision, ingress, tables) {
+fn known_client<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    ingress: u32,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
+    match egress::known(decision, ingress, tables, outlet) {
         Remembered::Nothing => false,
         Remembered::Sent => true,
-        Remembered::Here => gateway::known(decision, tables),
+        Remembered::Here => gateway::known(decision, tables, outlet),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, neighbour, peer, query};
 use crate::{
-    Addr, Decision, Deliver, End, FibQuery, Outer, Passage, Plan, Reason, Skb, Tables,
+    Addr, Decision, Deliver, End, FibQuery, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
     abi::{PodValue, Way, way_kind},
     hops,
     nat::{self, FOUND, NOBODY},
@@ -23,7 +23,11 @@ pub(super) fn translates<A: Addr>(packet: &Packet<A>) -> bool {
 /// A packet of a flow whose way out was decided in this second: one lookup, and one of the hop. False when it has to be
 /// decided.
 #[inline(always)]
-pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> bool {
+pub(super) fn known<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
     let Decision { packet, passage, way, outcome, .. } = decision;
     // What begins or ends a connection changes the lease.
     let stays = packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0;
@@ -38,23 +42,28 @@ pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &
     let source = Some(End { addr: passage.gateway, port });
     let deliver = super::out_of_link(way);
     let plan = Plan { decap: passage.decap, tos: passage.tos, source, ..Plan::forward(deliver) };
-    let _ = outcome.send(Reason::Out, plan);
+    outlet.send(packet, outcome, Reason::Out, plan);
     true
 }
 
 /// A call for IPv6, whose addresses take much of the stack.
 #[inline(never)]
-fn known_called<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> bool {
-    known(decision, tables)
+fn known_called<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
+    known(decision, tables, outlet)
 }
 
 /// A packet in FOU of a flow whose way out was decided in this second. False, and nothing changed, when it has to be
 /// decided.
 #[inline(always)]
-pub(super) fn known_inside<A: Header, S: Skb, T: Tables<A>>(
+pub(super) fn known_inside<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     skb: &S,
     decision: &mut Decision<A>,
     tables: &mut T,
+    outlet: &mut O,
 ) -> bool {
     let Decision { packet, outer, passage, .. } = decision;
     // What comes out of a client has the client's address inside, too; what goes into one has not.
@@ -69,7 +78,11 @@ pub(super) fn known_inside<A: Header, S: Skb, T: Tables<A>>(
         {
             *passage =
                 Passage { gateway: outer.dst, link: 0, decap, tos, tell: false, sport: 0, known: false };
-            let is_known = if A::L3_SUM { known(decision, tables) } else { known_called(decision, tables) };
+            let is_known = if A::L3_SUM {
+                known(decision, tables, outlet)
+            } else {
+                known_called(decision, tables, outlet)
+            };
             if is_known {
                 return true;
             }
