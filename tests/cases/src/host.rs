@@ -275,6 +275,17 @@ impl<A: HostAddr> Node<A> {
         self.flows.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
     }
 
+    /// States of all leases: numbers of [`coil_packet::nat::State`].
+    #[must_use]
+    pub fn states(&self) -> Vec<u8> {
+        self.nat_rev.values().map(|lease| lease.state).collect()
+    }
+
+    /// Changes what the hops' slots hold.
+    pub fn change_hops(&mut self, change: impl Fn(&mut Way)) {
+        self.hops.values_mut().for_each(change);
+    }
+
     /// The live entries of the three tables: flows, translations, reverse translations.
     #[must_use]
     pub fn sizes(&self) -> [usize; 3] {
