@@ -9,9 +9,10 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
-        Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, HOPS, Lost,
-        Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, PORT_ROWS, PORT_WORDS_OF_ROW, Pace, PinKey,
-        PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally, UplinkValue, Way,
+        ClientKey, ClientValue, Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey,
+        GatewayValue, HOPS, Lost, Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, PORT_ROWS,
+        PORT_WORDS_OF_ROW, Pace, PinKey, PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally,
+        UplinkValue, Way,
     },
     counter_index,
 };
@@ -31,6 +32,8 @@ const NATS: usize = 1_000_000;
 const PINS: usize = 65536;
 const FRAGMENTS: usize = 4096;
 const CLIENTS: usize = 65536;
+/// Clients of all gateways of one node, of any node.
+const SENDERS: usize = 262_144;
 /// Gateways of one node, past ones included until the agent forgets them.
 const TALLIES: usize = 1024;
 
@@ -43,6 +46,7 @@ pub(crate) trait Maps: Sized + 'static {
     fn pools() -> &'static LpmTrie<Self, PoolValue, POOLS>;
     fn policy() -> &'static LpmTrie<PolicyKey<Self>, u32, POLICIES>;
     fn gateways() -> &'static HashMap<GatewayKey<Self>, GatewayValue, GATEWAYS>;
+    fn clients() -> &'static HashMap<ClientKey<Self>, ClientValue, SENDERS, GROWS>;
     fn maglev() -> &'static HashMap<u32, Maglev<Self>, EGRESSES>;
     fn flows() -> &'static HashMap<FlowKey<Self>, FlowValue, FLOWS>;
     fn datagrams() -> &'static HashMap<FlowKey<Self>, FlowValue, DATAGRAMS>;
@@ -56,7 +60,7 @@ pub(crate) trait Maps: Sized + 'static {
 }
 
 macro_rules! family_maps {
-    ($addr:ty, $module:ident: $pods:literal $pools:literal $policy:literal $gateways:literal
+    ($addr:ty, $module:ident: $pods:literal $pools:literal $policy:literal $gateways:literal $clients:literal
      $maglev:literal $flows:literal $datagrams:literal $nat:literal $nat_rev:literal $pin:literal $frags:literal
      $lent:literal $returned:literal $tally:literal) => {
         mod $module {
@@ -70,6 +74,8 @@ macro_rules! family_maps {
             static POLICY: LpmTrie<PolicyKey<$addr>, u32, POLICIES> = LpmTrie::new();
             #[btf_map(name = $gateways)]
             static GATEWAYS: HashMap<GatewayKey<$addr>, GatewayValue, { super::GATEWAYS }> = HashMap::new();
+            #[btf_map(name = $clients)]
+            static CLIENTS: HashMap<ClientKey<$addr>, ClientValue, SENDERS, GROWS> = HashMap::new();
             #[btf_map(name = $maglev)]
             static MAGLEV: HashMap<u32, Maglev<$addr>, EGRESSES> = HashMap::new();
             #[btf_map(name = $flows)]
@@ -85,9 +91,9 @@ macro_rules! family_maps {
             #[btf_map(name = $frags)]
             static FRAGS: LruHashMap<FragKey<$addr>, FragValue, { super::FRAGMENTS }> = LruHashMap::new();
             #[btf_map(name = $lent)]
-            static LENT: HashMap<$addr, u32, CLIENTS, GROWS> = HashMap::new();
+            static LENT: HashMap<$addr, u32, { super::CLIENTS }, GROWS> = HashMap::new();
             #[btf_map(name = $returned)]
-            static RETURNED: HashMap<$addr, u32, CLIENTS, GROWS> = HashMap::new();
+            static RETURNED: HashMap<$addr, u32, { super::CLIENTS }, GROWS> = HashMap::new();
             #[btf_map(name = $tally)]
             static TALLY: HashMap<$addr, Tally, TALLIES, GROWS> = HashMap::new();
 
@@ -101,6 +107,8 @@ macro_rules! family_maps {
                 fn policy() -> &'static LpmTrie<PolicyKey<Self>, u32, POLICIES> { &POLICY }
                 #[inline(always)]
                 fn gateways() -> &'static HashMap<GatewayKey<Self>, GatewayValue, { super::GATEWAYS }> { &GATEWAYS }
+                #[inline(always)]
+                fn clients() -> &'static HashMap<ClientKey<Self>, ClientValue, SENDERS, GROWS> { &CLIENTS }
                 #[inline(always)]
                 fn maglev() -> &'static HashMap<u32, Maglev<Self>, EGRESSES> { &MAGLEV }
                 #[inline(always)]
@@ -116,9 +124,9 @@ macro_rules! family_maps {
                 #[inline(always)]
                 fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, { super::FRAGMENTS }> { &FRAGS }
                 #[inline(always)]
-                fn lent() -> &'static HashMap<Self, u32, CLIENTS, GROWS> { &LENT }
+                fn lent() -> &'static HashMap<Self, u32, { super::CLIENTS }, GROWS> { &LENT }
                 #[inline(always)]
-                fn returned() -> &'static HashMap<Self, u32, CLIENTS, GROWS> { &RETURNED }
+                fn returned() -> &'static HashMap<Self, u32, { super::CLIENTS }, GROWS> { &RETURNED }
                 #[inline(always)]
                 fn tally() -> &'static HashMap<Self, Tally, TALLIES, GROWS> { &TALLY }
             }
@@ -127,10 +135,10 @@ macro_rules! family_maps {
 }
 
 family_maps!([u8; 4], v4: "coil_pods4" "coil_pools4" "coil_policy4" "coil_gateways4"
-    "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4" "coil_pin4" "coil_frags4"
+    "coil_clients4" "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4" "coil_pin4" "coil_frags4"
     "coil_lent4" "coil_returned4" "coil_tally4");
 family_maps!([u8; 16], v6: "coil_pods6" "coil_pools6" "coil_policy6" "coil_gateways6"
-    "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6" "coil_pin6" "coil_frags6"
+    "coil_clients6" "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6" "coil_pin6" "coil_frags6"
     "coil_lent6" "coil_returned6" "coil_tally6");
 
 #[btf_map(name = "coil_config")]

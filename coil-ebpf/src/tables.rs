@@ -10,8 +10,8 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
     abi::{
-        Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, NONE, NatKey, NatRevKey,
-        NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, Tally, Way,
+        ClientKey, Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, NONE, NatKey,
+        NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, Tally, Way,
     },
     hash,
     nat::Tallied,
@@ -150,6 +150,11 @@ impl<A: Side> Tables<A> for Kernel {
         let gateway = A::gateways().get_ptr(GatewayKey { policy, gateway: *addr })?;
         // SAFETY: as above.
         Some(unsafe { (*gateway).flags })
+    }
+
+    #[inline(always)]
+    fn is_client(&self, key: &ClientKey<A>) -> bool {
+        A::clients().get_ptr(key).is_some()
     }
 
     #[inline(always)]

@@ -29,7 +29,9 @@ pub struct Desired {
     pub egresses: BTreeMap<EgressId, Egress>,
     /// Gateway pods of all Egresses: who else sends FOU to them is a forger.
     pub all_gateways: BTreeSet<IpAddr>,
-    /// True when the addresses of clients are not known, because another plugin gives them.
+    /// Gateways of this node and their clients, by address: FOU from others is forged.
+    pub clients: BTreeSet<(IpAddr, IpAddr)>,
+    /// True when new clients may have any address, because another plugin gives them.
     pub any_sender: bool,
     /// Most ports that one client may have of this node's gateways, 0 for no limit.
     pub quota: u32,
@@ -72,6 +74,8 @@ pub struct LocalPod {
     pub kernel_client: bool,
     /// True for a gateway pod.
     pub gateway: bool,
+    /// True for a gateway pod some of whose clients have no address yet, or are not known.
+    pub new_clients: bool,
     /// True for a gateway pod whose own kernel translates what the programs do not.
     pub kernel_gateway: bool,
     /// True when its packets must pass the host stack: something on its link would miss them.

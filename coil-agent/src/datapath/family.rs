@@ -7,7 +7,7 @@ use aya::{
     maps::{HashMap, LpmTrie, MapData},
 };
 use coil_packet::{
-    abi::{GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue},
+    abi::{ClientKey, ClientValue, GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue},
     flow::Limits,
 };
 
@@ -28,6 +28,7 @@ pub(super) struct Names {
     pools: &'static str,
     policy: &'static str,
     gateways: &'static str,
+    clients: &'static str,
     maglev: &'static str,
     state: StateNames,
 }
@@ -38,6 +39,7 @@ pub(super) const V4: Names = Names {
     pools: "coil_pools4",
     policy: "coil_policy4",
     gateways: "coil_gateways4",
+    clients: "coil_clients4",
     maglev: "coil_maglev4",
     state: StateNames {
         flows: "coil_flows4",
@@ -57,6 +59,7 @@ pub(super) const V6: Names = Names {
     pools: "coil_pools6",
     policy: "coil_policy6",
     gateways: "coil_gateways6",
+    clients: "coil_clients6",
     maglev: "coil_maglev6",
     state: StateNames {
         flows: "coil_flows6",
@@ -79,6 +82,7 @@ pub(super) struct FamilyTables<A: HostAddr> {
     pools: Lpm<A, PoolValue>,
     policy: Lpm<PolicyKey<A>, u32>,
     gateways: Hash<GatewayKey<A>, GatewayValue>,
+    clients: Hash<ClientKey<A>, ClientValue>,
     maglev: Hash<u32, Maglev<A>>,
     pub(super) flows: FlowTables<A>,
     pub(super) leases: Leases<A>,
@@ -94,6 +98,7 @@ impl<A: HostAddr> FamilyTables<A> {
             pools: Table::adopt(names.pools, take(ebpf, names.pools)?, prefixed)?,
             policy: Table::adopt(names.policy, take(ebpf, names.policy)?, prefixed)?,
             gateways: Table::adopt(names.gateways, take(ebpf, names.gateways)?, plain)?,
+            clients: Table::adopt(names.clients, take(ebpf, names.clients)?, plain)?,
             maglev: Table::adopt(names.maglev, take(ebpf, names.maglev)?, plain)?,
             flows: FlowTables::adopt(ebpf, names.state)?,
             leases: Leases::adopt(ebpf, names.state)?,
@@ -116,8 +121,17 @@ impl<A: HostAddr> FamilyTables<A> {
         changes += self.maglev.put_all(&image.maglev)?;
         changes += self.gateways.put_all(&image.gateways)?;
         changes += self.policy.put_all(&image.policy)?;
+        // Before the gateways among the pods stop waiting for new clients.
+        changes += self.clients.put_all(&image.clients)?;
         changes += self.pods.put_all(&image.pods)?;
         Ok(changes)
+    }
+
+    /// Pods whose packets will be the kernel's, and are not yet.
+    pub(super) fn become_slow(&self, image: &FamilyImage<A>) -> Vec<A> {
+        let is_slow = |pod: &PodValue| pod.is_by_kernel();
+        let new = |address: &A| self.pods.get(address).is_some_and(|pod| !is_slow(&pod));
+        image.pods.iter().filter(|(address, pod)| is_slow(pod) && new(address)).map(|(a, _)| *a).collect()
     }
 
     /// Compares all of it with the maps; see [`Table::check`].
@@ -126,6 +140,7 @@ impl<A: HostAddr> FamilyTables<A> {
             + self.pools.check()?
             + self.policy.check()?
             + self.gateways.check()?
+            + self.clients.check()?
             + self.maglev.check()?)
     }
 
@@ -172,6 +187,7 @@ impl<A: HostAddr> FamilyTables<A> {
         let mut removed = gone.len();
         removed += self.policy.remove_others(&image.policy)?.len();
         removed += self.gateways.remove_others(&image.gateways)?.len();
+        removed += self.clients.remove_others(&image.clients)?.len();
         removed += self.maglev.remove_others(&image.maglev)?.len();
         removed += self.pools.remove_others(&image.pools)?.len();
         Ok(removed)

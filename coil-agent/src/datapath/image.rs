@@ -8,8 +8,8 @@ use std::{
 use coil_packet::{
     Addr,
     abi::{
-        Config, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey, PoolValue, UplinkValue,
-        config_flag, egress_flag, gateway_flag, pod_flag,
+        ClientKey, ClientValue, Config, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey,
+        PoolValue, UplinkValue, config_flag, egress_flag, gateway_flag, pod_flag,
     },
 };
 use ipnet::IpNet;
@@ -50,6 +50,7 @@ pub(super) struct FamilyImage<A> {
     pub(super) pools: Vec<(Prefix<A>, PoolValue)>,
     pub(super) policy: Vec<(Prefix<PolicyKey<A>>, u32)>,
     pub(super) gateways: Vec<(GatewayKey<A>, GatewayValue)>,
+    pub(super) clients: Vec<(ClientKey<A>, ClientValue)>,
     pub(super) maglev: Vec<(u32, Maglev<A>)>,
 }
 
@@ -81,8 +82,14 @@ pub(super) fn common(desired: &Desired) -> (Config, Vec<(u32, UplinkValue)>) {
 
 /// Contents of the maps of the family `A`.
 pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
-    let mut image =
-        FamilyImage { pods: vec![], pools: vec![], policy: vec![], gateways: vec![], maglev: vec![] };
+    let mut image = FamilyImage {
+        pods: vec![],
+        pools: vec![],
+        policy: vec![],
+        gateways: vec![],
+        clients: vec![],
+        maglev: vec![],
+    };
     for pod in &desired.pods {
         let flags = flags_of(pod);
         let value = PodValue {
@@ -122,6 +129,10 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
         image.maglev.push((*id, Maglev { flags, gateways, slots: maglev::table(&ready) }));
     }
     image.gateways = senders(desired);
+    let client = |(gateway, client): &(IpAddr, IpAddr)| {
+        Some((ClientKey { gateway: A::of(*gateway)?, client: A::of(*client)? }, ClientValue::default()))
+    };
+    image.clients = desired.clients.iter().filter_map(client).collect();
     image
 }
 
@@ -133,6 +144,7 @@ fn flags_of(pod: &LocalPod) -> u32 {
         (pod.originating_only, pod_flag::ORIGINATING_ONLY),
         (pod.kernel_gateway, pod_flag::KERNEL_GATEWAY),
         (pod.kernel_client, pod_flag::KERNEL_CLIENT),
+        (pod.new_clients, pod_flag::NEW_CLIENTS),
     ];
     all.iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag)
 }
@@ -183,6 +195,7 @@ mod tests {
                 originating_only: false,
                 kernel_client: false,
                 gateway: false,
+                new_clients: false,
                 kernel_gateway: false,
                 by_kernel: false,
                 shaped: false,
@@ -209,6 +222,7 @@ mod tests {
             )]
             .into(),
             all_gateways: ["10.64.0.9".parse().unwrap()].into(),
+            clients: [("10.64.0.9".parse().unwrap(), "10.64.0.1".parse().unwrap())].into(),
             any_sender: false,
             quota: 0,
             uplinks: [2].into(),
@@ -257,7 +271,10 @@ mod tests {
             (Some(0), Some(gateway_flag::NO_NEW))
         );
         assert_eq!((flags(NONE, [10, 64, 0, 9]), v4.gateways.len()), (Some(0), 3));
+        let client = ClientKey { gateway: [10, 64, 0, 9], client: [10, 64, 0, 1] };
+        assert_eq!(v4.clients, [(client, ClientValue::default())]);
         let v6 = family::<[u8; 16]>(&desired());
+        assert!(v6.clients.is_empty());
         assert_eq!(v6.maglev[0].1.gateways, 0, "an Egress without a ready gateway of the family drops");
     }
 }

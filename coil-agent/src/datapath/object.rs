@@ -8,7 +8,7 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/coi
 /// Names of the maps that outlive the agent, which are the names of their pins.
 ///
 /// `coil_scratch` is missing: a program's own memory for one packet.
-pub const PINNED_MAPS: [&str; 33] = [
+pub const PINNED_MAPS: [&str; 35] = [
     "coil_config",
     "coil_uplinks",
     "coil_counters",
@@ -36,6 +36,8 @@ pub const PINNED_MAPS: [&str; 33] = [
     "coil_pin6",
     "coil_frags4",
     "coil_frags6",
+    "coil_clients4",
+    "coil_clients6",
     "coil_lent4",
     "coil_lent6",
     "coil_returned4",

@@ -1,6 +1,7 @@
 //! A gateway pod's namespace: its own ports, and the socket where coil-egress asks how it stands.
 
 use std::{
+    ops::RangeInclusive,
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
@@ -15,8 +16,9 @@ use tracing::debug;
 
 use crate::net::{RtnlError, sysctl};
 
-/// What the pod's own sockets and the kernel's masquerading use; eBPF translates to ports below.
-const OWN_PORTS: &str = "61000 65535";
+/// What the pod's own sockets and, beside the programs, the kernel's masquerading use; the programs translate to ports
+/// below.
+pub const OWN_PORTS: RangeInclusive<u16> = coil_packet::nat::LAST_PORT + 1..=u16::MAX;
 
 /// The pod's namespace cannot be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,8 @@ impl GatewayPod {
     /// When the namespace is gone, or another coild serves the socket.
     pub fn prepare(ns: &NetNs, status: StatusOf) -> Result<Self, GatewayError> {
         let listener = ns.run(|| {
-            sysctl::set("ipv4/ip_local_port_range", OWN_PORTS)?;
+            let ports = format!("{} {}", OWN_PORTS.start(), OWN_PORTS.end());
+            sysctl::set("ipv4/ip_local_port_range", &ports)?;
             let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
             listener.set_nonblocking(true)?;
             Ok::<_, GatewayError>(listener)

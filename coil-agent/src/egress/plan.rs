@@ -49,6 +49,8 @@ pub struct NodeFacts {
     pub host_stack: bool,
     /// `--fast-udp`.
     pub fast_udp: bool,
+    /// The clients of all nodes are known.
+    pub knows_clients: bool,
     /// `--enable-originating-only`: what an Egress does not say of itself.
     pub originating_only: bool,
     /// Pods have their addresses from another plugin: the pools do not tell them.
@@ -59,6 +61,8 @@ pub struct NodeFacts {
     pub fou_port: u16,
     /// `--mark`.
     pub mark: u32,
+    /// The pools that were known when [`Self::obstacle`] was looked for.
+    pub pools: BTreeSet<IpNet>,
     /// What on the node keeps all pods' packets with the kernel, if something does.
     pub obstacle: Option<String>,
     /// Pods' links with queues or filters of others.
@@ -120,10 +124,13 @@ pub fn desired<'a>(
     attached: impl IntoIterator<Item = &'a Attached>,
 ) -> Desired {
     let in_cluster = in_cluster(index, node);
+    let pools = index.pool_subnets();
+    // What is in the way of a new pool's addresses is not known yet.
+    let looked = pools.is_subset(&node.pools);
     let mut desired = Desired {
-        pools: index.pool_subnets(),
+        pools,
         uplinks: node.uplinks.clone(),
-        forward: node.forward && node.obstacle.is_none(),
+        forward: node.forward && node.obstacle.is_none() && looked,
         host_stack: node.host_stack,
         fast_udp: node.fast_udp,
         fou_port: node.fou_port,
@@ -133,6 +140,8 @@ pub fn desired<'a>(
     desired.all_gateways = index.slices.values().flat_map(|s| &s.endpoints).map(|e| e.address).collect();
     desired.any_sender = node.addresses_of_others;
     desired.quota = node.quota;
+    let attached: Vec<&Attached> = attached.into_iter().collect();
+    let senders = Senders::of(index, node, &attached);
     let mut sets: BTreeSet<&[EgressRef]> = BTreeSet::new();
     for attached in attached {
         let egresses = attached.pod.as_ref().map(egresses_of).unwrap_or_default();
@@ -145,7 +154,9 @@ pub fn desired<'a>(
         if unknown && !client && !gateway {
             continue;
         }
-        if client {
+        // Of a client by the kernel, the programs know its gateways alone.
+        let some_client = client || attached.kernel_client && !egresses.is_empty();
+        if some_client {
             sets.insert(egresses);
         }
         desired.pods.push(LocalPod {
@@ -158,16 +169,18 @@ pub fn desired<'a>(
             mac: attached.link.mac.0,
             host_mac: attached.link.host.mac.0,
             mtu: attached.link.host.mtu,
-            policy: if client { policy_id(egresses) } else { 0 },
+            policy: if some_client { policy_id(egresses) } else { 0 },
             client,
             originating_only: client && egresses.iter().any(|egress| originating_only(index, node, egress)),
             kernel_client: attached.kernel_client,
             kernel_gateway: attached.kernel_gateway,
             gateway,
+            new_clients: gateway && senders.more_may_come(attached),
             by_kernel: unknown || shaped || node.foreign_links.contains(&attached.link.host.index),
-            shaped,
+            shaped: shaped || node.foreign_links.contains(&attached.link.host.index),
         });
     }
+    desired.clients = senders.known;
     for egresses in sets {
         let id = policy_id(egresses);
         let compiled = policy_within(index, node, &in_cluster, egresses);
@@ -188,6 +201,51 @@ pub fn desired<'a>(
         }
     }
     desired
+}
+
+/// Most pairs of a gateway and a client: what `coil_clients4` holds, with room for those who come before others go.
+const MOST_SENDERS: usize = 131_072;
+
+/// Who may send FOU to the gateways of this node.
+struct Senders<'a> {
+    /// Gateway and client, by address.
+    known: BTreeSet<(IpAddr, IpAddr)>,
+    /// Egresses of gateways with clients that are not known by address yet; none when that holds for all.
+    waiting: Option<BTreeSet<&'a EgressRef>>,
+}
+
+impl<'a> Senders<'a> {
+    fn of(index: &'a Index, node: &NodeFacts, attached: &[&'a Attached]) -> Self {
+        let mut senders = Self { known: BTreeSet::new(), waiting: node.knows_clients.then(BTreeSet::new) };
+        for gateway in attached {
+            let Some(egress) = gateway.pod.as_ref().and_then(|pod| pod.gateway_of.as_ref()) else { continue };
+            let own = gateway.link.addresses();
+            // This node knows its own pods before the API server does.
+            let here =
+                attached.iter().filter(|a| a.pod.as_ref().is_some_and(|p| egresses_of(p).contains(egress)));
+            let here = here.flat_map(|client| client.link.addresses());
+            let there = index.clients_of(egress).into_iter().map(|(_, address)| address);
+            for client in here.chain(there) {
+                let same = own.iter().filter(|own| own.is_ipv4() == client.is_ipv4());
+                senders.known.extend(same.map(|own| (*own, client)));
+            }
+            if let Some(waiting) = &mut senders.waiting
+                && index.is_starting_clients(egress)
+            {
+                waiting.insert(egress);
+            }
+        }
+        if senders.known.len() > MOST_SENDERS {
+            return Self { known: BTreeSet::new(), waiting: None };
+        }
+        senders
+    }
+
+    /// Whether some clients of a gateway are not known.
+    fn more_may_come(&self, gateway: &Attached) -> bool {
+        let egress = gateway.pod.as_ref().and_then(|pod| pod.gateway_of.as_ref());
+        self.waiting.as_ref().is_none_or(|waiting| egress.is_some_and(|egress| waiting.contains(egress)))
+    }
 }
 
 /// Whether connections that came in to a client are answered the way they came: as the Egress says, or as the
@@ -306,6 +364,45 @@ mod tests {
     }
 
     #[test]
+    fn gateways_know_their_clients() {
+        let mut index = index();
+        let mut client = |name: &str, of: &str, addresses: &[&str]| {
+            let pod = PodInfo {
+                key: ObjectKey::new("b", name),
+                uid: name.into(),
+                egresses: Ok(vec![egress(of)]),
+                gateway_of: None,
+                shaped: false,
+                addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            };
+            index.clients.insert(pod.key.clone(), pod);
+        };
+        client("far", "nat", &["203.0.113.77", "2001:db8::7"]);
+        client("other", "six", &["203.0.113.78"]);
+        let mut gateway = attached(5, &[], true);
+        gateway.link.ipv4 = "203.0.113.1".parse().ok();
+        let pods = [attached(2, &["nat"], false), attached(3, &[], false), gateway];
+        let known = NodeFacts { knows_clients: true, ..NodeFacts::default() };
+        let of = |index: &Index, facts: &NodeFacts| {
+            let desired = desired(index, facts, &pods);
+            let clients: Vec<String> = desired.clients.iter().map(|(_, client)| client.to_string()).collect();
+            (clients, desired.pods[2].new_clients)
+        };
+        let both = vec!["203.0.113.7".to_owned(), "203.0.113.77".to_owned()];
+        assert_eq!(of(&index, &known), (both.clone(), false), "of its families, and of its Egress");
+        assert_eq!(of(&index, &NodeFacts::default()), (both.clone(), true), "not all are known");
+        let mut client = |name: &str, of: &str| {
+            let mut pod = index.clients.values().next().unwrap().clone();
+            (pod.key.name, pod.egresses, pod.addresses) = (name.into(), Ok(vec![egress(of)]), vec![]);
+            index.clients.insert(pod.key.clone(), pod);
+        };
+        client("new-of-other", "six");
+        client("new", "nat");
+        assert_eq!(of(&index, &known), (both, true), "one is being started");
+        assert_eq!(desired(&index, &known, &pods[..2]).pods[0].new_clients, false);
+    }
+
+    #[test]
     fn a_pod_of_unknown_hardware_address_is_left_to_the_kernel() {
         let unknown = |index, egresses: &[&str], gateway| {
             let mut attached = attached(index, egresses, gateway);
@@ -319,13 +416,15 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_egress_and_a_kernel_client_have_no_policy() {
+    fn a_deleted_egress_has_no_policy_and_a_kernel_client_is_none_of_the_programs() {
         let mut kernel = attached(2, &["nat"], false);
         kernel.kernel_client = true;
         let gone = attached(3, &["gone"], false);
-        let desired = desired(&index(), &NodeFacts::default(), [&kernel, &gone]);
-        assert!(desired.policies.is_empty() && desired.egresses.is_empty());
-        assert!(!desired.pods[0].client && desired.pods[1].client);
+        let desired = desired(&index(), &NodeFacts::default(), [&gone]);
+        assert!(desired.policies.is_empty() && desired.egresses.is_empty() && desired.pods[0].client);
+        let desired = super::desired(&index(), &NodeFacts::default(), [&kernel]);
+        assert!(!desired.pods[0].client, "its policy tells who may send it FOU, and nothing else");
+        assert_eq!(desired.pods[0].policy, policy_id(&[egress("nat")]));
         assert_eq!(policy(&index(), &NodeFacts::default(), &[egress("gone")]), BTreeMap::new());
     }
 }

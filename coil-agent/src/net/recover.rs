@@ -11,8 +11,9 @@ use std::{
 use coil_netns::NetNs;
 use ipnet::IpNet;
 use rtnetlink::packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     nsid::{NsidAttribute, NsidMessage},
+    rule::{RuleAttribute, RuleMessage},
 };
 use tracing::{info, warn};
 
@@ -32,8 +33,10 @@ const NETNS_DIRS: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
 /// RTPROT_BOOT of linux/rtnetlink.h.
 const PROTOCOL_BOOT: u8 = 3;
 
-/// How the names of the Go version's tunnel links in a client pod begin.
+/// How the names of tunnel links in a pod begin: of a client by its own kernel, and of a gateway.
 const FOU_LINK: &str = "fou";
+/// The priority of a client's rule to what leaves inside private ranges; gateways have none.
+const CLIENT_RULE: u32 = 1900;
 
 /// A pod that is connected.
 #[derive(Debug, Clone)]
@@ -44,7 +47,7 @@ pub struct Found {
     pub link: PodLink,
     /// Its namespace, when it is where runtimes keep them.
     pub netns: Option<PathBuf>,
-    /// It has FOU links of its own, made by the Go version of Coil.
+    /// It is a client with FOU links of its own.
     pub kernel_client: bool,
 }
 
@@ -117,7 +120,8 @@ pub async fn pods(rtnl: &Rtnl, routes: Owned, from_main: bool) -> Result<Vec<Fou
         let inner = inner_links(rtnl, &host).await;
         // By the pair and not by its name, which the pod may have changed.
         let mac = inner.iter().find(|link| Some(link.index) == host.lower).map_or(Mac::default(), |l| l.mac);
-        let kernel_client = inner.iter().any(|link| link.name.starts_with(FOU_LINK));
+        let tunnels = inner.iter().any(|link| link.name.starts_with(FOU_LINK));
+        let kernel_client = tunnels && has_rules_of_client(&host, netns.as_deref()).await;
         found.push(Found { alias, link: PodLink { host, mac, ipv4, ipv6 }, netns, kernel_client });
     }
     Ok(found)
@@ -146,6 +150,28 @@ async fn inner_links(rtnl: &Rtnl, host: &Link) -> Vec<Link> {
     rtnl.links_in(nsid).await.unwrap_or_else(|e| {
         warn!(link = host.name, error = %e, "cannot look into a pod's namespace: the host's stack serves it alone");
         Vec::new()
+    })
+}
+
+/// Whether a pod with tunnels is a client; one that cannot be looked into is taken for one.
+async fn has_rules_of_client(host: &Link, netns: Option<&std::path::Path>) -> bool {
+    let Some(netns) = netns else { return true };
+    let look = async {
+        let rtnl = Rtnl::open_in(&NetNs::open(netns)?)??;
+        let mut found = false;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RuleMessage::default();
+            filter.header.family = family;
+            for message in rtnl.dump(RouteNetlinkMessage::GetRule(filter), "the routing rules").await? {
+                let RouteNetlinkMessage::NewRule(rule) = message else { continue };
+                found |= rule.attributes.contains(&RuleAttribute::Priority(CLIENT_RULE));
+            }
+        }
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(found)
+    };
+    look.await.unwrap_or_else(|e| {
+        warn!(link = host.name, error = %e, "cannot look at the rules of a pod with tunnels, which is taken for a client");
+        true
     })
 }
 

@@ -8,6 +8,7 @@ use tracing::warn;
 use super::{Node, lock};
 use crate::{
     egress::{
+        gateway::OWN_PORTS,
         kernel::{
             apply::{self, Common},
             plan::{self as inside, Via, Wanted},
@@ -33,7 +34,11 @@ impl Node {
     /// Why nothing was made inside a pod that needs it; none when it was, or none is needed.
     #[must_use]
     pub fn kernel_trouble(&self, owner: &AttachmentId) -> Option<String> {
-        lock(&self.pods).get(owner).and_then(|entry| entry.kernel_trouble.clone())
+        // Where the programs do it, a gateway's kernel does other protocols alone: it is a gateway without.
+        lock(&self.pods)
+            .get(owner)
+            .filter(|_| self.by_kernel())
+            .and_then(|entry| entry.kernel_trouble.clone())
     }
 
     /// Why a gateway that the kernel is takes no clients; empty when it does.
@@ -53,13 +58,17 @@ impl Node {
     /// What a pod's namespace should have. None where nothing is Coil's to make.
     fn kernel_wanted(&self, attached: &Attached, ifname: &str) -> Result<Option<Wanted>, String> {
         let Some(pod) = attached.pod.as_ref() else { return Ok(None) };
-        if !self.by_kernel() {
+        // Beside the programs, a gateway's kernel does what they do not.
+        let beside = self.plane.serves_egress()
+            && self.settings.kernel_egress_missing.is_none()
+            && pod.gateway_of.is_some();
+        if !self.by_kernel() && !beside {
             return Ok(None);
         }
-        let facts = lock(&self.facts).clone();
+        let facts = self.facts();
         let own = attached.link.addresses();
-        let egresses = plan::egresses_of(pod);
-        let mut wanted = Wanted::default();
+        let egresses = if beside { &[] } else { plan::egresses_of(pod) };
+        let mut wanted = Wanted { ports: beside.then_some(OWN_PORTS), ..Wanted::default() };
         self.feed.read(|index| {
             let mut vias = BTreeMap::new();
             for egress in egresses {
@@ -116,18 +125,30 @@ impl Node {
             }
             (Err(e), _) => Err(e),
         };
+        let told = self.note_kernel(owner, result);
+        if told && let Err(e) = self.put(owner).await {
+            warn!(container = %owner, error = %e, "other protocols do not reach the gateway's kernel yet");
+        }
+    }
+
+    /// Remembers what was made inside a pod. True when the programs are to know.
+    fn note_kernel(&self, owner: &AttachmentId, result: Result<Wanted, String>) -> bool {
         let mut pods = lock(&self.pods);
-        let Some(entry) = pods.get_mut(owner) else { return };
+        let Some(entry) = pods.get_mut(owner) else { return false };
         match result {
             Ok(wanted) => {
+                let is_new = wanted.ports.is_some() && !entry.attached.kernel_gateway;
+                entry.attached.kernel_gateway = wanted.ports.is_some();
                 entry.kernel = Some(wanted);
                 entry.kernel_trouble = None;
+                is_new
             }
             Err(e) => {
                 if entry.kernel_trouble.as_ref() != Some(&e) {
                     warn!(container = %owner, error = e, "the pod's egress by the kernel is not as it should be");
                 }
                 entry.kernel_trouble = Some(e);
+                false
             }
         }
     }

@@ -152,6 +152,15 @@ impl Index {
         clients.flat_map(|pod| pod.addresses.iter().map(|address| (pod.key.clone(), *address))).collect()
     }
 
+    /// Whether a client of an Egress is being started: it will have an address that nobody knows yet.
+    #[must_use]
+    pub fn is_starting_clients(&self, egress: &EgressRef) -> bool {
+        let starts = |pod: &PodInfo| {
+            pod.addresses.is_empty() && pod.egresses.as_ref().is_ok_and(|e| e.contains(egress))
+        };
+        self.clients.values().any(starts)
+    }
+
     /// The pod with a UID.
     #[must_use]
     pub fn pod_by_uid(&self, uid: &str) -> Option<&PodInfo> {

@@ -59,10 +59,16 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
     })
 }
 
-/// A pod that is a client of an Egress.
+/// A pod that is a client of an Egress, or whose annotation is wrong, on some node. One that has ended has its address no more, and one that no node has
+/// was never given any.
 #[must_use]
 pub fn client(pod: &Pod) -> Option<PodInfo> {
-    self::pod(pod).filter(|info| info.egresses.as_ref().is_ok_and(|egresses| !egresses.is_empty()))
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let has_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    if !has_node || matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    self::pod(pod).filter(|info| info.egresses.as_ref().map_or(true, |egresses| !egresses.is_empty()))
 }
 
 /// Cluster addresses of a Service.
@@ -200,6 +206,28 @@ mod tests {
         let bad = from(json!({"metadata": {"annotations": {"egress.coil.cybozu.com/internet": ","}}}));
         assert!(pod(&bad).unwrap().egresses.is_err());
         assert_eq!(pod_without_egress(&bad).unwrap().egresses, Ok(Vec::new()));
+    }
+
+    #[test]
+    fn clients_have_a_node_and_have_not_ended() {
+        let of = |annotation: &str, spec: serde_json::Value, phase: &str| {
+            client(&from(json!({
+                "metadata": {"namespace": "a", "name": "p", "annotations": {"egress.coil.cybozu.com/internet": annotation}},
+                "spec": spec, "status": {"phase": phase},
+            })))
+        };
+        let placed = || json!({"containers": [], "nodeName": "n"});
+        let starting = of("nat", placed(), "Pending").unwrap();
+        let nat = EgressRef { namespace: "internet".into(), name: "nat".into() };
+        let mut index = super::super::Index::default();
+        index.clients.insert(starting.key.clone(), starting.clone());
+        assert!(index.is_starting_clients(&nat) && index.clients_of(&nat).is_empty());
+        let started = PodInfo { addresses: vec!["10.64.0.1".parse().unwrap()], ..starting };
+        index.clients.insert(started.key.clone(), started);
+        assert!(!index.is_starting_clients(&nat) && index.clients_of(&nat).len() == 1);
+        assert_eq!(of("nat", json!({"containers": []}), "Pending"), None);
+        assert_eq!(of("nat", placed(), "Succeeded"), None);
+        assert!(of(",", placed(), "Running").unwrap().egresses.is_err());
     }
 
     #[test]

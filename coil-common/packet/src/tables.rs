@@ -3,8 +3,8 @@
 use crate::{
     Addr, Family,
     abi::{
-        Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue, PinKey,
-        PinValue, PodValue, Way,
+        ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue,
+        PinKey, PinValue, PodValue, Way,
     },
     nat::Tallied,
 };
@@ -93,6 +93,8 @@ pub trait Tables<A: Addr> {
     fn gateway(&self, egress: u32, hash: u32) -> Option<A>;
     /// Bits of [`crate::abi::gateway_flag`] when the address is a gateway of an Egress that the policy uses.
     fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32>;
+    /// True for a known client of a gateway of this node.
+    fn is_client(&self, key: &ClientKey<A>) -> bool;
     /// Looks at the gateway of a flow or of a client, and changes it in place; none without a pin.
     fn with_pin<R>(&mut self, key: &PinKey<A>, work: impl FnOnce(&mut PinValue<A>) -> R) -> Option<R>;
     /// Remembers it. A table without room forgets the oldest.

@@ -179,14 +179,16 @@ reasons! {
     NatInvalid = Drop, "nat-invalid";
     /// A packet to a port of a gateway's SNAT range that is lent to nobody.
     NatUnknown = Drop, "nat-unknown";
-    /// FOU to a gateway from an address that is in no pool.
+    /// FOU to a gateway from an address that none of its clients has.
     FouSender = Drop, "fou-sender";
     /// FOU whose inner packet is malformed or has another source than the outer one.
     FouInner = Drop, "fou-inner";
     /// FOU to a client from an address that is none of its gateways.
     FouNotGateway = Drop, "fou-not-gateway";
-    /// FOU from a pod that is neither client nor gateway, or in another's name.
+    /// FOU from a pod that has no business to send it, or in another's name.
     FouForged = Drop, "fou-forged";
+    /// What may be FOU in fragments or behind options, to a pod whose own kernel would take it.
+    FouHidden = Drop, "fou-hidden";
     /// Congestion was marked on the outer header of a packet that cannot carry the mark (RFC 6040).
     FouCongestion = Drop, "fou-congestion";
     /// The kernel opened a connection with the addresses and ports of a live fast flow. It opens it again with
@@ -249,8 +251,6 @@ pub struct Passage<A> {
     pub tell: bool,
     /// UDP source port of the encapsulation.
     pub sport: u16,
-    /// True when the sender is known to be a client.
-    pub known: bool,
 }
 
 /// How a packet leaves.
@@ -463,15 +463,7 @@ impl<A: Addr> Decision<A> {
         let packet = Packet::nothing();
         let flow = Draft { key: FlowKey::zeroed(), value: FlowValue::default(), upward: false };
         let outcome = Outcome { verdict: Verdict::Next, reason: Reason::Malformed };
-        let passage = Passage {
-            gateway: A::zeroed(),
-            link: 0,
-            decap: 0,
-            tos: None,
-            tell: false,
-            sport: 0,
-            known: false,
-        };
+        let passage = Passage { gateway: A::zeroed(), link: 0, decap: 0, tos: None, tell: false, sport: 0 };
         let client = End { addr: A::zeroed(), port: 0 };
         Self { packet, outer: packet, quoted: packet, passage, client, flow, way: Way::default(), outcome }
     }

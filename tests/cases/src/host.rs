@@ -11,8 +11,9 @@ use coil_packet::{
     Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, Later, NextHop, Path, Reason, Rewrite,
     Tables, Verdict,
     abi::{
-        Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey, NatRevValue,
-        NatValue, PinKey, PinValue, PodValue, Way, config_flag, egress_flag, gateway_flag, pod_flag,
+        ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey,
+        NatRevValue, NatValue, PinKey, PinValue, PodValue, Way, config_flag, egress_flag, gateway_flag,
+        pod_flag,
     },
     answer, apply, forward, hash,
     nat::Tallied,
@@ -22,7 +23,7 @@ use coil_packet::{
 use crate::{
     Case, Flow, Given, Route, World,
     memory::Memory,
-    world::{self, MTU, POLICY, UPLINK},
+    world::{self, MTU, POLICY, Role, UPLINK},
 };
 
 /// A family of the host's addresses.
@@ -320,11 +321,14 @@ impl<A: HostAddr> Tables<A> for Node<A> {
     }
 
     fn pod(&self, addr: &A) -> Option<PodValue> {
-        let (_, ifindex, client, gateway) = *self.world.pods.iter().find(|pod| pod.0 == (*addr).into())?;
-        let originating = u32::from(client) * pod_flag::ORIGINATING_ONLY;
-        let flags =
-            (u32::from(client) * pod_flag::CLIENT) | (u32::from(gateway) * pod_flag::GATEWAY) | originating;
-        let policy = if client { POLICY } else { 0 };
+        let (_, ifindex, role) = *self.world.pods.iter().find(|pod| pod.0 == (*addr).into())?;
+        let (policy, flags) = match role {
+            Role::Plain => (0, 0),
+            Role::Client => (POLICY, pod_flag::CLIENT | pod_flag::ORIGINATING_ONLY),
+            Role::KernelClient => (POLICY, pod_flag::KERNEL_CLIENT),
+            Role::Gateway => (0, pod_flag::GATEWAY),
+            Role::KernelGateway => (0, pod_flag::GATEWAY | pod_flag::KERNEL_GATEWAY | pod_flag::NEW_CLIENTS),
+        };
         let (mac, host_mac) = (world::pod_mac(ifindex), world::host_mac(ifindex));
         Some(PodValue { ifindex, policy, flags, mac, host_mac, mtu: world::pod_mtu(ifindex) })
     }
@@ -360,6 +364,10 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         let known = [POLICY, 0].contains(&policy) && self.world.egresses.iter().any(|e| e.1.contains(&addr));
         let flags = if self.world.leaving.contains(&addr) { gateway_flag::NO_NEW } else { 0 };
         known.then_some(if policy == 0 { 0 } else { flags })
+    }
+
+    fn is_client(&self, key: &ClientKey<A>) -> bool {
+        self.world.clients.contains(&(key.gateway.into(), key.client.into()))
     }
 
     fn with_pin<R>(&mut self, key: &PinKey<A>, work: impl FnOnce(&mut PinValue<A>) -> R) -> Option<R> {

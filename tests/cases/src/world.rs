@@ -6,6 +6,9 @@
 //!  13 gateway 10.64.0.3 ┘ 172.18.0.1    2     └─ 172.18.0.254  router to the world
 //! ```
 //!
+//! On this node, too: 14 kernel client 10.64.0.4, which has tunnels of its own, and 15 kernel gateway 10.64.0.5, whose own
+//! kernel translates what the programs do not, and some of whose clients are being started.
+//!
 //! IPv6 the same: fd64:: for 10.64., fd00:18:: for 172.18.0., 2001:db8:9:: for 198.51.100.
 
 use std::net::IpAddr;
@@ -20,6 +23,11 @@ pub const CLIENT: u32 = 11;
 pub const PLAIN: u32 = 12;
 /// The gateway pod's veth.
 pub const GATEWAY: u32 = 13;
+
+/// The kernel client's veth.
+pub const KERNEL_CLIENT: u32 = 14;
+/// The kernel gateway's veth.
+pub const KERNEL_GATEWAY: u32 = 15;
 
 /// MAC address of the router and of the other node.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 1];
@@ -41,7 +49,10 @@ pub const AFFINE: u32 = 5;
 /// An Egress that is originating only.
 pub const ORIGINATING: u32 = 6;
 
-/// Policy of the client.
+/// An Egress of the kernel gateway.
+pub const KERNEL: u32 = 8;
+
+/// Policy of the clients.
 pub const POLICY: u32 = 7;
 
 /// MAC address of the host's side of a link.
@@ -65,6 +76,10 @@ pub struct Net {
     pub plain: IpAddr,
     /// A gateway pod of this node.
     pub gateway: IpAddr,
+    /// A client of this node whose own kernel does its egress.
+    pub kernel_client: IpAddr,
+    /// A gateway of this node whose own kernel translates what the programs do not, and that has new clients.
+    pub kernel_gateway: IpAddr,
     /// A pod of the other node.
     pub remote: IpAddr,
     /// An egress client of the other node.
@@ -87,6 +102,8 @@ pub struct Net {
     pub world_affine: IpAddr,
     /// Behind the remote gateway, for connections that the client begins.
     pub world_originating: IpAddr,
+    /// Behind the kernel gateway of this node.
+    pub world_kernel: IpAddr,
     /// A gateway of the other node that is terminating.
     pub leaving_gateway: IpAddr,
     /// Link-local: never egress.
@@ -132,6 +149,8 @@ impl Net {
             client: addr(Part::Here, 1),
             plain: addr(Part::Here, 2),
             gateway: addr(Part::Here, 3),
+            kernel_client: addr(Part::Here, 4),
+            kernel_gateway: addr(Part::Here, 5),
             remote: addr(Part::There, 1),
             remote_client: addr(Part::There, 2),
             remote_gateway: addr(Part::There, 9),
@@ -143,6 +162,7 @@ impl Net {
             world_none: addr(Part::World, 5),
             world_affine: addr(Part::World, 6),
             world_originating: addr(Part::World, 7),
+            world_kernel: addr(Part::World, 8),
             leaving_gateway: addr(Part::There, 11),
             link_local: addr(Part::LinkLocal, 1),
             lost: addr(Part::Lost, 1),
@@ -184,13 +204,30 @@ pub enum Route {
 /// A network: address and prefix length.
 pub type Prefix = (IpAddr, u8);
 
+/// What a pod of this node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Nothing special.
+    Plain,
+    /// A client by the programs.
+    Client,
+    /// A client by its own kernel.
+    KernelClient,
+    /// A gateway by the programs alone.
+    Gateway,
+    /// A gateway with a kernel that does the rest, some of whose clients are being started.
+    KernelGateway,
+}
+
 /// What the node's tables and routes hold, of one family.
 #[derive(Clone, Debug)]
 pub struct World {
     /// AddressPools.
     pub pools: Vec<Prefix>,
-    /// Address and veth of each pod, whether it is a client, and whether it is a gateway.
-    pub pods: Vec<(IpAddr, u32, bool, bool)>,
+    /// Address and veth of each pod, and what it is.
+    pub pods: Vec<(IpAddr, u32, Role)>,
+    /// Gateways of this node, and the clients that they know.
+    pub clients: Vec<(IpAddr, IpAddr)>,
     /// The client's policy: destination and Egress, if any.
     pub policy: Vec<(Prefix, Option<u32>)>,
     /// Each Egress: id, gateways, hashed source ports.
@@ -228,9 +265,16 @@ impl World {
         Self {
             pools: vec![pool],
             pods: vec![
-                (net.client, CLIENT, true, false),
-                (net.plain, PLAIN, false, false),
-                (net.gateway, GATEWAY, false, true),
+                (net.client, CLIENT, Role::Client),
+                (net.plain, PLAIN, Role::Plain),
+                (net.gateway, GATEWAY, Role::Gateway),
+                (net.kernel_client, KERNEL_CLIENT, Role::KernelClient),
+                (net.kernel_gateway, KERNEL_GATEWAY, Role::KernelGateway),
+            ],
+            clients: vec![
+                (net.gateway, net.remote_client),
+                (net.gateway, net.client),
+                (net.kernel_gateway, net.remote_client),
             ],
             policy: vec![
                 ((default, 0), Some(1)),
@@ -238,6 +282,7 @@ impl World {
                 ((net.world_local, whole), Some(3)),
                 ((net.world_lost, whole), Some(3)),
                 ((net.world_none, whole), Some(4)),
+                ((net.world_kernel, whole), Some(KERNEL)),
                 ((net.world_affine, whole), Some(AFFINE)),
                 ((net.world_originating, whole), Some(ORIGINATING)),
                 (pool, None),
@@ -252,6 +297,7 @@ impl World {
                 (2, vec![net.auto_gateway], true),
                 (3, vec![net.gateway], false),
                 (4, vec![], false),
+                (KERNEL, vec![net.kernel_gateway], false),
             ],
             routes: vec![
                 ((default, 0), Route::Via(node(254))),

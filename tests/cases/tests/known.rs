@@ -126,7 +126,7 @@ fn a_reply_is_remembered_likewise() {
     let by_stack = node.run(Path::ToPod, world::GATEWAY, &data, 0);
     assert!(by_stack.reason == Reason::ReplyToNode && by_stack.frame[..12] != MACS);
     // A client that has moved here.
-    node.world.pods.push((net.remote_client, 55, true, false));
+    node.world.pods.push((net.remote_client, 55, world::Role::Client));
     node.epoch += 1;
     assert_eq!(node.run(Path::FromNet, UPLINK, &data, 0).reason, Reason::ReplyToPod);
     assert_eq!(node.run(Path::FromNet, UPLINK, &data, 0).frame[..6], world::pod_mac(55));
@@ -188,7 +188,7 @@ fn what_is_remembered_is_no_way_round_a_check() {
         from(UPLINK, &wire::fou((net.remote_client, net.gateway), 0, 5555, &[&inner[..], &[0]].concat()));
     assert_eq!(node.run(Path::FromNet, UPLINK, &short, 0).reason, Reason::FouInner);
     // Its sender is a client no more.
-    node.world.pools.clear();
+    node.world.clients.clear();
     node.epoch += 1;
     assert_eq!(node.run(Path::FromNet, UPLINK, &in_tunnel(&net, tcp::ACK), 0).reason, Reason::FouSender);
 }

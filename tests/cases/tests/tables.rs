@@ -111,6 +111,8 @@ fn a_client_has_so_many_ports_and_no_more() {
 fn ports_are_found_when_most_are_lent() {
     let (net, mut node) = node();
     node.room = 100_000;
+    let clients = (0..=u8::MAX).map(|n| IpAddr::from([10, 64, 1, n]));
+    node.world.clients = clients.map(|client| (net.gateway, client)).collect();
     let packet = |client: u32, sport: u16| {
         let [_, a, b, c] = client.to_be_bytes();
         let client = IpAddr::from([10, 64, 1 + a, b.wrapping_add(c)]);
@@ -140,6 +142,7 @@ fn many_clients_share_one_gateway() {
     for client in 1..=200u8 {
         // All from the same source port, through the tunnel.
         let client = IpAddr::from([10, 64, 1, client]);
+        node.world.clients.push((net.gateway, client));
         let inner = wire::tcp(Ip::new(client, net.world_local), 40000, 443, tcp::SYN, b"");
         let frame = from(UPLINK, &wire::fou((client, net.gateway), 0, 5555, &inner));
         let outcome = node.run(Path::FromNet, UPLINK, &frame, 0);

@@ -3,6 +3,7 @@
 //! Needs root and a mounted bpf file system: what is missing fails a test in one line.
 
 mod fabric;
+pub mod foreign;
 mod node;
 pub mod rules;
 pub mod stream;

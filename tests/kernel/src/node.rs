@@ -12,7 +12,7 @@ use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod, Reading
 use coil_cases::{
     Case, Given, Net, Route, World,
     host::{Entry, HostAddr, entry, key},
-    world::{self, POLICY, Prefix, UPLINK},
+    world::{self, POLICY, Prefix, Role, UPLINK},
 };
 use coil_netns::NetNs;
 use coil_packet::abi::{FlowKey, FlowValue};
@@ -245,7 +245,8 @@ fn make_links() -> Result<()> {
         std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")
             .with_context(|| format!("cannot set {sysctl}"))?;
     }
-    for ifindex in [UPLINK, world::CLIENT, world::PLAIN, world::GATEWAY] {
+    let pods = [world::CLIENT, world::PLAIN, world::GATEWAY, world::KERNEL_CLIENT, world::KERNEL_GATEWAY];
+    for ifindex in [UPLINK].into_iter().chain(pods) {
         let (host, pod) = (mac(world::host_mac(ifindex)), mac(world::pod_mac(ifindex)));
         let other = ifindex + 100;
         ip(&format!(
@@ -293,9 +294,10 @@ pub fn desired() -> Result<Desired> {
         for pool in &world.pools {
             desired.pools.insert(net(*pool)?);
         }
-        for (addr, ifindex, client, gateway) in &world.pods {
-            add_pod(&mut desired, *addr, *ifindex, *client, *gateway);
+        for (addr, ifindex, role) in &world.pods {
+            add_pod(&mut desired, *addr, *ifindex, *role);
         }
+        desired.clients.extend(&world.clients);
         for (destination, egress) in &world.policy {
             desired.policies.insert((POLICY, net(*destination)?), *egress);
         }
@@ -316,11 +318,12 @@ pub fn desired() -> Result<Desired> {
     Ok(desired)
 }
 
-fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, client: bool, gateway: bool) {
+fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, role: Role) {
     if let Some(pod) = desired.pods.iter_mut().find(|pod| pod.ifindex == ifindex) {
         pod.addresses.push(addr);
         return;
     }
+    let (client, kernel_client) = (role == Role::Client, role == Role::KernelClient);
     desired.pods.push(LocalPod {
         name: format!("test/pod-{ifindex}"),
         addresses: vec![addr],
@@ -328,12 +331,13 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, client: bool, gate
         mac: world::pod_mac(ifindex),
         host_mac: world::host_mac(ifindex),
         mtu: world::pod_mtu(ifindex),
-        policy: if client { POLICY } else { 0 },
+        policy: if client || kernel_client { POLICY } else { 0 },
         client,
         originating_only: client,
-        kernel_client: false,
-        gateway,
-        kernel_gateway: false,
+        kernel_client,
+        gateway: matches!(role, Role::Gateway | Role::KernelGateway),
+        new_clients: role == Role::KernelGateway,
+        kernel_gateway: role == Role::KernelGateway,
         by_kernel: false,
         shaped: false,
     });

@@ -3,8 +3,10 @@
 //! The lab has them in `coil-lab tool`, the end-to-end tests in an image of their own.
 
 mod data;
+mod forge;
 mod http;
 mod node;
+pub mod paced;
 pub mod serve;
 mod tcp;
 mod udp;
@@ -78,6 +80,34 @@ pub enum Tool {
         /// How long to wait
         #[command(flatten)]
         timeout: Timeout,
+    },
+    /// Send a datagram from each of many ports; nobody has to answer
+    UdpPorts {
+        /// ADDRESS:PORT
+        to: SocketAddr,
+        /// The first port
+        #[arg(long, default_value_t = 1024)]
+        first: u16,
+        /// How many ports
+        #[arg(long)]
+        ports: u16,
+    },
+    /// Send FOU as a forger would: a datagram in a datagram
+    Fou {
+        /// ADDRESS:PORT
+        to: SocketAddr,
+        /// The address to come from, which need not be this host's
+        #[arg(long)]
+        from: Option<IpAddr>,
+        /// Where the datagram inside comes from, ADDRESS:PORT
+        #[arg(long)]
+        inner: SocketAddr,
+        /// Where it goes to, ADDRESS:PORT
+        #[arg(long)]
+        target: SocketAddr,
+        /// How many
+        #[arg(long, default_value_t = 5)]
+        times: usize,
     },
     /// As `serve`, on addresses that the node has only meanwhile
     World {
@@ -176,6 +206,8 @@ pub fn run(tool: Tool) -> Result<String> {
                 let pause = Duration::from_millis(pause);
                 udp::echo(to, bytes, segments, times, pause, timeout.get()).await
             }
+            Tool::UdpPorts { to, first, ports } => udp::from_ports(to, first, ports).await,
+            Tool::Fou { to, from, inner, target, times } => forge::send(to, from, inner, target, times).await,
             Tool::Visit { address, port, times, timeout } => visit(address, port, times, timeout.get()).await,
             Tool::Route { addresses, via } => {
                 node::with_routes(&addresses, &via).await.map(|()| String::new())

@@ -32,6 +32,19 @@ pub(super) async fn echo(
     Ok(format!("{times} datagrams of {count} bytes sent, all came back equal"))
 }
 
+/// Sends a datagram from each of some ports that are free, one after the other.
+pub(super) async fn from_ports(to: SocketAddr, first: u16, ports: u16) -> Result<String> {
+    let mut sent = 0;
+    for port in first..first.saturating_add(ports) {
+        let own = SocketAddr::new(unspecified(to).ip(), port);
+        let Ok(socket) = UdpSocket::bind(own).await else { continue };
+        // The error of an earlier one's answer is nobody's here.
+        socket.send_to(b"one of many", to).await.with_context(|| format!("cannot send to {to}"))?;
+        sent += 1;
+    }
+    Ok(format!("{sent} datagrams sent to {to}"))
+}
+
 /// Sends datagrams of `count` bytes in one call, and waits until each came back.
 async fn exchange(socket: &UdpSocket, data: &[u8], count: usize) -> io::Result<()> {
     if data.len() == count {

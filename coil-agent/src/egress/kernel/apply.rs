@@ -124,7 +124,7 @@ fn settings_and_tunnels(
         }
     }
     for own in &wanted.gateway {
-        nft::ensure(*own, ifname).map_err(KernelError::Masquerade)?;
+        nft::ensure(*own, ifname, wanted.ports.as_ref()).map_err(KernelError::Masquerade)?;
     }
     Ok(())
 }

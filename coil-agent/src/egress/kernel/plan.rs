@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
 };
 
 use ipnet::IpNet;
@@ -69,6 +70,8 @@ pub struct Wanted {
     pub routes: BTreeMap<(u32, IpNet), String>,
     /// The pod's addresses when it is a gateway, for masquerading.
     pub gateway: Vec<IpAddr>,
+    /// What masquerading may use of ports, where the programs translate beside it.
+    pub ports: Option<RangeInclusive<u16>>,
 }
 
 /// The name of the link to a peer, as Coil v2 has it.

@@ -18,8 +18,8 @@ pub use nat::{
     PinKey, PinValue, PortRow, Tally,
 };
 pub use node::{
-    Config, Counter, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey, PoolValue, UplinkValue,
-    config_flag, egress_flag, gateway_flag, pod_flag,
+    ClientKey, ClientValue, Config, Counter, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey,
+    PoolValue, UplinkValue, config_flag, egress_flag, gateway_flag, pod_flag,
 };
 
 /// The number of slots of a Maglev table, as a power of two.

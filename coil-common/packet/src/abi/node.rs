@@ -22,6 +22,8 @@ pub mod pod_flag {
     pub const KERNEL_GATEWAY: u32 = 16;
     /// The pod's egress is done by its own kernel (`fou*` links).
     pub const KERNEL_CLIENT: u32 = 32;
+    /// A gateway some of whose clients are not known by address yet: they are being started.
+    pub const NEW_CLIENTS: u32 = 64;
 }
 
 /// Bits of [`Maglev::flags`].
@@ -50,7 +52,7 @@ pub mod config_flag {
     pub const MARK: u32 = 4;
     /// Those of UDP too. Stands before [`FAST_UDP`] does.
     pub const MARK_UDP: u32 = 8;
-    /// Gateways take FOU from any address: the pools are not known (addresses are another plugin's).
+    /// A new client may have any address: the pools are not known (addresses are another plugin's).
     pub const ANY_SENDER: u32 = 16;
     /// Nothing passes the host's stack by: what the programs encapsulate or translate goes on in it.
     pub const HOST_STACK: u32 = 32;
@@ -131,11 +133,32 @@ impl PodValue {
         self.flags & pod_flag::KERNEL_GATEWAY != 0
     }
 
-    /// True for a pod that sends FOU itself.
+    /// True for a pod whose own kernel sends FOU, or may.
     #[inline(always)]
     #[must_use]
     pub const fn may_send_fou(&self) -> bool {
-        self.flags & (pod_flag::CLIENT | pod_flag::GATEWAY | pod_flag::KERNEL_CLIENT) != 0
+        self.flags & (pod_flag::GATEWAY | pod_flag::KERNEL_CLIENT) != 0
+    }
+
+    /// True for a client of some Egress.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_any_client(&self) -> bool {
+        self.flags & (pod_flag::CLIENT | pod_flag::KERNEL_CLIENT) != 0
+    }
+
+    /// True for a client whose own kernel does its egress.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_kernel_client(&self) -> bool {
+        self.flags & pod_flag::KERNEL_CLIENT != 0
+    }
+
+    /// True for a gateway some of whose clients are not known by address yet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_new_clients(&self) -> bool {
+        self.flags & pod_flag::NEW_CLIENTS != 0
     }
 
     /// True for a gateway pod.
@@ -183,6 +206,24 @@ pub struct GatewayKey<A> {
     pub gateway: A,
 }
 
+/// Key of `coil_clients4` and `coil_clients6`: who may send FOU to a gateway of this node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientKey<A> {
+    /// The gateway's address.
+    pub gateway: A,
+    /// The client's address.
+    pub client: A,
+}
+
+/// Value of `coil_clients4` and `coil_clients6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ClientValue {
+    /// Zero; presence is the information.
+    pub reserved: u32,
+}
+
 /// Value of `coil_gateways4` and `coil_gateways6`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -208,6 +249,7 @@ pub struct Maglev<A> {
 plain! {
     PolicyKey { u32, A }
     GatewayKey { u32, A }
+    ClientKey { A, A }
     Maglev { u32, u32, [A; MAGLEV_SLOTS] }
 }
 

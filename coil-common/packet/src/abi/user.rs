@@ -1,9 +1,9 @@
 //! The one place where map types are declared plain old data for aya.
 
 use super::{
-    Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, GatewayValue, Lost, Maglev, NatKey,
-    NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally,
-    UplinkValue,
+    ClientKey, ClientValue, Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey,
+    GatewayValue, Lost, Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue,
+    PolicyKey, PoolValue, PortRow, Tally, UplinkValue,
 };
 use crate::Addr;
 
@@ -21,7 +21,7 @@ macro_rules! aya_pod {
 }
 
 aya_pod! {
-    Config, Counter, PodValue, PoolValue, UplinkValue, GatewayValue, FlowValue, FragValue, Lost, NatValue,
+    Config, Counter, PodValue, PoolValue, UplinkValue, ClientValue, GatewayValue, FlowValue, FragValue, Lost, NatValue,
     PortRow, Tally;
-    PolicyKey, GatewayKey, Maglev, FlowKey, FragKey, NatKey, NatRevKey, NatRevValue, PinKey, PinValue
+    PolicyKey, GatewayKey, ClientKey, Maglev, FlowKey, FragKey, NatKey, NatRevKey, NatRevValue, PinKey, PinValue
 }

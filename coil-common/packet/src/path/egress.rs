@@ -104,7 +104,6 @@ const fn begin<A: Addr>(passage: &mut Passage<A>) {
     passage.decap = 0;
     passage.tos = None;
     passage.tell = true;
-    passage.known = true;
 }
 
 /// A packet of the client `pod` that the Egress `egress` takes. None when a gateway of this node is to translate it:

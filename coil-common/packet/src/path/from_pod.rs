@@ -72,10 +72,11 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
     let Decision { packet, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
     let Some(pod) = tables.pod(&packet.src).filter(|pod| pod.ifindex == ingress) else {
-        return match packet.kind {
-            // It would pass for what a client or a gateway sends.
-            Kind::Udp if packet.dport == tables.config().fou_port => outcome.drop(Reason::FouForged),
-            _ => outcome.next(Reason::NotOwnSource),
+        // It would pass for what a client or a gateway sends.
+        return if super::is_to_fou_port(packet, tables) {
+            outcome.drop(Reason::FouForged)
+        } else {
+            outcome.next(Reason::NotOwnSource)
         };
     };
     if pod.is_client()
@@ -86,10 +87,12 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
             None => gateway::out(decision, tables),
         };
     }
-    if packet.kind == Kind::Udp
-        && packet.dport == tables.config().fou_port
+    // The programs send a client's FOU, not the client. What a pod of this node with a kernel of its own takes out of
+    // FOU, no program looks at.
+    if super::is_to_fou_port(packet, tables)
         && !pod.may_send_fou()
-        && tables.gateway_of(NONE, &packet.dst).is_some()
+        && (tables.gateway_of(NONE, &packet.dst).is_some()
+            || tables.pod(&packet.dst).is_some_and(|to| to.is_kernel_client()))
     {
         return outcome.drop(Reason::FouForged);
     }

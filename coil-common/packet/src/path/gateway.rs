@@ -3,7 +3,7 @@
 use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, neighbour, peer, query};
 use crate::{
     Addr, Decision, Deliver, End, FibQuery, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
-    abi::{PodValue, Way, way_kind},
+    abi::{ClientKey, PodValue, Way, config_flag, way_kind},
     hops,
     nat::{self, FOUND, NOBODY},
     wire::{Header, Kind, Packet, UDP, from_client, parse_inner, parse_inside, quoted, tcp},
@@ -76,8 +76,7 @@ pub(super) fn known_inside<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
         if packet.len + decap == outer.len
             && let Some(tos) = congestion(outer.tos, packet.tos)
         {
-            *passage =
-                Passage { gateway: outer.dst, link: 0, decap, tos, tell: false, sport: 0, known: false };
+            *passage = Passage { gateway: outer.dst, link: 0, decap, tos, tell: false, sport: 0 };
             let is_known = if A::L3_SUM {
                 known(decision, tables, outlet)
             } else {
@@ -96,9 +95,6 @@ pub(super) fn known_inside<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
 #[inline(never)]
 pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
     let Decision { packet, quoted: told, passage, outcome, .. } = decision;
-    if !passage.known && !is_client(&packet.src, tables) {
-        return outcome.drop(Reason::FouSender);
-    }
     let answer = if packet.kind == Kind::Error {
         nat::outbound_error(tables, &passage.gateway, told)
     } else {
@@ -352,9 +348,7 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if !inner.src.same(outer.src) {
         return Some(outcome.drop(Reason::FouInner));
     }
-    // A flow that is known has a client that is: [`out`] asks for the others.
-    let known = !egress::is_plain(inner);
-    if known && !is_client(&outer.src, tables) {
+    if !takes_from(pod, outer, tables) {
         return Some(outcome.drop(Reason::FouSender));
     }
     if inner.kind == Kind::Error && quoted(skb, inner, told) && told.dst.same(inner.src) {
@@ -374,17 +368,22 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if inner.kind == Kind::Fragment && !egress::ports_of_fragment(inner, tables) {
         return Some(outcome.drop(Reason::EgressFragment));
     }
-    *way = Passage { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0, known };
+    *way = Passage { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0 };
     None
 }
 
-/// Who may send FOU to a gateway: a pool's address, and of this node's pods only clients and gateways.
-#[inline(never)]
-fn is_client<A: Addr, T: Tables<A>>(sender: &A, tables: &T) -> bool {
-    match tables.pod(sender) {
-        Some(pod) => pod.may_send_fou(),
-        None => tables.config().flags & crate::abi::config_flag::ANY_SENDER != 0 || tables.in_pools(sender),
+/// Who may send FOU to a gateway: its clients. While some are being started, whose addresses are not known yet, that is
+/// any client of this node, and any address of the pools that no pod of this node has.
+#[inline(always)]
+fn takes_from<A: Addr, T: Tables<A>>(gateway: &PodValue, outer: &Packet<A>, tables: &T) -> bool {
+    if tables.is_client(&ClientKey { gateway: outer.dst, client: outer.src }) {
+        return true;
     }
+    gateway.has_new_clients()
+        && match tables.pod(&outer.src) {
+            Some(pod) => pod.is_any_client(),
+            None => tables.config().flags & config_flag::ANY_SENDER != 0 || tables.in_pools(&outer.src),
+        }
 }
 
 /// ECN bits of TOS and traffic class.

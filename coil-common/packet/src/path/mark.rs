@@ -1,6 +1,6 @@
 //! What the kernel sends: its flows are marked, so that none of them ever becomes fast.
 
-use super::{gateway, is_fou};
+use super::{gateway, is_fou, is_hidden_fou};
 use crate::{
     Addr, Decision, Draft, Insert, Reason, Skb, Tables,
     abi::{FlowValue, config_flag},
@@ -24,6 +24,9 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
     let Some(pod) = tables.pod(&packet.dst).filter(|pod| pod.ifindex == egress) else {
         return outcome.next(Reason::NotMarked);
     };
+    if is_hidden_fou(packet, &pod, tables) {
+        return outcome.drop(Reason::FouHidden);
+    }
     // What did not come from an uplink, or whose outer header the host stack had to see.
     if is_fou(packet, &pod, tables) {
         return gateway::from_tunnel(skb, &pod, tables, decision);

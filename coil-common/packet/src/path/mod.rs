@@ -17,15 +17,42 @@ pub use mark::{to_net, to_pod};
 use crate::{
     Addr, Deliver, Family, Fib, FibQuery, NextHop, Tables,
     abi::{PodValue, Way, way_kind},
-    wire::{Kind, Packet},
+    wire::{Kind, Packet, udp},
 };
 
 /// True for FOU that one of the programs takes off: for a client or a gateway.
 #[inline(always)]
 fn is_fou<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> bool {
-    matches!(packet.kind, Kind::Udp | Kind::UdpBehindOptions)
-        && packet.dport == tables.config().fou_port
-        && (pod.is_client() || pod.is_gateway())
+    is_to_fou_port(packet, tables) && (pod.is_client() || pod.is_gateway())
+}
+
+/// True for UDP to the FOU port in one piece.
+#[inline(always)]
+fn is_to_fou_port<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T) -> bool {
+    matches!(packet.kind, Kind::Udp | Kind::UdpBehindOptions) && packet.dport == tables.config().fou_port
+}
+
+/// IPv6 headers that another one follows: hop-by-hop options, routing, destination options.
+const EXTENSIONS: [u8; 3] = [0, 43, 60];
+
+/// True for what may be FOU that no program sees, in fragments or behind options, and whose pod has a kernel that does.
+/// No tunnel sends such.
+#[inline(always)]
+fn is_hidden_fou<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> bool {
+    if !pod.is_kernel_gateway() && !pod.is_kernel_client() {
+        return false;
+    }
+    match packet.under {
+        Kind::Udp | Kind::UdpBehindOptions => {
+            packet.kind == Kind::Fragment && packet.dport == tables.config().fou_port
+        }
+        Kind::Other if A::L3_SUM => packet.protocol == udp::PROTOCOL,
+        Kind::Other => {
+            let [hops, routing, destination] = EXTENSIONS;
+            packet.protocol == hops || packet.protocol == routing || packet.protocol == destination
+        }
+        _ => false,
+    }
 }
 
 /// Delivery into a pod of this node.

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use coil_agent::{
     datapath::{Datapath, Desired, Egress, EgressId, Gateway, LocalPod},
     egress::{
@@ -17,7 +17,7 @@ use coil_agent::{
             nft,
             plan::{self, Via, Wanted},
         },
-        support,
+        support::Support,
     },
 };
 use coil_kernel_tests::{MARK, Pins};
@@ -114,12 +114,14 @@ impl Journey {
         self.gateway.space.run(|| -> Result<()> {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
             std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-            nft::ensure(own, "eth0").context("cannot masquerade")
+            nft::ensure(own, "eth0", None).context("cannot masquerade")
         })?
     }
 
     fn with_fou(&self, v4: bool) -> Result<()> {
-        support::load();
+        if let Some(missing) = Support::with_modules().missing() {
+            bail!("no egress by the kernel: {missing}");
+        }
         let (to, client, gateway) = (Self::destination(v4)?, self.client.address, self.gateway.address);
         let policy: BTreeMap<IpNet, Option<EgressId>> = [(to, Some(EGRESS))].into();
         let egresses = [(EGRESS, Via { service: vec![gateway], sport_auto: false })].into();
@@ -170,6 +172,7 @@ impl Journey {
             policies: [((1, Self::destination(v4)?), Some(EGRESS))].into(),
             egresses: [(EGRESS, egress)].into(),
             all_gateways: [self.gateway.address].into(),
+            clients: [(self.gateway.address, self.client.address)].into(),
             uplinks: if node == 0 { [UPLINK].into() } else { [UPLINK, OUTSIDE].into() },
             forward: true,
             fou_port: COMMON.port,

@@ -241,6 +241,7 @@ pub(crate) fn local_pod(number: u8, address: IpAddr) -> LocalPod {
         originating_only: false,
         kernel_client: false,
         gateway: false,
+        new_clients: false,
         kernel_gateway: false,
         by_kernel: false,
         shaped: false,

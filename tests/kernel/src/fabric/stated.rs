@@ -22,6 +22,7 @@ impl Fabric {
                 originating_only: false,
                 kernel_client: false,
                 gateway: pod == Pod::Gateway,
+                new_clients: false,
                 kernel_gateway: false,
                 by_kernel: false,
                 shaped: false,
@@ -46,6 +47,9 @@ impl Fabric {
             .into(),
             egresses: [(1, egress)].into(),
             all_gateways: [self.address(Pod::Gateway)].into(),
+            clients: [Pod::Client, Pod::Neighbour]
+                .map(|client| (self.address(Pod::Gateway), self.address(client)))
+                .into(),
             any_sender: false,
             quota: 0,
             uplinks: [UPLINK].into(),

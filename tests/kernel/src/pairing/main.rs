@@ -11,6 +11,8 @@
 //! machine: `cargo xtask vm --only pairing`. It lists its tests, takes the names of some, and says how each ended as
 //! Rust's test programs do.
 
+mod beside;
+mod other;
 mod place;
 mod probes;
 
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use place::Place;
-use probes::PROBES;
+use probes::{BESIDE, PROBES, Probe};
 
 /// A client and a gateway.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,11 @@ impl Pair {
         })
     }
 
+    /// What is tried with it.
+    fn probes(self) -> impl Iterator<Item = (&'static str, Probe)> {
+        PROBES.into_iter().filter(move |(name, _)| *name != BESIDE || (self.client && !self.sport_auto))
+    }
+
     fn name(self, probe: &str) -> String {
         let by = |ebpf| if ebpf { "ebpf" } else { "kernel" };
         format!(
@@ -59,7 +66,7 @@ fn main() -> ExitCode {
     match words.first().map(String::as_str) {
         Some("--list") => {
             for pair in Pair::all() {
-                for (probe, _) in PROBES {
+                for (probe, _) in pair.probes() {
                     println!("{}: test", pair.name(probe));
                 }
             }
@@ -85,7 +92,7 @@ fn run(words: &[String]) -> Result<()> {
     println!("\nrunning {} tests", words.iter().filter(|word| !word.starts_with("--")).count());
     let mut failed = 0;
     for pair in Pair::all() {
-        let mut wanted = PROBES.iter().filter(|(probe, _)| chosen(&pair.name(probe))).peekable();
+        let mut wanted = pair.probes().filter(|(probe, _)| chosen(&pair.name(probe))).peekable();
         if wanted.peek().is_none() {
             continue;
         }

@@ -7,15 +7,16 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use coil_agent::{
-    datapath::EgressId,
+    datapath::{Desired, EgressId},
     egress::{
+        gateway::OWN_PORTS,
         kernel::{
             apply::{self, Common},
             plan::{self, Via, Wanted},
         },
-        support,
+        support::Support,
     },
 };
 use coil_kernel_tests::{
@@ -25,14 +26,14 @@ use coil_kernel_tests::{
 use coil_netns::NetNs;
 use ipnet::IpNet;
 
-use crate::Pair;
+use crate::{Pair, beside};
 
 /// MTU of the link to [`Place::far`].
 pub(crate) const FAR_MTU: u32 = 1280;
 /// Whether links of tunnel modules are in the first namespace alone.
 const FALLBACK_LINKS: &str = "/proc/sys/net/core/fb_tunnels_only_for_init_net";
 /// `--egress-port` and `--protocol-id`.
-const COMMON: Common = Common { port: 5555, protocol: 30 };
+pub(crate) const COMMON: Common = Common { port: 5555, protocol: 30 };
 
 /// The namespaces of a pair.
 pub(crate) struct Place {
@@ -45,7 +46,9 @@ pub(crate) struct Place {
 impl Place {
     /// Makes them.
     pub(crate) fn new(pair: Pair) -> Result<Self> {
-        support::load();
+        if let Some(missing) = Support::with_modules().missing() {
+            bail!("no egress by the kernel: {missing}");
+        }
         // The modules put links of their own into new namespaces, which take the number that an uplink has for the
         // programs. Where the kernel does everything they may: pods have to bear them.
         let none = if pair.client || pair.gateway { "1" } else { "0" };
@@ -106,19 +109,16 @@ impl Place {
             if !ebpf {
                 continue;
             }
-            let mut desired = fabric.stated(node);
-            for egress in desired.egresses.values_mut() {
-                egress.sport_auto = self.pair.sport_auto;
-            }
+            let desired = self.stated(node);
             fabric.with_datapath(node, |datapath| Ok(datapath.apply(&desired).map(drop)?))?;
         }
-        if !self.pair.client {
+        if self.pair.client {
+            self.serve()?;
+            beside::make(self, self.service())?;
+        } else {
             // The tunnel's link has the smaller MTU.
             fabric.forget_mtu(Pod::Client)?;
-            let endpoint = SocketAddr::new(fabric.address(Pod::Gateway), COMMON.port);
-            let front = Front::Cluster(self.service());
-            let service = Service { front, port: COMMON.port, protocol: "udp", endpoint };
-            fabric.on_node(0, || rules::install(Writer::Nft, self.pair.v4, &[service]))??;
+            self.serve()?;
             let policy: BTreeMap<IpNet, Option<EgressId>> =
                 fabric.stated(0).policies.into_iter().map(|((_, net), egress)| (net, egress)).collect();
             let via = Via { service: vec![self.service()], sport_auto: self.pair.sport_auto };
@@ -126,14 +126,37 @@ impl Place {
             plan::client(&mut wanted, &[fabric.address(Pod::Client)], &policy, &[(1, via)].into());
             self.apply(Pod::Client, &wanted)?;
         }
-        if !self.pair.gateway {
-            let mut wanted = Wanted::default();
-            let own = [fabric.address(Pod::Gateway)];
-            let clients = [Pod::Client, Pod::Neighbour].map(|pod| fabric.address(pod));
-            plan::gateway(&mut wanted, &own, "eth0", &clients, self.pair.sport_auto);
-            self.apply(Pod::Gateway, &wanted)?;
+        // Beside the programs, its kernel does what they do not.
+        let mut wanted = Wanted { ports: self.pair.gateway.then_some(OWN_PORTS), ..Wanted::default() };
+        let own = [fabric.address(Pod::Gateway)];
+        let clients = [Pod::Client, Pod::Neighbour, Pod::Plain].map(|pod| fabric.address(pod));
+        plan::gateway(&mut wanted, &own, "eth0", &clients, self.pair.sport_auto);
+        self.apply(Pod::Gateway, &wanted)
+    }
+
+    /// What the agent of a node states.
+    pub(crate) fn stated(&self, node: usize) -> Desired {
+        let mut desired = self.fabric.stated(node);
+        for egress in desired.egresses.values_mut() {
+            egress.sport_auto = self.pair.sport_auto;
         }
-        Ok(())
+        let (gateway, plain) = (self.fabric.address(Pod::Gateway), self.fabric.address(Pod::Plain));
+        desired.clients.insert((gateway, plain));
+        for pod in &mut desired.pods {
+            pod.kernel_gateway = pod.gateway;
+            if pod.addresses.contains(&plain) {
+                (pod.kernel_client, pod.policy) = (true, 1);
+            }
+        }
+        desired
+    }
+
+    /// The rules of the Egress's Service on the clients' node.
+    fn serve(&self) -> Result<()> {
+        let endpoint = SocketAddr::new(self.fabric.address(Pod::Gateway), COMMON.port);
+        let front = Front::Cluster(self.service());
+        let service = Service { front, port: COMMON.port, protocol: "udp", endpoint };
+        self.fabric.on_node(0, || rules::install(Writer::Nft, self.pair.v4, &[service]))?
     }
 
     fn apply(&self, pod: Pod, wanted: &Wanted) -> Result<()> {

@@ -15,23 +15,32 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
-use crate::place::{FAR_MTU, Place};
+use crate::{
+    beside::beside,
+    other::other,
+    place::{FAR_MTU, Place},
+};
 
 /// A check of a pair.
 pub(crate) type Probe = fn(&Place) -> Result<()>;
 
+/// The check of clients with tunnels beside those of the programs.
+pub(crate) const BESIDE: &str = "beside";
+
 /// All checks, by name.
-pub(crate) const PROBES: [(&str, Probe); 6] = [
+pub(crate) const PROBES: [(&str, Probe); 8] = [
     ("tcp", tcp),
     ("udp", udp),
     ("ping", ping),
     ("traceroute", traceroute),
     ("pmtu", pmtu),
     ("fragments", fragments),
+    ("other", other),
+    (BESIDE, beside),
 ];
 
 /// The world sees the gateway, whatever the client sends.
-fn translated(place: &Place, seen: IpAddr) -> Result<()> {
+pub(crate) fn translated(place: &Place, seen: IpAddr) -> Result<()> {
     let gateway = place.fabric.address(Pod::Gateway);
     ensure!(seen == gateway, "the world saw {seen}, not the gateway {gateway}");
     Ok(())

@@ -61,9 +61,9 @@ pub(crate) fn gateways(lab: &Lab, egress: &str) -> Result<Vec<IpAddr>> {
 
 /// Waits until a pod is seen as a gateway of an Egress.
 pub(crate) fn wait_out(lab: &Lab, pod: &str, egress: &str) -> Result<()> {
-    for ip in [Ip::V4, Ip::V6] {
+    for ip in lab.options().family.each() {
         lab.wait_for(&format!("{pod} to leave by {egress}, {}", ip.name()), LIMIT, |lab| {
-            let (seen, gateways) = (seen(lab, pod, ip)?, gateways(lab, egress)?);
+            let (seen, gateways) = (seen(lab, pod, *ip)?, gateways(lab, egress)?);
             let out = seen.is_some_and(|seen| gateways.contains(&seen));
             Ok(if out {
                 Ok(())
@@ -76,17 +76,17 @@ pub(crate) fn wait_out(lab: &Lab, pod: &str, egress: &str) -> Result<()> {
 }
 
 /// Waits until a pod gets no answer from the world.
-fn wait_in(lab: &Lab, pod: &str) -> Result<()> {
-    for ip in [Ip::V4, Ip::V6] {
+pub(crate) fn wait_in(lab: &Lab, pod: &str) -> Result<()> {
+    for ip in lab.options().family.each() {
         lab.wait_for(&format!("{pod} to stay in, {}", ip.name()), LIMIT, |lab| {
-            Ok(seen(lab, pod, ip)?.map_or(Ok(()), |seen| Err(format!("the world saw {seen}"))))
+            Ok(seen(lab, pod, *ip)?.map_or(Ok(()), |seen| Err(format!("the world saw {seen}"))))
         })?;
     }
     Ok(())
 }
 
-fn echo_101_times(lab: &Lab, pod: &str) -> Result<()> {
-    for ip in [Ip::V4, Ip::V6] {
+pub(crate) fn echo_101_times(lab: &Lab, pod: &str) -> Result<()> {
+    for ip in lab.options().family.each() {
         let to = socket(ip.world(), 7);
         lab.exec(pod, &format!("coil-lab tool tcp-echo --times 101 --bytes 1048576 --timeout 20 {to}"))?
             .success()?;
@@ -99,6 +99,18 @@ pub(crate) fn finish(what: &str, child: Child) -> Result<()> {
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     check(output.status.success(), || format!("{what}: {said}"))
+}
+
+/// Starts a lab with the Egress `nat`, whose other fields are given, and a client of it on node2.
+pub(crate) fn start_with_client(test: &str, fields: &str) -> Result<Lab> {
+    let lab = start(test)?;
+    lab.apply(&namespace("internet", "egress"))?;
+    lab.apply(&egress("nat", &format!("{fields}destinations: {DESTINATIONS}")))?;
+    rolled_out(&lab, "nat")?;
+    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
+    wait_ready(&lab, "default", &["client"])?;
+    wait_out(&lab, "default/client", "nat")?;
+    Ok(lab)
 }
 
 /// Opens connections of each family to the world, with data every tenth of a second, and waits until all are.
@@ -250,13 +262,7 @@ fn what_came_in_is_answered_the_way_it_came() -> Result<()> {
 
 #[test]
 fn flows_finish_on_gateways_that_go() -> Result<()> {
-    let lab = start("draining")?;
-    lab.apply(&namespace("internet", "egress"))?;
-    lab.apply(&egress("nat", &format!("replicas: 2, sessionAffinity: None, destinations: {DESTINATIONS}")))?;
-    rolled_out(&lab, "nat")?;
-    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
-    wait_ready(&lab, "default", &["client"])?;
-    wait_out(&lab, "default/client", "nat")?;
+    let lab = start_with_client("draining", "replicas: 2, sessionAffinity: None, ")?;
     let before = gateways(&lab, "nat")?;
     let flows = open_flows(&lab, "default/client", 100, 50)?;
     lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;

@@ -10,18 +10,21 @@ use coil_lab::{Lab, config::Ip};
 
 use crate::{
     common::{LIMIT, check, end, idle_pod, items, namespace, server_pod, start, wait_ready},
-    egress::{ANNOTATION, DESTINATIONS, egress, finish, open_flows, rolled_out, seen, socket, wait_out},
+    egress::{
+        ANNOTATION, DESTINATIONS, egress, finish, open_flows, rolled_out, seen, socket, start_with_client,
+        wait_out,
+    },
 };
 
 /// From the change of an EndpointSlice on, after which new flows find a gateway that is there.
 const NEW_FLOWS: Duration = Duration::from_secs(1);
 
-fn pods_of(lab: &Lab, egress: &str) -> Result<Vec<String>> {
+pub(crate) fn pods_of(lab: &Lab, egress: &str) -> Result<Vec<String>> {
     let pods = items(lab, &format!("pods -n internet -l app.kubernetes.io/instance={egress}"))?;
     Ok(pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect())
 }
 
-fn addresses_of(lab: &Lab, pod: &str) -> Result<Vec<IpAddr>> {
+pub(crate) fn addresses_of(lab: &Lab, pod: &str) -> Result<Vec<IpAddr>> {
     let words = format!("get pod -n internet {pod} -o jsonpath={{.status.podIPs[*].ip}}");
     let text = lab.kubectl(&words)?.success()?;
     text.split_whitespace().map(|a| a.parse().context("a pod's address")).collect()
@@ -39,13 +42,7 @@ fn connections_of(lab: &Lab, addresses: &[IpAddr]) -> Result<usize> {
 
 #[test]
 fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
-    let lab = start("killed")?;
-    lab.apply(&namespace("internet", "egress"))?;
-    lab.apply(&egress("nat", &format!("replicas: 2, sessionAffinity: None, destinations: {DESTINATIONS}")))?;
-    rolled_out(&lab, "nat")?;
-    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
-    wait_ready(&lab, "default", &["client"])?;
-    wait_out(&lab, "default/client", "nat")?;
+    let lab = start_with_client("killed", "replicas: 2, sessionAffinity: None, ")?;
 
     let each = 20;
     let flows = open_flows(&lab, "default/client", each, 60)?;
@@ -160,5 +157,53 @@ fn clients_of_everything_reach_what_is_near() -> Result<()> {
     client("ping -6 -c 1 -W 2 ff02::1%eth0")?.success()?;
     cache.kill()?;
     cache.wait()?;
+    end(lab)
+}
+
+/// Datagrams to one remote from so many ports that a gateway warns, and from how many it is sure to.
+const MANY_PORTS: u16 = 52_000;
+
+#[test]
+fn a_gateway_with_most_ports_lent_warns_and_keeps_its_own() -> Result<()> {
+    let lab = start_with_client("ports", "")?;
+    lab.apply(&server_pod("default", "server", "node1"))?;
+    wait_ready(&lab, "default", &["server"])?;
+    let gateway = pods_of(&lab, "nat")?;
+    let gateway = format!("internet/{}", gateway.first().context("there is no gateway")?);
+    let server = lab.kubectl("get pod server -o jsonpath={.status.podIPs[*].ip}")?.success()?;
+    let server: Vec<IpAddr> = server.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    for ip in [Ip::V4, Ip::V6] {
+        // A remote that answers nothing: translations stay as they are.
+        let to = socket(ip.world(), 9999);
+        let words = format!("coil-lab tool udp-ports --ports {MANY_PORTS} {to}");
+        let mut load = lab.spawn_in_pod("default/client", &words)?;
+        let mut rounds = 0;
+        while load.try_wait()?.is_none() || rounds == 0 {
+            // As its name server and the API server are asked: pods, and hosts outside.
+            let peer = server.iter().find(|a| Ip::of(**a) == ip).context("the server has no such address")?;
+            for (host, port) in [(*peer, 5002), (ip.world(), 7)] {
+                let to = socket(host, port);
+                lab.exec(
+                    &gateway,
+                    &format!("coil-lab tool udp-echo --times 5 --bytes 300 --timeout 3 {to}"),
+                )?
+                .success()?;
+                lab.exec(
+                    &gateway,
+                    &format!("coil-lab tool tcp-echo --times 2 --bytes 20000 --timeout 3 {to}"),
+                )?
+                .success()?;
+            }
+            rounds += 1;
+        }
+        finish("the load", load)?;
+        let words = "get events -n internet --field-selector reason=PortsRunOut,involvedObject.name=nat \
+                     -o jsonpath={.items[*].message}";
+        lab.wait_for("a warning", LIMIT, |lab| {
+            let said = lab.kubectl(words)?.success()?;
+            Ok(if said.contains(&to) { Ok(()) } else { Err(format!("the Events say {said:?}")) })
+        })?;
+    }
+    wait_out(&lab, "default/client", "nat")?;
     end(lab)
 }

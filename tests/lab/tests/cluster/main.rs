@@ -9,7 +9,9 @@
 //! - `e2e`: the end-to-end tests for any cluster.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
 //! - `egress`: Egresses as their users change them; every kind of packet; failover.
+//! - `forgers`: FOU from those who have no business to send it.
 //! - `gateways`: gateways that die, that are clients themselves, and whose clients send them everything.
+//! - `families`: Egresses of clusters with one address family.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `mtu`: Egresses on wires of every size.
 //! - `refusals`: what kubectl says of pools and Egresses that cannot be right.
@@ -26,6 +28,8 @@ mod demo;
 mod e2e;
 mod egress;
 mod failures;
+mod families;
+mod forgers;
 mod gateways;
 mod ipam;
 mod lifecycle;
