@@ -54,6 +54,9 @@ struct Inner {
     changes: watch::Sender<u64>,
 }
 
+/// Where a kind is waited for until its first list has come.
+type Waiting = fn(&Inner) -> &Mutex<BTreeSet<&'static str>>;
+
 impl Default for Inner {
     fn default() -> Self {
         Self {
@@ -182,7 +185,7 @@ impl Feed {
         config: watcher::Config,
         take: fn(&K) -> Option<T>,
         store: fn(&mut Index) -> &mut Store<T>,
-        (waiting, counts): (fn(&Inner) -> &Mutex<BTreeSet<&'static str>>, fn(&T) -> bool),
+        (waiting, counts): (Waiting, fn(&T) -> bool),
     ) where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
         DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
