@@ -53,7 +53,7 @@ impl Collector for DatapathInfo {
         self.info.reset();
         self.info.with_label_values(&[mode, &reason]).set(1);
         self.kernel_egress.reset();
-        let missing = self.node.settings.kernel_egress_missing.as_deref();
+        let missing = self.node.settings.kernel_egress_lacks.as_deref();
         self.kernel_egress
             .with_label_values(&[missing.unwrap_or_default()])
             .set(i64::from(missing.is_none()));

@@ -4,6 +4,7 @@ mod attachments;
 mod gateways;
 mod inside;
 mod kernel;
+mod leftover;
 mod ports;
 mod resync;
 
@@ -63,8 +64,12 @@ pub struct Settings {
     pub name: String,
     /// `--enable-egress`: annotations and Egresses count.
     pub egress: bool,
-    /// Why the kernel cannot do egress; none when it can.
+    /// What the kernel lacks for egress; none when it has all.
+    pub kernel_egress_lacks: Option<String>,
+    /// Why the kernel cannot do egress in any family; none when it can.
     pub kernel_egress_missing: Option<String>,
+    /// The flag for which every packet passes the host's stack, if there is one.
+    pub by_host_stack: Option<&'static str>,
     /// `--protocol-id`.
     pub protocol: u8,
     /// `--devices`; empty to find the uplinks.
@@ -103,6 +108,8 @@ pub struct Node {
     pub drift: IntCounterVec,
     /// The reason of the last Event about the datapath.
     told: Mutex<String>,
+    /// Clients for which programs of an earlier run stay, as last said.
+    waiting: Mutex<String>,
     /// Gateways whose ports were said to run out.
     port_warnings: Mutex<BTreeSet<IpAddr>>,
 }
@@ -198,6 +205,7 @@ impl Node {
             applied: AtomicBool::new(false),
             drift: drift_counter(),
             told: Mutex::default(),
+            waiting: Mutex::default(),
             port_warnings: Mutex::default(),
         })
     }
@@ -361,14 +369,16 @@ impl Node {
     pub async fn run(self: Arc<Self>, mut monitor: Monitor) {
         let mut changes = self.feed.changes();
         self.feed.synced().await;
-        let mut internal = None;
+        let mut known = None;
         let mut next_look = Instant::now();
         loop {
-            // Only what concerns the node itself is a reason to look at all its links.
-            let now =
-                self.feed.read(|index| index.nodes.get(&ObjectKey::new("", &self.settings.name)).cloned());
-            if Instant::now() >= next_look || internal != now {
-                internal = now;
+            // Only what concerns the node itself, or what is in its way, is a reason to look at all its links.
+            let now = self.feed.read(|index| {
+                let own = index.nodes.get(&ObjectKey::new("", &self.settings.name)).cloned();
+                Some((own, index.pool_subnets()))
+            });
+            if Instant::now() >= next_look || known != now {
+                known = now;
                 next_look = Instant::now() + RESYNC;
                 if let Err(e) = self.look_at_node().await {
                     error!(error = %e, "cannot look at the node's links; what was found before stays in use");
@@ -377,8 +387,9 @@ impl Node {
                     error!(error = %e, "cannot compare the kernel with what it was given; will try again");
                 }
             }
-            if let Err(e) = self.reconcile().await {
-                error!(error = %e, "will try again");
+            match self.reconcile().await {
+                Ok(()) => self.remove_leftover(),
+                Err(e) => error!(error = %e, "will try again"),
             }
             loop {
                 let soon = Instant::now() + LOOK_AGAIN;

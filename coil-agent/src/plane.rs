@@ -7,7 +7,10 @@ use std::{
 
 use tracing::{debug, info};
 
-use crate::datapath::{Datapath, Desired, Drift, GatewayNow, Reading, Report, Usage, monotonic_seconds};
+use crate::datapath::{
+    Datapath, DatapathError, Desired, Drift, GatewayNow, Leftover, Reading, Removed, Report, Usage,
+    monotonic_seconds,
+};
 
 /// Dropped packets that are shown at a sweep.
 const SHOWN: usize = 3;
@@ -131,18 +134,43 @@ pub const CHOSEN: &str = "--datapath kernel";
 pub struct Plane {
     ebpf: Option<Mutex<Box<dyn Dataplane>>>,
     reason: String,
+    leftover: Mutex<Option<Leftover>>,
 }
 
 impl Plane {
     /// eBPF programs beside the kernel's own forwarding.
     #[must_use]
     pub fn ebpf(dataplane: Box<dyn Dataplane>) -> Self {
-        Self { ebpf: Some(Mutex::new(dataplane)), reason: String::new() }
+        Self { ebpf: Some(Mutex::new(dataplane)), reason: String::new(), leftover: Mutex::default() }
     }
 
     /// The kernel alone, and why.
     pub fn kernel(reason: impl Into<String>) -> Self {
-        Self { ebpf: None, reason: reason.into() }
+        Self { ebpf: None, reason: reason.into(), leftover: Mutex::default() }
+    }
+
+    /// The same, with programs of an earlier run.
+    #[must_use]
+    pub fn beside(self, leftover: Option<Leftover>) -> Self {
+        Self { leftover: Mutex::new(leftover), ..self }
+    }
+
+    /// Whether programs of an earlier run are still there.
+    #[must_use]
+    pub fn has_leftover(&self) -> bool {
+        self.leftover.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Takes them off the node.
+    ///
+    /// # Errors
+    /// When something cannot be removed; calling again continues.
+    pub fn remove_leftover(&self) -> Result<Removed, DatapathError> {
+        let mut leftover = self.leftover.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(there) = leftover.as_ref() else { return Ok(Removed::default()) };
+        let removed = tokio::task::block_in_place(|| there.remove())?;
+        *leftover = None;
+        Ok(removed)
     }
 
     /// `ebpf` or `kernel`.

@@ -69,6 +69,17 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.delayed.first_key_value().map(|((at, _), _)| *at)
     }
 
+    /// The key comes back at a time, if nothing brings it back before.
+    pub fn later(&mut self, key: K, at: Instant) {
+        if self.due_of.contains_key(&key) {
+            return;
+        }
+        self.serial += 1;
+        let due = (at, self.serial);
+        self.due_of.insert(key.clone(), due);
+        self.delayed.insert(due, key);
+    }
+
     /// Work on a key ended. After a failure it comes back by itself; returns when.
     pub fn done(&mut self, key: K, ok: bool, now: Instant) -> Option<Duration> {
         self.busy.remove(&key);
@@ -128,6 +139,22 @@ mod tests {
         assert_eq!(q.next(late), None);
         q.done("bad", true, late);
         assert_eq!((q.next(late), q.due()), (None, None));
+    }
+
+    #[test]
+    fn a_key_that_is_to_be_looked_at_later_comes_once() {
+        let (mut q, now) = (Queue::default(), Instant::now());
+        let later = now + Duration::from_secs(10);
+        q.touch("a");
+        assert_eq!(q.next(now), Some("a"));
+        q.done("a", true, now);
+        q.later("a", later);
+        q.later("a", later + Duration::from_secs(1));
+        assert_eq!((q.next(now), q.due()), (None, Some(later)));
+        q.touch("a");
+        assert_eq!(q.next(now), Some("a"), "touched before");
+        q.done("a", true, now);
+        assert_eq!((q.next(later), q.due()), (None, None), "and so not due any more");
     }
 
     #[test]

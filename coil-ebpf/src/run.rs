@@ -38,6 +38,11 @@ pub(crate) trait Hook {
 /// Runs a program on a packet of either family; what is neither is the kernel's.
 #[inline(always)]
 pub(crate) fn by_family<H: Hook>(skb: &Buffer) -> i32 {
+    if H::FORWARDS && !skb.take_priority_tags() {
+        let family = if skb.family() == Some(Family::V6) { Family::V6 } else { Family::V4 };
+        maps::count(H::PATH, family, Reason::Rewrite, skb.len());
+        return DROP;
+    }
     if !H::concerns(skb) {
         return NEXT;
     }

@@ -10,12 +10,14 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
 use coil_packet::{Family, Fault, Room, Skb, wire::replace_in_sum};
 
+/// `VLAN_VID_MASK`.
+const VLAN_ID: u32 = 0xfff;
 /// `PACKET_HOST`: addressed to the link that received it.
 const PACKET_HOST: u32 = 0;
 const ETH_P_IP: u16 = 0x0800;
@@ -127,6 +129,29 @@ impl<const FRONT: bool> Buffer<FRONT> {
     pub(crate) fn is_tagged(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.raw).vlan_present != 0 }
+    }
+
+    /// Takes off tags that name no VLAN (IEEE 802.1p): the kernel routes such a packet like one without, and so could what a
+    /// client sends pass a program by that leaves tagged frames alone. False when one is left.
+    #[inline(always)]
+    pub(crate) fn take_priority_tags(&self) -> bool {
+        // One more is in the frame itself when it has two.
+        for _ in 0..2 {
+            if !self.has_priority_tag() {
+                return true;
+            }
+            // SAFETY: as above; nothing of the packet is held over the call.
+            if unsafe { bpf_skb_vlan_pop(self.raw) } != 0 {
+                return false;
+            }
+        }
+        !self.has_priority_tag()
+    }
+
+    #[inline(always)]
+    fn has_priority_tag(&self) -> bool {
+        // SAFETY: as above.
+        self.is_tagged() && unsafe { (*self.raw).vlan_tci & VLAN_ID == 0 }
     }
 
     /// Takes a bit off the packet's mark; true when it was there.

@@ -76,7 +76,7 @@ const MOUNT: Edit = Edit {
 ",
 };
 
-const AGENT: [Edit; 4] = [
+const AGENT: [Edit; 6] = [
     IMAGE,
     Edit {
         from: "        - --enable-ipam=true\n        - --enable-egress=true\n",
@@ -122,10 +122,40 @@ const AGENT: [Edit; 4] = [
         from: "            - BPF # loading programs, and maps
             - PERFMON # programs that compare packet pointers and read the kernel's types
 ",
-        to: "            {{- if not .Values.coild.kernelDatapath }}
+        to: "            {{- if .Values.coild.kernelDatapath }}
+            - SYS_MODULE # loading fou and fou6, which no kernel loads by itself, for egress
+            {{- else }}
             - BPF # loading programs, and maps
             - PERFMON # programs that compare packet pointers and read the kernel's types
             {{- end }}
+",
+    },
+    Edit {
+        from: "          mountPath: /host/proc/sys/net # the container's own /proc/sys is read-only
+",
+        to: "          mountPath: /host/proc/sys/net # the container's own /proc/sys is read-only
+        {{- if .Values.coild.kernelDatapath }}
+        - name: modules
+          mountPath: /lib/modules # the running kernel's modules, for egress
+          readOnly: true
+        {{- end }}
+",
+    },
+    Edit {
+        from: "      - name: cni-net-dir
+        hostPath:
+          path: /etc/cni/net.d
+          type: DirectoryOrCreate
+",
+        to: "      - name: cni-net-dir
+        hostPath:
+          path: /etc/cni/net.d
+          type: DirectoryOrCreate
+      {{- if .Values.coild.kernelDatapath }}
+      - name: modules
+        hostPath:
+          path: /lib/modules # without a type: a kernel with everything built in may have none
+      {{- end }}
 ",
     },
 ];

@@ -1,25 +1,35 @@
 //! Which datapath the node gets, and taking it off the node.
 
+use std::{thread, time::Duration};
+
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::options::Mode;
 use crate::{
-    datapath::{self, Datapath, DatapathConfig, DatapathError, LogLevel, Removed, obstacle},
+    datapath::{self, Datapath, DatapathConfig, DatapathError, Leftover, LogLevel, Removed, obstacle},
     plane::{self, Plane},
 };
 
-/// Opens the datapath that was asked for, or the best there is. Without programs, those of an earlier run are
-/// detached: nobody would tell them what changes.
-pub(super) fn choose(mode: Mode, log: Option<LogLevel>) -> Result<Plane> {
+/// How often, and how far apart, programs are tried again where `auto` may do without.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Opens the datapath that was asked for, or the best there is. Without programs, those of an earlier run forward
+/// nothing any more: nobody would tell them what changes.
+///
+/// `pools`: whose addresses pods have.
+pub(super) fn choose(mode: Mode, pools: &[IpNet], log: Option<LogLevel>) -> Result<Plane> {
     let config = DatapathConfig::default();
     if mode == Mode::Kernel {
-        leave(&config)?;
-        return Ok(Plane::kernel(plane::CHOSEN));
+        return leave(&config, plane::CHOSEN.to_owned());
     }
-    match Datapath::open(&config) {
+    match open(&config) {
         Ok(mut datapath) => {
-            if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find()) {
+            if let (Mode::Ebpf, Some(obstacle)) = (mode, obstacle::find(pools)) {
+                // Programs of an earlier run would go on passing by whatever it is.
+                datapath.stop_forwarding().context("cannot leave pods' packets to the kernel")?;
                 bail!(
                     "--datapath ebpf is not possible here: {obstacle}; with --datapath auto the kernel forwards \
                      from pod to pod as long as that is so"
@@ -45,19 +55,35 @@ pub(super) fn choose(mode: Mode, log: Option<LogLevel>) -> Result<Plane> {
         Err(e) => {
             let reason = format!("{:#}", anyhow::Error::new(e));
             warn!(reason, "eBPF is not possible here: the kernel alone forwards");
-            leave(&config)?;
-            Ok(Plane::kernel(reason))
+            leave(&config, reason)
         }
     }
 }
 
-fn leave(config: &DatapathConfig) -> Result<()> {
-    let removed =
-        datapath::cleanup(config).context("cannot take the eBPF programs of an earlier run off the node")?;
-    if removed != Removed::default() {
-        info!(?removed, "took the eBPF programs of an earlier run off the node");
+/// A shortage of a moment is no reason to do without.
+fn open(config: &DatapathConfig) -> Result<Datapath, DatapathError> {
+    for _ in 1..ATTEMPTS {
+        match Datapath::open(config) {
+            Err(e) if !matches!(e, DatapathError::Owned { .. } | DatapathError::OldKernel(_)) => {
+                warn!(error = %e, "the eBPF programs cannot be loaded; will try again");
+                thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
     }
-    Ok(())
+    Datapath::open(config)
+}
+
+fn leave(config: &DatapathConfig, reason: String) -> Result<Plane> {
+    let (leftover, removed) =
+        Leftover::find(config).context("cannot take the eBPF programs of an earlier run off the node")?;
+    if removed != Removed::default() {
+        info!(?removed, "took what an earlier run left of eBPF off the node");
+    }
+    if leftover.is_some() {
+        info!("eBPF programs of an earlier run stay until the kernel does clients' egress");
+    }
+    Ok(Plane::kernel(reason).beside(leftover))
 }
 
 /// `coild --cleanup`.

@@ -22,8 +22,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use coil_api::crd::AddressPool;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as ApiNode;
-use kube::{Api, Client};
+use kube::{Api, Client, api::ListParams};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -34,7 +36,7 @@ use crate::{
         socket,
     },
     datapath::NetworkChanges,
-    egress::{plan::NodeFacts, support},
+    egress::{plan::NodeFacts, support::Support},
     ipam::NodeIpam,
     metrics,
     net::{
@@ -49,7 +51,7 @@ use crate::{
     watch::{Feed, Scope, index::Index, objects},
 };
 use export::Exporter;
-use options::Options;
+use options::{Mode, Options};
 
 /// How long to wait before asking the API server again at the start.
 const RETRY: Duration = Duration::from_secs(2);
@@ -59,6 +61,8 @@ const TRIM: Duration = Duration::from_secs(30);
 const SWEEP: Duration = Duration::from_secs(5);
 /// Least time between two orders to decide anew.
 const CHANGES_SETTLE: Duration = Duration::from_millis(5);
+/// Why there is no egress by the kernel where nobody wants it.
+const NO_EGRESS: &str = "--enable-egress is off";
 
 /// Runs until SIGTERM.
 ///
@@ -140,9 +144,14 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let mut found = recover::pods(&rtnl, pod_routes, options.register_from_main).await?;
     let health = Arc::new(Health::new(!found.is_empty()));
 
-    let plane = datapath::choose(options.datapath, options.ebpf_log)?;
-    let kernel_egress_missing = kernel_egress(options.enable_egress);
-    let kernel_egress = plane.mode() == "kernel" && kernel_egress_missing.is_none();
+    let pools =
+        if options.datapath == Mode::Ebpf && options.enable_ipam { pools(&client).await } else { Vec::new() };
+    let plane = datapath::choose(options.datapath, &pools, options.ebpf_log)?;
+    let by_kernel = plane.mode() == "kernel";
+    let support = kernel_egress(options.enable_egress, by_kernel);
+    let kernel_egress_missing =
+        support.as_ref().map_or_else(|| Some(NO_EGRESS.to_owned()), Support::obstacle);
+    let kernel_egress = by_kernel && kernel_egress_missing.is_none();
     feed.start(
         &client,
         &options.node_name,
@@ -151,8 +160,10 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let (blocks, on_blocks) = watch::channel(BTreeSet::new());
     let ipam = options.enable_ipam.then(|| NodeIpam::new(client.clone(), options.node_name.clone(), blocks));
     let settings = Settings {
+        by_host_stack: options.by_host_stack(),
         name: options.node_name.clone(),
         egress: options.enable_egress,
+        kernel_egress_lacks: support.map_or_else(|| Some(NO_EGRESS.to_owned()), |support| support.missing()),
         kernel_egress_missing,
         protocol: options.protocol_id,
         devices: options.devices.clone(),
@@ -160,8 +171,8 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         facts: NodeFacts {
             in_cluster: options.in_cluster_cidrs.clone(),
             fast_udp: options.fast_udp,
-            forward: plane.mode() == "ebpf" && !options.is_by_host_stack(),
-            host_stack: options.is_by_host_stack(),
+            forward: plane.mode() == "ebpf" && options.by_host_stack().is_none(),
+            host_stack: options.by_host_stack().is_some(),
             fou_port: options.egress_port,
             mark: options.mark.0,
             originating_only: options.enable_originating_only,
@@ -205,18 +216,34 @@ async fn node_addresses(client: &Client, name: &str) -> Vec<IpAddr> {
     }
 }
 
-/// Why the kernel cannot do egress, which is said here once; none when it can.
-fn kernel_egress(enabled: bool) -> Option<String> {
+/// The ranges of all pools. Asks until it gets an answer: what `--datapath ebpf` says at the start must be true.
+async fn pools(client: &Client) -> Vec<IpNet> {
+    let api: Api<AddressPool> = Api::all(client.clone());
+    loop {
+        match api.list(&ListParams::default()).await {
+            Ok(list) => {
+                let pools = list.items.iter().filter_map(objects::pool);
+                return pools.flat_map(|pool| pool.subnets).collect();
+            }
+            Err(e) => warn!(error = %e, "cannot list the AddressPools"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// What the kernel has for egress, which is said here once; none when nobody wants it. Where eBPF does egress, nothing is
+/// loaded for it.
+fn kernel_egress(enabled: bool, by_kernel: bool) -> Option<Support> {
     if !enabled {
-        return Some("--enable-egress is off".to_owned());
+        return None;
     }
-    support::load();
-    let missing = support::missing();
-    match &missing {
-        Some(missing) => warn!(reason = missing, "no egress by the kernel; eBPF does what it can without"),
+    let support = if by_kernel { Support::with_modules() } else { Support::as_it_is() };
+    match support.missing() {
         None => info!("the kernel has what egress needs"),
+        Some(missing) if by_kernel => warn!(reason = missing, "no egress by the kernel"),
+        Some(missing) => info!(reason = missing, "no egress by the kernel; eBPF does it without"),
     }
-    missing
+    Some(support)
 }
 
 /// Tells the node's IPAM which pools are being deleted.

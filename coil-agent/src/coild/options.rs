@@ -162,10 +162,19 @@ pub enum OptionsError {
 }
 
 impl Options {
-    /// True when every packet has to pass the host's stack: Calico's policies, and those of another plugin, are there.
+    /// The flag for which every packet has to pass the host's stack: Calico's policies, and those of another plugin, are
+    /// there.
     #[must_use]
-    pub const fn is_by_host_stack(&self) -> bool {
-        self.host_stack || self.compat_calico || !self.enable_ipam
+    pub const fn by_host_stack(&self) -> Option<&'static str> {
+        if self.host_stack {
+            Some("--host-stack")
+        } else if self.compat_calico {
+            Some("--compat-calico")
+        } else if self.enable_ipam {
+            None
+        } else {
+            Some("--enable-ipam=false")
+        }
     }
 
     /// Flags that are right and have nothing to do here, for a warning.
@@ -228,9 +237,9 @@ mod tests {
         assert_eq!(parse("").unwrap().mark, Mark(0x2000));
         assert_eq!(parse("--mark=0x80 --fast-udp").unwrap().mark, Mark(128));
         assert!(parse("--fast-udp").unwrap().fast_udp);
-        assert!(!parse("--fast-udp").unwrap().is_by_host_stack());
+        assert_eq!(parse("--fast-udp").unwrap().by_host_stack(), None);
         for flag in ["--host-stack", "--compat-calico", "--enable-ipam=false"] {
-            assert!(parse(flag).unwrap().is_by_host_stack(), "{flag}");
+            assert_eq!(parse(flag).unwrap().by_host_stack(), Some(flag));
         }
         for wrong in ["0", "0x3000", "x", "-1", "0x100000000"] {
             assert!(parse(&format!("--mark={wrong}")).is_err(), "{wrong}");

@@ -15,7 +15,7 @@ use aya::{
     },
 };
 
-use super::{DatapathError, Desired, filter};
+use super::{DatapathError, Desired, desired::LocalPod, filter, obstacle};
 
 /// The programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,10 +79,13 @@ pub(super) struct Place {
     pub(super) hook: Hook,
 }
 
-/// Every place where a program belongs, with its owner for messages.
-pub(super) fn places(desired: &Desired, link_hook: Hook) -> BTreeMap<Place, String> {
-    let pods = desired.pods.iter().flat_map(|pod| {
-        let hook = if pod.shaped { link_hook } else { Hook::Filter };
+/// Every place where a program belongs, with its owner for messages. `beside`: links with TCX programs of others, which
+/// the kernel asks before any filter.
+pub(super) fn places(desired: &Desired, link_hook: Hook, beside: &BTreeSet<u32>) -> BTreeMap<Place, String> {
+    // Below 6.6 the qdisc of a limited pod is left to whoever limits it, unless egress needs it.
+    let ours = |pod: &&LocalPod| !pod.shaped || link_hook == Hook::Tcx || pod.client || pod.gateway;
+    let pods = desired.pods.iter().filter(ours).flat_map(|pod| {
+        let hook = if pod.shaped || beside.contains(&pod.ifindex) { link_hook } else { Hook::Filter };
         let place = |program| (Place { program, ifindex: pod.ifindex, hook }, format!("pod {}", pod.name));
         [Program::FromPod, Program::ToPod].map(place)
     });
@@ -96,6 +99,8 @@ pub(super) fn places(desired: &Desired, link_hook: Hook) -> BTreeMap<Place, Stri
 /// All attachments of this node.
 pub(super) struct Attachments {
     dir: PathBuf,
+    /// Pods' links that had TCX programs of others when they were first seen.
+    beside: BTreeSet<u32>,
     /// Places that carry this agent's program.
     attached: BTreeSet<Place>,
     /// Places whose pinned link was found, with the program of an earlier agent.
@@ -117,7 +122,25 @@ impl Attachments {
                 found.insert(place);
             }
         }
-        Ok(Self { dir, attached: BTreeSet::new(), found })
+        Ok(Self { dir, beside: BTreeSet::new(), attached: BTreeSet::new(), found })
+    }
+
+    /// Every place where a program belongs, with its owner for messages. Looks at pods' links that it sees for the first
+    /// time.
+    pub(super) fn places(&mut self, desired: &Desired, link_hook: Hook) -> BTreeMap<Place, String> {
+        if link_hook == Hook::Tcx {
+            let known: BTreeSet<u32> = self.attached.iter().map(|place| place.ifindex).collect();
+            let new = desired.pods.iter().map(|pod| pod.ifindex).filter(|ifindex| !known.contains(ifindex));
+            for ifindex in new {
+                let sides = [TcAttachType::Ingress, TcAttachType::Egress];
+                if sides.into_iter().any(|side| !obstacle::programs(ifindex, side).is_empty()) {
+                    self.beside.insert(ifindex);
+                } else {
+                    self.beside.remove(&ifindex);
+                }
+            }
+        }
+        places(desired, link_hook, &self.beside)
     }
 
     /// Attaches what is missing; `wanted` says whose link it is. A place that an earlier agent left gets
@@ -170,7 +193,8 @@ impl Attachments {
             unpin(&pin)?;
         }
         let failed = |action| program_error(place.program, action, interface);
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        // Before others, whose verdict may end the way: egress cannot be left to what they think of it.
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = code
             .attach_with_options(interface, place.program.side(), options)
             .map_err(failed("attach it to"))?;
@@ -186,6 +210,13 @@ impl Attachments {
             self.attached.union(&self.found).filter(|place| !wanted.contains_key(place)).copied().collect();
         for place in &extra {
             self.detach(*place)?;
+        }
+        // Other plugins want the place of an empty qdisc.
+        let filters: BTreeSet<u32> =
+            extra.iter().filter(|place| place.hook == Hook::Filter).map(|place| place.ifindex).collect();
+        for ifindex in filters {
+            let Some(link) = interface(ifindex) else { continue };
+            filter::leave(ifindex).map_err(|source| DatapathError::Filters { link, source })?;
         }
         Ok(extra.len())
     }
@@ -370,6 +401,46 @@ fn link_error(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hooks_follow_the_kernel_and_who_else_wants_the_link() {
+        let pod = |ifindex: u32, client: bool, shaped: bool| LocalPod {
+            name: "ns/pod".into(),
+            addresses: vec![],
+            ifindex,
+            mac: [2; 6],
+            host_mac: [3; 6],
+            mtu: 1500,
+            policy: 0,
+            client,
+            originating_only: false,
+            kernel_client: false,
+            gateway: false,
+            kernel_gateway: false,
+            new_clients: false,
+            by_kernel: shaped,
+            shaped,
+        };
+        let desired = Desired {
+            pods: vec![pod(1, false, false), pod(2, false, true), pod(3, true, true), pod(4, false, false)],
+            ..Desired::default()
+        };
+        let hooks = |hook, beside: &[u32]| {
+            let places = places(&desired, hook, &beside.iter().copied().collect());
+            let from_pod = places.into_keys().filter(|place| place.program == Program::FromPod);
+            from_pod.map(|place| (place.ifindex, place.hook)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            hooks(Hook::Tcx, &[4]),
+            [(1, Hook::Filter), (2, Hook::Tcx), (3, Hook::Tcx), (4, Hook::Tcx)],
+            "a filter's qdisc would be in the way of a limit, and behind programs of others"
+        );
+        assert_eq!(
+            hooks(Hook::Filter, &[]),
+            [(1, Hook::Filter), (3, Hook::Filter), (4, Hook::Filter)],
+            "the qdisc of a pod with a limit is the bandwidth plugin's, unless egress needs it"
+        );
+    }
 
     #[test]
     fn a_pin_states_its_place() {

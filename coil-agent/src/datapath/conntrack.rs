@@ -108,6 +108,9 @@ pub(super) fn tell(ends: Ends) -> io::Result<()> {
     exchange(NETLINK_NETFILTER, &request, |_| ())
 }
 
+/// How long IPVS remembers a datagram's way unless `ipvsadm --set` says otherwise.
+const IPVS_UDP: u32 = 300;
+
 /// How long this network namespace's connection tracking remembers. What it does not say is Linux's default:
 /// then it tracks nothing.
 pub(super) fn limits() -> Limits {
@@ -122,6 +125,8 @@ pub(super) fn limits() -> Limits {
         values.max().unwrap_or(default)
     };
     let default = Limits::default();
+    // kube-proxy may translate by IPVS, which keeps connections of its own.
+    let ipvs = if fs::exists("/proc/thread-self/net/ip_vs").unwrap_or(false) { IPVS_UDP } else { 0 };
     Limits {
         tcp_new: read(&["tcp_timeout_syn_sent", "tcp_timeout_syn_recv"], default.tcp_new),
         tcp_open: read(
@@ -140,7 +145,7 @@ pub(super) fn limits() -> Limits {
             ],
             default.tcp_closing,
         ),
-        udp: read(&["udp_timeout", "udp_timeout_stream"], default.udp),
+        udp: read(&["udp_timeout", "udp_timeout_stream"], default.udp).max(ipvs),
         echo: read(&["icmp_timeout", "icmpv6_timeout"], default.echo),
     }
 }

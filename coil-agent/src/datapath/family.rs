@@ -127,6 +127,13 @@ impl<A: HostAddr> FamilyTables<A> {
         Ok(changes)
     }
 
+    /// Pods whose packets will be the kernel's, and are not yet.
+    pub(super) fn become_slow(&self, image: &FamilyImage<A>) -> Vec<A> {
+        let is_slow = |pod: &PodValue| pod.is_by_kernel();
+        let new = |address: &A| self.pods.get(address).is_some_and(|pod| !is_slow(&pod));
+        image.pods.iter().filter(|(address, pod)| is_slow(pod) && new(address)).map(|(a, _)| *a).collect()
+    }
+
     /// Compares all of it with the maps; see [`Table::check`].
     pub(super) fn check(&mut self) -> Result<usize, DatapathError> {
         Ok(self.pods.check()?

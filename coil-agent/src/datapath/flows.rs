@@ -54,6 +54,15 @@ impl<A: HostAddr> FlowTables<A> {
         self.remove_where(|_, value| value.state == flow::FAST)
     }
 
+    /// The same of some addresses. A new connection with the ends of an idle one is the kernel's then.
+    pub(super) fn forget_fast_of(&mut self, addresses: &[A]) -> Result<usize, DatapathError> {
+        if addresses.is_empty() {
+            return Ok(0);
+        }
+        let theirs = |addr: A| addresses.iter().any(|address| address.same(addr));
+        self.remove_where(|key, value| value.state == flow::FAST && (theirs(key.low) || theirs(key.high)))
+    }
+
     fn remove_where(
         &mut self,
         doomed: impl Fn(&FlowKey<A>, &FlowValue) -> bool,
@@ -61,7 +70,8 @@ impl<A: HostAddr> FlowTables<A> {
         let mut removed = 0;
         for (table, name) in [(&mut self.tcp, self.names[0]), (&mut self.datagrams, self.names[1])] {
             for (key, value) in all(table, name)? {
-                if doomed(&key, &value) {
+                // Another look: a packet may have come since the table was read.
+                if doomed(&key, &value) && table.get(&key, 0).is_ok_and(|value| doomed(&key, &value)) {
                     remove(table, &key, name)?;
                     removed += 1;
                 }

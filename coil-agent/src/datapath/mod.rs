@@ -22,6 +22,8 @@ mod filter;
 mod flows;
 mod image;
 mod leases;
+mod leftover;
+mod load;
 mod lock;
 mod log;
 mod maglev;
@@ -42,16 +44,15 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
-    programs::{ProgramError, SchedClassifier, TcAttachType},
-    util::KernelVersion,
 };
 use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
-use attach::{Attachments, Hook, Program, classifier, places};
+use attach::{Attachments, Hook, Program, classifier};
 use events::Events;
 use family::FamilyTables;
+use load::{load, require_kernel};
 use lock::Lock;
 use log::Log;
 use outgrown::Outgrown;
@@ -64,6 +65,7 @@ pub use cleanup::{Removed, cleanup};
 pub use desired::{Desired, Egress, EgressId, Gateway, LocalPod, PolicyId};
 pub use error::DatapathError;
 pub use events::Dropped;
+pub use leftover::Leftover;
 pub use log::LogLevel;
 pub use object::{OBJECT, PINNED_MAPS};
 pub use state::{NatEntry, Reading, Swept, monotonic_seconds};
@@ -229,7 +231,8 @@ impl Datapath {
         let mut report = self.add(desired, true)?;
         let (_, uplinks) = image::common(desired);
         let (v4, v6) = (image::family(desired), image::family(desired));
-        report.detached = self.attachments.detach_others(&places(desired, self.link_hook))?;
+        let places = self.attachments.places(desired, self.link_hook);
+        report.detached = self.attachments.detach_others(&places)?;
         let (now, limits) = (monotonic_seconds(), conntrack::limits());
         report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
         report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
@@ -252,16 +255,23 @@ impl Datapath {
 
     fn add(&mut self, part: &Desired, gone_ok: bool) -> Result<Report, DatapathError> {
         let (mut config, uplinks) = image::common(part);
-        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            places(part, self.link_hook).into_iter().partition(|(place, _)| place.program.is_outward());
+        let (outward, inward): (BTreeMap<_, _>, BTreeMap<_, _>) = self
+            .attachments
+            .places(part, self.link_hook)
+            .into_iter()
+            .partition(|(place, _)| place.program.is_outward());
         let mut report = Report::default();
         self.pools = part.pools.iter().copied().collect();
 
         // What becomes fast now waits until the kernel's flows are marked.
         let starts = config.flags & !self.read_config()?.flags & FAST_FLAGS;
         report.entries.put += self.put_config(Config { flags: config.flags & !starts, ..config })?;
-        report.entries += self.v4.put_all(&image::family(part))?;
-        report.entries += self.v6.put_all(&image::family(part))?;
+        let (v4, v6) = (image::family(part), image::family(part));
+        let (slow4, slow6) = (self.v4.become_slow(&v4), self.v6.become_slow(&v6));
+        report.entries += self.v4.put_all(&v4)?;
+        report.entries += self.v6.put_all(&v6)?;
+        self.v4.flows.forget_fast_of(&slow4)?;
+        self.v6.flows.forget_fast_of(&slow6)?;
         report.attached = self.attachments.attach(&mut self.ebpf, &outward, gone_ok)?;
         if starts & config_flag::FORWARD != 0 {
             self.v4.flows.forget_fast()?;
@@ -342,6 +352,15 @@ impl Datapath {
         })
     }
 
+    /// Leaves every packet from pod to pod to the kernel, until the next [`Self::apply`].
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn stop_forwarding(&mut self) -> Result<(), DatapathError> {
+        let config = self.read_config()?;
+        self.put_config(Config { flags: config.flags & !FAST_FLAGS, ..config }).map(drop)
+    }
+
     /// Makes the programs decide anew about every flow. To be called after any change of routes, rules or links;
     /// [`Self::apply`] does it for its own changes.
     ///
@@ -363,6 +382,10 @@ impl Datapath {
             Ok(all) => all,
             Err(error) => {
                 warn!(%error, "cannot read the kernel's connections: UDP between pods stays with the kernel");
+                // Not all marks are there: no datagram begins a fast flow, and the next sweep tries again.
+                if let Err(error) = self.set_lost(1) {
+                    warn!(%error, "cannot keep in mind that marks are missing");
+                }
                 false
             }
         }
@@ -449,32 +472,6 @@ impl Datapath {
 
 /// What a packet may not be before the kernel's flows are marked.
 const FAST_FLAGS: u32 = config_flag::FORWARD | config_flag::FAST_UDP;
-
-/// `bpf_redirect_peer` and `bpf_redirect_neigh` came with Linux 5.10 (commits 9aa1206e8f48 and b4ab31414970).
-fn require_kernel() -> Result<Hook, DatapathError> {
-    let version = KernelVersion::current().map_err(|error| DatapathError::Load(Box::new(error)))?;
-    if version < KernelVersion::new(5, 10, 0) {
-        return Err(DatapathError::OldKernel(format!("{version:?}")));
-    }
-    // TCX came with Linux 6.6 (commit e420bed02507), where it is configured.
-    let tcx = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
-    Ok(if tcx { Hook::Tcx } else { Hook::Filter })
-}
-
-/// How often the verifier is tried again when a signal interrupted it.
-const LOAD_ATTEMPTS: u32 = 5;
-
-/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`bpf_check` since Linux 5.0).
-fn load(code: &mut SchedClassifier) -> Result<(), ProgramError> {
-    for _ in 1..LOAD_ATTEMPTS {
-        match code.load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.raw_os_error() == Some(nix::libc::EAGAIN) => {}
-            done => return done,
-        }
-    }
-    code.load()
-}
 
 /// Takes a map of the object under its type.
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError>

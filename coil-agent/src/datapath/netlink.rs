@@ -13,24 +13,44 @@ pub(crate) const CREATE: u16 = 0x600;
 /// The flag of an attribute that holds attributes.
 pub(crate) const NESTED: u16 = 0x8000;
 
+/// Of an answer: the list changed while the kernel wrote it.
+const INTERRUPTED: u16 = 0x10;
+/// How often such a list is asked for again.
+const ATTEMPTS: u32 = 10;
+
 /// Types of `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
-/// Sends a request in this thread's network namespace, and hands the body of each answer to `take`.
+/// Looks again while what it looks at changes under its hands.
+pub(crate) fn consistent<T>(mut look: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..ATTEMPTS {
+        match look() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+    look()
+}
+
+/// Sends a request in this thread's network namespace, and hands the body of each answer to `take`. A list that changed
+/// meanwhile ends with [`io::ErrorKind::Interrupted`]: what was handed over is neither the old one nor the new one.
 pub(crate) fn exchange(protocol: isize, request: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(request, 0)?;
     let mut buffer = Vec::with_capacity(1 << 16);
+    let mut interrupted = false;
     loop {
         buffer.clear();
         socket.recv(&mut buffer, 0)?;
         let mut rest = &buffer[..];
-        while let Some((kind, body, next)) = split(rest) {
+        while let Some((kind, flags, body, next)) = split(rest) {
             rest = next;
+            interrupted |= flags & INTERRUPTED != 0;
             match kind {
+                DONE if interrupted => return Err(io::ErrorKind::Interrupted.into()),
                 DONE => return Ok(()),
                 ERROR => {
                     let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
@@ -59,12 +79,13 @@ pub(crate) fn generic_family(name: &str) -> io::Result<u16> {
     id.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ENOENT))
 }
 
-/// The first message of a buffer: its type, its body, and what follows.
-fn split(buffer: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+/// The first message of a buffer: its type, its flags, its body, and what follows.
+fn split(buffer: &[u8]) -> Option<(u16, u16, &[u8], &[u8])> {
     let len = u32::from_ne_bytes(*buffer.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes([*buffer.get(4)?, *buffer.get(5)?]);
+    let flags = u16::from_ne_bytes([*buffer.get(6)?, *buffer.get(7)?]);
     let body = buffer.get(16..len)?;
-    Some((kind, body, buffer.get(len.next_multiple_of(4)..).unwrap_or_default()))
+    Some((kind, flags, body, buffer.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 /// The attributes of a list.
@@ -117,6 +138,12 @@ mod tests {
         assert_eq!(attributes(&[0, 0, 1, 0, 1]).count(), 0);
         assert_eq!(attributes(&[9, 0, 1, 0, 1]).count(), 0);
         assert_eq!(split(&[1, 0, 0, 0]), None);
+        let mut looks = 0;
+        let looked = consistent(|| {
+            looks += 1;
+            if looks < 3 { Err(io::ErrorKind::Interrupted.into()) } else { Ok(looks) }
+        });
+        assert_eq!(looked.unwrap(), 3, "a list that changes is looked at again");
         let list = [pack(1, b"a\0"), pack(2 | NESTED, b"long")].concat();
         assert_eq!(find(&list, 2), Some(&b"long"[..]));
         assert_eq!(find(&list, 1).map(text), Some("a".to_owned()));

@@ -61,6 +61,8 @@ pub struct NodeFacts {
     pub fou_port: u16,
     /// `--mark`.
     pub mark: u32,
+    /// The pools that were known when [`Self::obstacle`] was looked for.
+    pub pools: BTreeSet<IpNet>,
     /// What on the node keeps all pods' packets with the kernel, if something does.
     pub obstacle: Option<String>,
     /// Pods' links with queues or filters of others.
@@ -122,10 +124,13 @@ pub fn desired<'a>(
     attached: impl IntoIterator<Item = &'a Attached>,
 ) -> Desired {
     let in_cluster = in_cluster(index, node);
+    let pools = index.pool_subnets();
+    // What is in the way of a new pool's addresses is not known yet.
+    let looked = pools.is_subset(&node.pools);
     let mut desired = Desired {
-        pools: index.pool_subnets(),
+        pools,
         uplinks: node.uplinks.clone(),
-        forward: node.forward && node.obstacle.is_none(),
+        forward: node.forward && node.obstacle.is_none() && looked,
         host_stack: node.host_stack,
         fast_udp: node.fast_udp,
         fou_port: node.fou_port,
@@ -172,7 +177,7 @@ pub fn desired<'a>(
             gateway,
             new_clients: gateway && senders.more_may_come(attached),
             by_kernel: unknown || shaped || node.foreign_links.contains(&attached.link.host.index),
-            shaped,
+            shaped: shaped || node.foreign_links.contains(&attached.link.host.index),
         });
     }
     desired.clients = senders.known;

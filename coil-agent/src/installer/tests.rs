@@ -128,6 +128,82 @@ fn a_failed_step_leaves_the_old_state() {
     assert!(error.contains("is the host folder mounted there?"), "{error}");
 }
 
+/// Runs code where a folder is a file system of its own, which nobody else sees. Needs root.
+fn on_file_system(dir: &Path, options: &str, work: impl FnOnce() + Send) {
+    use nix::{mount, mount::MsFlags, sched};
+    let alone = || {
+        sched::unshare(sched::CloneFlags::CLONE_NEWNS).expect("a mount namespace, which needs root");
+        mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .unwrap();
+        mount::mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
+        work();
+    };
+    std::thread::scope(|scope| scope.spawn(alone).join().unwrap());
+}
+
+fn make_read_only(dir: &Path) {
+    use nix::mount::{MsFlags, mount};
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, dir, None::<&str>, flags, None::<&str>).unwrap();
+}
+
+#[test]
+fn a_full_file_system_leaves_the_old_state() {
+    let (_root, mut settings) = node();
+    let (bin, etc) = (settings.bin_dir.clone(), settings.etc_dir.clone());
+    on_file_system(&bin, "size=64k", || {
+        install(&settings).unwrap();
+        fs::write(&settings.coil_path, vec![b'x'; 1 << 20]).unwrap();
+        let error = install(&settings).unwrap_err().to_string();
+        assert!(error.contains("bin/coil") && error.contains("free some space on the node"), "{error}");
+        assert_eq!(fs::read(bin.join("coil")).unwrap(), b"\x7fELF one");
+        assert_eq!(names(&bin), ["coil"], "nothing half written is left");
+        assert_eq!(fs::read_to_string(etc.join("10-coil.conflist")).unwrap(), NETCONF);
+        fs::write(&settings.coil_path, b"\x7fELF two").unwrap();
+        assert_eq!(install(&settings).unwrap().written, [bin.join("coil")], "with room it goes on");
+    });
+    fs::write(&settings.coil_path, b"\x7fELF one").unwrap();
+    on_file_system(&etc, "size=64k", || {
+        install(&settings).unwrap();
+        let long = format!(r#""name": "{}", "#, "n".repeat(1 << 20));
+        settings.netconf = Netconf::Text(NETCONF.replacen(r#""name":"k8s-pod-network","#, &long, 1));
+        let error = install(&settings).unwrap_err().to_string();
+        assert!(
+            error.contains("10-coil.conflist") && error.contains("free some space on the node"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(etc.join("10-coil.conflist")).unwrap(), NETCONF);
+        assert_eq!(names(&etc), ["10-coil.conflist"]);
+    });
+}
+
+#[test]
+fn a_read_only_file_system_leaves_the_old_state() {
+    let (_root, mut settings) = node();
+    let (bin, etc) = (settings.bin_dir.clone(), settings.etc_dir.clone());
+    on_file_system(&bin, "size=64k", || {
+        install(&settings).unwrap();
+        make_read_only(&bin);
+        assert_eq!(install(&settings).unwrap(), Installed::default(), "what is right needs no writing");
+        fs::write(&settings.coil_path, b"\x7fELF two").unwrap();
+        let error = install(&settings).unwrap_err().to_string();
+        assert!(error.contains("bin/coil") && error.contains("mount the host folder writable"), "{error}");
+        assert_eq!(fs::read(bin.join("coil")).unwrap(), b"\x7fELF one");
+    });
+    fs::write(&settings.coil_path, b"\x7fELF one").unwrap();
+    on_file_system(&etc, "size=64k", || {
+        install(&settings).unwrap();
+        make_read_only(&etc);
+        settings.conf_name = "20-coil.conflist".into();
+        let error = install(&settings).unwrap_err().to_string();
+        assert!(
+            error.contains("20-coil.conflist") && error.contains("mount the host folder writable"),
+            "{error}"
+        );
+        assert_eq!(names(&etc), ["10-coil.conflist"], "the older one still works");
+    });
+}
+
 #[test]
 fn folders_that_are_not_there_are_made() {
     let (root, mut settings) = node();

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{RouteAttribute, RouteMessage, RouteType},
@@ -12,7 +13,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
-    route::FAMILIES,
+    route::{FAMILIES, address},
     rtnl::{Mode, Rtnl, RtnlError},
     sysctl,
 };
@@ -103,6 +104,14 @@ async fn add_rule(rtnl: &Rtnl, family: AddressFamily, table: u32, priority: u32)
 
 /// Links with a default route in the main table, of either family.
 async fn default_links(rtnl: &Rtnl) -> Result<BTreeSet<u32>, RtnlError> {
+    links_towards(rtnl, &|route| route.header.destination_prefix_length == 0).await
+}
+
+/// The links of those routes of the main table that are wanted.
+async fn links_towards(
+    rtnl: &Rtnl,
+    wanted: &(dyn Fn(&RouteMessage) -> bool + Sync),
+) -> Result<BTreeSet<u32>, RtnlError> {
     let mut links = BTreeSet::new();
     for family in FAMILIES {
         let mut filter = RouteMessage::default();
@@ -110,7 +119,7 @@ async fn default_links(rtnl: &Rtnl) -> Result<BTreeSet<u32>, RtnlError> {
         filter.attributes.push(RouteAttribute::Table(super::route::MAIN_TABLE));
         for message in rtnl.dump(RouteNetlinkMessage::GetRoute(filter), "the routes").await? {
             let RouteNetlinkMessage::NewRoute(route) = message else { continue };
-            if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
+            if route.header.kind != RouteType::Unicast || !wanted(&route) {
                 continue;
             }
             for attribute in &route.attributes {
@@ -141,13 +150,26 @@ pub async fn mtu(rtnl: &Rtnl) -> Result<u32, RtnlError> {
         .unwrap_or(DEFAULT_MTU))
 }
 
-/// The links to other nodes and the world: those with one of the node's addresses, and those with
-/// a default route. Never a pod's link.
+/// Where a route leads; none for a default route.
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(to) => address(to),
+        _ => None,
+    })?;
+    IpNet::new(address, route.header.destination_prefix_length).ok()
+}
+
+/// The links to other nodes and the world: those with one of the node's addresses, with a default route, or with a route
+/// to other nodes' pods, whose addresses are of `pools`. Never a pod's link.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub async fn uplinks(rtnl: &Rtnl, node: &[IpAddr]) -> Result<BTreeSet<u32>, RtnlError> {
-    let mut uplinks = default_links(rtnl).await?;
+pub async fn uplinks(rtnl: &Rtnl, node: &[IpAddr], pools: &[IpNet]) -> Result<BTreeSet<u32>, RtnlError> {
+    let towards = |route: &RouteMessage| match destination(route) {
+        None => true,
+        Some(net) => pools.iter().any(|pool| pool.contains(&net) || net.contains(pool)),
+    };
+    let mut uplinks = links_towards(rtnl, &towards).await?;
     uplinks.extend(rtnl.addresses().await?.iter().filter(|(_, a)| node.contains(&a.addr())).map(|(i, _)| *i));
     for link in rtnl.links().await? {
         // The node's addresses stand on the pods' links too, as their gateway.

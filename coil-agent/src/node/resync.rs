@@ -1,6 +1,7 @@
 //! What the node looks for by itself: its links and addresses, what is in the way of eBPF, and whether the kernel
 //! still has what it was given.
 
+use ipnet::IpNet;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tracing::{info, warn};
 
@@ -40,13 +41,15 @@ impl Node {
     /// When the kernel cannot be asked.
     pub async fn look_at_node(&self) -> Result<(), RtnlError> {
         let mut facts = self.settings.facts.clone();
-        let internal = self.feed.read(|index| {
+        let (internal, pools) = self.feed.read(|index| {
             let own = index.nodes.iter().find(|(key, _)| key.name == self.settings.name);
-            own.map(|(_, addresses)| addresses.clone()).unwrap_or_default()
+            (own.map(|(_, addresses)| addresses.clone()).unwrap_or_default(), index.pool_subnets())
         });
+        facts.pools = pools;
+        let pools: Vec<IpNet> = facts.pools.iter().copied().collect();
         let links = self.rtnl.links().await?;
         let mut uplinks = if self.settings.devices.is_empty() {
-            net::host::uplinks(&self.rtnl, &internal).await?
+            net::host::uplinks(&self.rtnl, &internal, &pools).await?
         } else {
             let named = links.iter().filter(|link| self.settings.devices.contains(&link.name));
             named.map(|link| link.index).collect()
@@ -66,7 +69,7 @@ impl Node {
         facts.own_addresses.sort_unstable();
         facts.own_addresses.dedup();
         if facts.forward {
-            self.look_for_obstacles(&mut facts, bare);
+            self.look_for_obstacles(&mut facts, &pools, bare);
         }
         *lock(&self.facts) = facts;
         self.tell_of_fallback();
@@ -81,11 +84,13 @@ impl Node {
     }
 
     /// Looks at what would treat pods' packets differently on the way that the programs cut short.
-    fn look_for_obstacles(&self, facts: &mut NodeFacts, bare: Option<String>) {
+    fn look_for_obstacles(&self, facts: &mut NodeFacts, pools: &[IpNet], bare: Option<String>) {
         let links = lock(&self.pods).values().map(|entry| entry.attached.link.host.index).collect();
-        let (obstacle, foreign) =
-            tokio::task::block_in_place(|| (obstacle::find(), obstacle::foreign_links(&links)));
-        facts.obstacle = bare.or(obstacle);
+        let (obstacle, uplinks, foreign) = tokio::task::block_in_place(|| {
+            (obstacle::find(pools), obstacle::on_uplinks(&facts.uplinks), obstacle::foreign_links(&links))
+        });
+        let uplinks = uplinks.unwrap_or_else(|e| Some(format!("uplinks' filters cannot be read: {e}")));
+        facts.obstacle = bare.or(obstacle).or(uplinks);
         match foreign {
             Ok(foreign) => facts.foreign_links = foreign,
             Err(e) => facts.obstacle = Some(format!("pods' queues cannot be read: {e}")),
@@ -103,15 +108,17 @@ impl Node {
     /// The datapath's mode, and why it is not eBPF or not for all packets.
     #[must_use]
     pub fn datapath_state(&self) -> (&'static str, String) {
+        let mode = self.plane.mode();
+        let chosen = self.settings.by_host_stack.filter(|_| mode == "ebpf").map(str::to_owned);
         let obstacle = lock(&self.facts).obstacle.clone();
-        (self.plane.mode(), obstacle.unwrap_or_else(|| self.plane.reason().to_owned()))
+        (mode, chosen.or(obstacle).unwrap_or_else(|| self.plane.reason().to_owned()))
     }
 
     /// Writes an Event on the Node when the kernel takes over from eBPF, or gives back.
     fn tell_of_fallback(&self) {
         let (_, reason) = self.datapath_state();
         let before = std::mem::replace(&mut *lock(&self.told), reason.clone());
-        if before == reason || reason == plane::CHOSEN {
+        if before == reason || reason == plane::CHOSEN || self.settings.by_host_stack == Some(&reason) {
             return;
         }
         let (type_, word, note) = if reason.is_empty() {

@@ -44,25 +44,22 @@ pub struct Feed {
     inner: Arc<Inner>,
 }
 
+/// The kind that a gateway alone waits for: nothing else needs it.
+const CLIENTS: &str = "clients";
+
 struct Inner {
     index: Mutex<Index>,
     /// Kinds whose first list has not come.
     waiting: Mutex<BTreeSet<&'static str>>,
-    /// The same for kinds that nothing else waits for.
-    waiting_beside: Mutex<BTreeSet<&'static str>>,
     watching_clients: AtomicBool,
     changes: watch::Sender<u64>,
 }
-
-/// Where a kind is waited for until its first list has come.
-type Waiting = fn(&Inner) -> &Mutex<BTreeSet<&'static str>>;
 
 impl Default for Inner {
     fn default() -> Self {
         Self {
             index: Mutex::default(),
             waiting: Mutex::default(),
-            waiting_beside: Mutex::default(),
             watching_clients: AtomicBool::new(false),
             changes: watch::Sender::new(0),
         }
@@ -74,36 +71,66 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Everything counts.
+const fn any<T>(_: &T) -> bool {
+    true
+}
+
 impl Feed {
     /// Starts the watches for a node. Needs a Tokio runtime.
     pub fn start(&self, client: &Client, node: &str, scope: Scope) {
         let all = watcher::Config::default();
         let own = all.clone().fields(&format!("spec.nodeName={node}"));
         let pod = if scope.egress { objects::pod } else { objects::pod_without_egress };
-        self.watch("pods", Api::all(client.clone()), own, pod, |i| &mut i.pods);
-        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes);
+        self.watch("pods", Api::all(client.clone()), own, pod, |i| &mut i.pods, any);
+        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes, any);
         if scope.ipam {
-            self.watch("namespaces", Api::all(client.clone()), all.clone(), objects::namespace, |i| {
-                &mut i.namespaces
-            });
-            self.watch("addresspools", Api::all(client.clone()), all.clone(), objects::pool, |i| {
-                &mut i.pools
-            });
+            self.watch(
+                "namespaces",
+                Api::all(client.clone()),
+                all.clone(),
+                objects::namespace,
+                |i| &mut i.namespaces,
+                any,
+            );
+            self.watch(
+                "addresspools",
+                Api::all(client.clone()),
+                all.clone(),
+                objects::pool,
+                |i| &mut i.pools,
+                any,
+            );
         }
         if scope.egress {
-            self.watch("egresses", Api::all(client.clone()), all.clone(), objects::egress, |i| {
-                &mut i.egresses
-            });
+            self.watch(
+                "egresses",
+                Api::all(client.clone()),
+                all.clone(),
+                objects::egress,
+                |i| &mut i.egresses,
+                any,
+            );
             let services = all
                 .clone()
                 .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
-            self.watch("endpointslices", Api::all(client.clone()), services.clone(), objects::slice, |i| {
-                &mut i.slices
-            });
+            self.watch(
+                "endpointslices",
+                Api::all(client.clone()),
+                services.clone(),
+                objects::slice,
+                |i| &mut i.slices,
+                any,
+            );
             if scope.kernel_egress {
-                self.watch("services", Api::all(client.clone()), services, objects::service, |i| {
-                    &mut i.services
-                });
+                self.watch(
+                    "services",
+                    Api::all(client.clone()),
+                    services,
+                    objects::service,
+                    |i| &mut i.services,
+                    any,
+                );
             }
             self.watch_service_ranges(client, all);
         }
@@ -117,15 +144,14 @@ impl Feed {
             let pods = Api::all(client.clone());
             // A client whose annotation becomes wrong stays one.
             let counts = |pod: &PodInfo| pod.egresses.is_ok();
-            self.watch_beside("clients", pods, all, objects::client, |i| &mut i.clients, counts);
+            self.watch(CLIENTS, pods, all, objects::client, |i| &mut i.clients, counts);
         }
     }
 
     /// Whether the clients of all nodes are known.
     #[must_use]
     pub fn knows_clients(&self) -> bool {
-        self.inner.watching_clients.load(Ordering::Relaxed)
-            && !lock(&self.inner.waiting_beside).contains("clients")
+        self.inner.watching_clients.load(Ordering::Relaxed) && !lock(&self.inner.waiting).contains(CLIENTS)
     }
 
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
@@ -137,31 +163,20 @@ impl Feed {
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
                 }
-                _ => feed.watch("servicecidrs", Api::all(client), config, objects::service_range, |i| {
-                    &mut i.service_ranges
-                }),
+                _ => feed.watch(
+                    "servicecidrs",
+                    Api::all(client),
+                    config,
+                    objects::service_range,
+                    |i| &mut i.service_ranges,
+                    any,
+                ),
             }
         });
     }
 
+    /// What does not `count` changes nothing of what was known before.
     fn watch<K, T>(
-        &self,
-        kind: &'static str,
-        api: Api<DeserializeGuard<K>>,
-        config: watcher::Config,
-        take: fn(&K) -> Option<T>,
-        store: fn(&mut Index) -> &mut Store<T>,
-    ) where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
-        T: PartialEq + Send + 'static,
-    {
-        lock(&self.inner.waiting).insert(kind);
-        self.follow(kind, api, config, take, store, (|inner| &inner.waiting, |_| true));
-    }
-
-    /// The same for a kind that nothing else waits for. What does not `count` changes nothing of what was known before.
-    fn watch_beside<K, T>(
         &self,
         kind: &'static str,
         api: Api<DeserializeGuard<K>>,
@@ -174,23 +189,7 @@ impl Feed {
         DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
         T: PartialEq + Send + 'static,
     {
-        lock(&self.inner.waiting_beside).insert(kind);
-        self.follow(kind, api, config, take, store, (|inner| &inner.waiting_beside, counts));
-    }
-
-    fn follow<K, T>(
-        &self,
-        kind: &'static str,
-        api: Api<DeserializeGuard<K>>,
-        config: watcher::Config,
-        take: fn(&K) -> Option<T>,
-        store: fn(&mut Index) -> &mut Store<T>,
-        (waiting, counts): (Waiting, fn(&T) -> bool),
-    ) where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
-        T: PartialEq + Send + 'static,
-    {
+        lock(&self.inner.waiting).insert(kind);
         let feed = self.clone();
         tokio::spawn(async move {
             let mut listed: Store<T> = Store::new();
@@ -224,7 +223,7 @@ impl Feed {
                             new
                         });
                         // The first list is news even when it is empty.
-                        if lock(waiting(&feed.inner)).remove(kind) && !new {
+                        if lock(&feed.inner.waiting).remove(kind) && !new {
                             feed.announce();
                         }
                     }
@@ -272,10 +271,10 @@ impl Feed {
         self.inner.changes.subscribe()
     }
 
-    /// The kinds that are still waited for.
+    /// The kinds that everything still waits for.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
-        lock(&self.inner.waiting).iter().copied().collect()
+        lock(&self.inner.waiting).iter().copied().filter(|kind| *kind != CLIENTS).collect()
     }
 
     /// Waits until every kind was listed once.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// Name of the abstract UNIX socket (without the leading NUL).
 pub const SOCKET: &str = "coil-gateway";
 
+/// How a reason begins for which no gateway of a node can ever be ready without eBPF. It gets into the Egress's conditions.
+pub const KERNEL_LACKS: &str = "this kernel lacks";
+
 /// The state of one gateway pod, as the node's coild sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

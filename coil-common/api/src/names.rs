@@ -35,6 +35,8 @@ pub const APP_NAME: &str = "coil";
 pub const COMPONENT_EGRESS: &str = "egress";
 /// The container of a gateway pod that runs coil-egress.
 pub const EGRESS_CONTAINER: &str = "egress";
+/// TCP port of a gateway pod that answers its probes.
+pub const GATEWAY_HEALTH_PORT: u16 = 8081;
 /// ServiceAccount of gateway pods, and the ClusterRoleBinding over all Egress namespaces.
 pub const EGRESS_SERVICE_ACCOUNT: &str = "coil-egress";
 

@@ -18,6 +18,16 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
+/// Runs code inside a new namespace without a name, on a thread of its own, and waits for it. The namespace goes with the
+/// thread, and with what was made in it.
+///
+/// # Errors
+/// When this process may not make namespaces.
+pub fn in_new<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    on_own_thread(|| unshare(CloneFlags::CLONE_NEWNET).map(|()| work()))
+        .and_then(|r| r.map_err(io::Error::from))
+}
+
 /// A handle on a network namespace; it lives at least as long as the handle.
 #[derive(Debug)]
 pub struct NetNs {
@@ -177,6 +187,16 @@ mod tests {
         assert!(!path.exists());
         assert!(NetNs::open(&path).unwrap_err().is_gone());
         std::fs::remove_dir(&dir).unwrap();
+    }
+
+    /// Needs root.
+    #[test]
+    fn a_nameless_namespace_is_another_one() {
+        let before = interfaces();
+        assert_eq!(in_new(interfaces).unwrap(), ["lo"]);
+        let own = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        assert_ne!(in_new(own).unwrap(), own());
+        assert_eq!(interfaces(), before, "the caller's own namespace is untouched");
     }
 
     #[test]

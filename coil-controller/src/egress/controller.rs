@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt::Debug,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -42,11 +42,28 @@ use super::{
     notice::Teller,
     objects,
     status::{self, Trouble},
+    unready,
 };
 use crate::{program::Ready, queue::Queue};
 
 /// How many Egresses are worked on at once.
 const WORKERS: usize = 8;
+/// How often gateways that are not ready are asked why: nothing tells when their reason changes.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What became of the work on a key.
+#[derive(Debug, Clone, Copy)]
+struct Outcome {
+    ok: bool,
+    /// Gateways are missing.
+    is_short: bool,
+}
+
+impl From<bool> for Outcome {
+    fn from(ok: bool) -> Self {
+        Self { ok, is_short: false }
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Key {
@@ -72,7 +89,7 @@ pub async fn run(client: Client, settings: Settings, ready: Ready) -> Result<()>
     info!(image = settings.image, port = settings.port, backend = %settings.backend, "gateways");
     let mut known = Known::default();
     let mut queue = Queue::<Key>::default();
-    let mut running = JoinSet::<(Key, bool)>::new();
+    let mut running = JoinSet::<(Key, Outcome)>::new();
     let egresses = Api::<DeserializeGuard<Egress>>::all(client.clone());
     let bindings = Api::<PartialObjectMeta<ClusterRoleBinding>>::all(client.clone());
     let accounts = Api::<PartialObjectMeta<ServiceAccount>>::all(client.clone());
@@ -95,11 +112,11 @@ pub async fn run(client: Client, settings: Settings, ready: Ready) -> Result<()>
             let (client, settings, teller) = (client.clone(), settings.clone(), teller.clone());
             let namespaces = known.namespaces();
             running.spawn(async move {
-                let ok = match &key {
+                let outcome = match &key {
                     Key::Egress(egress) => reconcile(&client, &settings, &teller, egress).await,
-                    Key::Binding => report(binding::reconcile(&client, &namespaces).await),
+                    Key::Binding => report(binding::reconcile(&client, &namespaces).await).into(),
                 };
-                (key, ok)
+                (key, outcome)
             });
         }
         let due = queue.due();
@@ -113,8 +130,12 @@ pub async fn run(client: Client, settings: Settings, ready: Ready) -> Result<()>
                 }
             }
             Some(ended) = running.join_next() => {
-                let (key, ok) = ended?;
-                queue.done(key, ok, Instant::now());
+                let (key, Outcome { ok, is_short }) = ended?;
+                let now = Instant::now();
+                queue.done(key.clone(), ok, now);
+                if is_short {
+                    queue.later(key, now + ASK_AGAIN);
+                }
             }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
         }
@@ -235,15 +256,15 @@ fn report(result: Result<(), EnsureError>) -> bool {
 }
 
 /// Makes everything of one Egress as wanted. Each object is tried, whatever became of the others.
-async fn reconcile(client: &Client, settings: &Settings, teller: &Teller, key: &EgressRef) -> bool {
+async fn reconcile(client: &Client, settings: &Settings, teller: &Teller, key: &EgressRef) -> Outcome {
     let api = Api::<Egress>::namespaced(client.clone(), &key.namespace);
     let egress = match api.get_opt(&key.name).await {
         Ok(Some(egress)) if egress.metadata.deletion_timestamp.is_none() => egress,
         // Its objects go with it.
-        Ok(_) => return true,
+        Ok(_) => return true.into(),
         Err(e) => {
             warn!(egress = %key, error = %e, "cannot read the Egress; trying again");
-            return false;
+            return false.into();
         }
     };
     let mut errors: BTreeMap<&str, EnsureError> = BTreeMap::new();
@@ -274,8 +295,10 @@ async fn reconcile(client: &Client, settings: &Settings, teller: &Teller, key: &
     }
     let seen = deployment.as_ref().map(Ensured::object);
     trouble.extend(seen.into_iter().flat_map(status::trouble_of));
-    let wanted = status::status(&egress, seen, &trouble, Timestamp::now());
-    errors.is_empty() & write_status(&api, teller, egress, wanted).await
+    let is_short = status::is_short(&egress, seen);
+    let unready = if is_short { unready::reasons(client, key).await } else { Vec::new() };
+    let wanted = status::status(&egress, seen, &trouble, &unready, Timestamp::now());
+    Outcome { ok: errors.is_empty() & write_status(&api, teller, egress, wanted).await, is_short }
 }
 
 async fn service_account(client: &Client, namespace: &str) -> Result<(), EnsureError> {

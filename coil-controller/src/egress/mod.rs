@@ -9,6 +9,7 @@
 //! - [`template`], [`objects`]: what is wanted. Pure.
 //! - [`ensure`]: the difference to what is there, and writing it.
 //! - [`status`]: what users see. Pure.
+//! - `unready`: what gateways say of themselves that are not ready.
 //! - [`notice`]: the Events that tell of it.
 //! - [`binding`]: the one ClusterRoleBinding over all Egress namespaces.
 //! - [`controller`]: the loop. Each Egress is worked on by itself, so that one in trouble
@@ -22,6 +23,7 @@ pub mod notice;
 pub mod objects;
 pub mod status;
 pub mod template;
+mod unready;
 
 pub use controller::run;
 

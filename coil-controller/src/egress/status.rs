@@ -41,19 +41,24 @@ pub fn trouble_of(deployment: &Deployment) -> Vec<Trouble> {
     told.collect()
 }
 
-/// The status that says what the Deployment has and what went wrong. Conditions of others stay.
+/// The status that says what the Deployment has and what went wrong; `unready` is what gateways say of themselves.
+/// Conditions of others stay.
 #[must_use]
 pub fn status(
     egress: &Egress,
     deployment: Option<&Deployment>,
     trouble: &[Trouble],
+    unready: &[String],
     now: Timestamp,
 ) -> EgressStatus {
-    let available =
-        deployment.and_then(|d| d.status.as_ref()).and_then(|s| s.available_replicas).unwrap_or_default();
+    let available = available(deployment);
     let old = egress.status.clone().unwrap_or_default();
     let wanted = egress.spec.replicas;
-    let gateways = format!("{available} of {wanted} gateways are available");
+    let mut gateways = format!("{available} of {wanted} gateways are available");
+    for reason in unready {
+        gateways.push_str("; ");
+        gateways.push_str(reason);
+    }
     let (is_available, reason) =
         if available > 0 { ("True", "GatewaysAvailable") } else { ("False", "NoGateway") };
     let (is_degraded, why, message) = match trouble {
@@ -93,8 +98,18 @@ pub fn status(
     }
 }
 
+/// Whether gateways are missing.
+#[must_use]
+pub fn is_short(egress: &Egress, deployment: Option<&Deployment>) -> bool {
+    available(deployment) < egress.spec.replicas
+}
+
+fn available(deployment: Option<&Deployment>) -> i32 {
+    deployment.and_then(|d| d.status.as_ref()).and_then(|s| s.available_replicas).unwrap_or_default()
+}
+
 /// The selector of the gateway pods as one string, sorted by key.
-fn selector(egress: &str) -> String {
+pub(super) fn selector(egress: &str) -> String {
     labels(egress).iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
 }
 
@@ -111,7 +126,7 @@ mod tests {
         Egress::new("nat", spec)
     }
 
-    fn available(n: i32) -> Deployment {
+    fn with_available(n: i32) -> Deployment {
         serde_json::from_value(json!({"status": {"availableReplicas": n}})).unwrap()
     }
 
@@ -125,7 +140,7 @@ mod tests {
         let refused =
             Trouble { reason: "ReconcileFailed", message: "cannot create Deployment nat: no".into() };
         let early = Timestamp::from_second(1).unwrap();
-        let first = status(&egress, None, &[refused], early);
+        let first = status(&egress, None, &[refused], &[], early);
         assert_eq!(first.replicas, Some(0));
         assert_eq!(
             first.selector.as_deref(),
@@ -138,14 +153,22 @@ mod tests {
 
         egress.status = Some(first);
         let late = Timestamp::from_second(2).unwrap();
-        let second = status(&egress, Some(&available(1)), &[], late);
+        let second =
+            status(&egress, Some(&with_available(1)), &[], &["nat-1 on node2: no FOU".to_owned()], late);
         assert_eq!(condition(&second, "Available").status, "True");
-        assert_eq!(condition(&second, "Available").message, "1 of 2 gateways are available");
+        assert_eq!(
+            condition(&second, "Available").message,
+            "1 of 2 gateways are available; nat-1 on node2: no FOU"
+        );
         assert_eq!(condition(&second, "Degraded").status, "False");
 
         egress.status = Some(second.clone());
-        let third = status(&egress, Some(&available(1)), &[], Timestamp::from_second(3).unwrap());
+        let unready = ["nat-1 on node2: no FOU".to_owned()];
+        let third =
+            status(&egress, Some(&with_available(1)), &[], &unready, Timestamp::from_second(3).unwrap());
         assert_eq!(third, second, "nothing changes when nothing changed");
+        assert!(is_short(&egress, Some(&with_available(1))) && is_short(&egress, None));
+        assert!(!is_short(&egress, Some(&with_available(2))));
     }
 
     #[test]
@@ -165,7 +188,7 @@ mod tests {
         let reasons: Vec<&str> = trouble.iter().map(|t| t.reason).collect();
         assert_eq!(reasons, ["GatewaysRefused", "RolloutStuck"]);
         assert_eq!(trouble[0].message, "Deployment nat: exceeded quota");
-        let status = status(&egress(), Some(&bad), &trouble, Timestamp::UNIX_EPOCH);
+        let status = status(&egress(), Some(&bad), &trouble, &[], Timestamp::UNIX_EPOCH);
         assert_eq!(condition(&status, "Degraded").reason, "GatewaysRefused");
         assert!(condition(&status, "Degraded").message.contains("ProgressDeadlineExceeded"));
     }

@@ -6,7 +6,8 @@ use coil_api::{
     crd::Egress,
     names::{
         APP_NAME, COMPONENT_EGRESS, EGRESS_CONTAINER, EGRESS_SERVICE_ACCOUNT, ENV_EGRESS_NAME,
-        ENV_POD_ADDRESSES, ENV_POD_NAMESPACE, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME,
+        ENV_POD_ADDRESSES, ENV_POD_NAMESPACE, GATEWAY_HEALTH_PORT, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
+        LABEL_APP_NAME,
     },
 };
 use k8s_openapi::{
@@ -100,7 +101,7 @@ fn complete(container: &mut Container, egress: &Egress, settings: &Settings) {
     let requests = container.resources.get_or_insert_default().requests.get_or_insert_default();
     requests.entry("cpu".to_owned()).or_insert_with(|| Quantity("100m".to_owned()));
     requests.entry("memory".to_owned()).or_insert_with(|| Quantity("200Mi".to_owned()));
-    container.ports = Some(vec![port("metrics", 8080), port("health", 8081)]);
+    container.ports = Some(vec![port("metrics", 8080), port("health", GATEWAY_HEALTH_PORT.into())]);
     container.liveness_probe = Some(probe("/healthz"));
     container.readiness_probe = Some(probe("/readyz"));
 }

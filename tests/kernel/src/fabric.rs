@@ -184,6 +184,12 @@ impl Fabric {
         self.space(name(pod))
     }
 
+    /// The MAC addresses of a pod's link: of the host's side, and of its own.
+    #[must_use]
+    pub fn macs(&self, pod: Pod) -> ([u8; 6], [u8; 6]) {
+        (host_mac(pod), pod_mac(pod))
+    }
+
     /// Runs `ip` inside a pod.
     ///
     /// # Errors
@@ -343,13 +349,17 @@ impl Fabric {
     fn make_switch(&self, vlan: bool) -> Result<()> {
         self.ip(SWITCH, "link add br0 type bridge")?;
         self.ip(SWITCH, "link set br0 up")?;
-        for space in NODES.into_iter().chain([name(Pod::World)]) {
+        for (port, space) in NODES.into_iter().chain([name(Pod::World)]).enumerate() {
             let there = format!("{}{space}", self.prefix);
             // A number of its own: the first free one would be the uplink's.
             let peer = if vlan { "trunk index 99".to_owned() } else { format!("eth0 index {UPLINK}") };
             self.ip(
                 SWITCH,
-                &format!("link add name sw-{space} master br0 type veth peer name {peer} netns {there}"),
+                // Before 6.14 a peer's number counts only when its other side has one, too.
+                &format!(
+                    "link add name sw-{space} index {} master br0 type veth peer name {peer} netns {there}",
+                    100 + port
+                ),
             )?;
             self.ip(SWITCH, &format!("link set sw-{space} up"))?;
             if vlan {

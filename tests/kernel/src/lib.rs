@@ -4,6 +4,7 @@
 
 pub mod ear;
 mod fabric;
+pub mod foreign;
 mod node;
 pub mod rules;
 pub mod stream;

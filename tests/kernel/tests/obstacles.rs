@@ -26,7 +26,8 @@ fn run(command: &str) -> Result<()> {
 }
 
 fn expect(what: Option<&[&str]>, after: &str) -> Result<()> {
-    let found = obstacle::find();
+    let pools = ["10.64.0.0/16".parse()?, "fd64::/112".parse()?];
+    let found = obstacle::find(&pools);
     match (what, &found) {
         (None, None) => Ok(()),
         (Some(words), Some(found)) if words.iter().all(|word| found.contains(word)) => Ok(()),
@@ -78,11 +79,45 @@ fn rules_of_others_are() -> Result<()> {
                 ("POSTROUTING -t nat -j MASQUERADE", &["POSTROUTING"]),
                 ("FORWARD -t mangle -p tcp -j MARK --set-mark 1", &["FORWARD", "mangle"]),
                 ("PREROUTING -t raw -p tcp -j DROP", &["PREROUTING", "raw"]),
+                ("PREROUTING -t nat -p tcp --dport 80 -j REDIRECT --to-ports 8080", &["PREROUTING", "nat"]),
             ] {
                 run(&format!("{tool} -A {rule}"))?;
                 expect(Some(words), &format!("{tool} -A {rule}"))?;
                 run(&format!("{tool} -D {rule}"))?;
                 expect(None, &format!("{tool} -D {rule}"))?;
+            }
+            // kind's nodes send their own resolver's packets another way; pods' are not meant.
+            let (pods, other) = if tool.starts_with("ip6") {
+                ("fd64::/112", "fd00:172::1/128")
+            } else {
+                ("10.64.0.0/16", "172.18.0.1/32")
+            };
+            for others in [
+                format!("PREROUTING -t nat -d {other} -p udp --dport 53 -j REDIRECT --to-ports 5353"),
+                format!("POSTROUTING -t nat -s {other} -j MASQUERADE"),
+                format!("FORWARD -s {pods} -d {other} -j DROP"),
+            ] {
+                run(&format!("{tool} -A {others}"))?;
+                expect(None, &format!("{tool} -A {others}"))?;
+            }
+            for pods in [
+                format!("FORWARD -s {pods} -j DROP"),
+                format!("FORWARD ! -d {other} -j DROP"),
+                format!("FORWARD -s {pods} -d {pods} -j DROP"),
+            ] {
+                run(&format!("{tool} -A {pods}"))?;
+                expect(Some(&["FORWARD", "drop"]), &format!("{tool} -A {pods}"))?;
+                run(&format!("{tool} -D {pods}"))?;
+            }
+            // Policies of kube-router and of k3s, and of the firewall plugin.
+            for chain in ["KUBE-ROUTER-FORWARD", "CNI-FORWARD"] {
+                for command in [format!("-N {chain}"), format!("-A FORWARD -j {chain}")] {
+                    run(&format!("{tool} {command}"))?;
+                }
+                expect(None, &format!("{tool}: {chain}, which is empty"))?;
+                run(&format!("{tool} -A {chain} -p tcp -j DROP"))?;
+                expect(Some(&[chain, "drop"]), &format!("{tool}: a rule in {chain}"))?;
+                run(&format!("{tool} -F {chain}"))?;
             }
             run(&format!("{tool} -P FORWARD DROP"))?;
             expect(Some(&["FORWARD", "by default"]), "a policy")
@@ -100,9 +135,51 @@ fn tables_of_nftables_are() -> Result<()> {
         expect(None, "a counter")?;
         run("nft add rule inet mine gate tcp dport 25 drop")?;
         expect(Some(&["gate", "inet mine", "drop"]), "a drop")?;
+        let found = |rule: &str, what: Option<&[&str]>| -> Result<()> {
+            run("nft flush chain inet mine gate")?;
+            run(&format!("nft add rule inet mine gate {rule}"))?;
+            expect(what, rule)
+        };
+        let gate = |what: &'static str| -> [&'static str; 2] { ["gate", what] };
+        found("meta mark set 1", Some(&gate("meta")))?;
+        found("ip dscp set 10", Some(&gate("payload")))?;
+        found("tcp option maxseg size set 1000", Some(&gate("exthdr")))?;
+        found("ct state vmap { established : accept, invalid : drop }", Some(&gate("verdict map")))?;
+        found("ip saddr vmap { 10.64.0.0/16 : drop }", Some(&gate("verdict map")))?;
+        found("ct state established tcp dport { 25, 26 } accept", None)?;
+        for (rule, meets) in [
+            ("ip saddr 10.0.0.0/8 drop", true),
+            ("ip saddr 10.64.0.1 drop", true),
+            ("ip saddr 10.64.0.0/13 ip daddr 10.64.1.0/24 drop", true),
+            ("ip saddr != 192.0.2.1 drop", true),
+            ("ip saddr { 192.0.2.1, 192.0.2.2 } drop", true),
+            ("ip6 saddr fd64::/64 drop", true),
+            ("ip6 daddr fd64::1 drop", true),
+            ("ip daddr 192.0.2.1 drop", false),
+            ("ip daddr 192.0.0.0/12 drop", false),
+            ("ip saddr 10.64.0.0/16 ip daddr 10.65.0.0/16 tcp dport 80 drop", false),
+            ("ip6 saddr fd65::/64 drop", false),
+            ("ip6 daddr 2001:db8::1 drop", false),
+            // What is done before the address is looked at is done to all.
+            ("meta mark set 1 ip daddr 192.0.2.1 drop", true),
+        ] {
+            let what: Option<&[&str]> = meets.then_some(&["gate"]);
+            found(rule, what)?;
+        }
         run("nft flush chain inet mine gate")?;
-        run("nft add rule inet mine gate meta mark set 1")?;
-        expect(Some(&["gate", "meta"]), "a mark")
+        run("nft add counter inet mine seen")?;
+        found("counter name seen", None)?;
+        run("nft flush chain inet mine gate")?;
+        // Redirections before the routing decision.
+        run("nft add table ip mine")?;
+        run("nft add chain ip mine entry { type nat hook prerouting priority dstnat ; }")?;
+        run("nft add rule ip mine entry tcp dport 80 redirect to :8080")?;
+        expect(Some(&["entry", "ip mine"]), "a redirection")?;
+        run("nft delete table ip mine")?;
+        // The hook of a link's way in, in a table of the family inet.
+        run("nft add chain inet mine early { type filter hook ingress device lo priority 0 ; }")?;
+        run("nft add rule inet mine early tcp dport 25 drop")?;
+        expect(Some(&["early", "drop"]), "a rule at the ingress hook")
     })
 }
 

@@ -17,6 +17,7 @@ use coil_kernel_tests::{
     traffic::{Lines, Talk},
 };
 use coil_packet::Reason;
+use coil_traffic::paced::{Sent, at_full_rate};
 
 /// Sizes that the earlier version's maps have.
 const OTHER: [(&str, u32); 12] = [
@@ -63,7 +64,7 @@ fn translations(fabric: &Fabric) -> Result<Vec<NatEntry>> {
     fabric.with_datapath(1, |datapath| Ok(datapath.nat_entries(monotonic_seconds())?))
 }
 
-fn upgrade(v4: bool) -> Result<()> {
+fn upgrade(v4: bool) -> Result<Sent> {
     let fabric = Fabric::of_another_version(v4, OTHER.to_vec())?;
     let desired = [0, 1].map(|node| Desired { fast_udp: true, ..fabric.stated(node) });
     for (node, desired) in desired.iter().enumerate() {
@@ -85,7 +86,7 @@ fn upgrade(v4: bool) -> Result<()> {
     let lease = of_client(translations(&fabric)?).context("no translation")?;
 
     let fast = fabric.count(Reason::ToNode);
-    stream::unbroken(&fabric, || {
+    let sent = stream::unbroken(&fabric, || {
         for node in [1, 0] {
             fabric.replace_agent(node, &desired[node], || {
                 of_another_layout(&fabric.maps(node))?;
@@ -124,11 +125,10 @@ fn upgrade(v4: bool) -> Result<()> {
         let invalid = fabric.on_node(node, || rules::invalid(Writer::Nft, v4))??;
         ensure!(invalid == 0, "node {node} dropped {invalid} packets as invalid");
     }
-    Ok(())
+    Ok(sent)
 }
 
 #[test]
 fn an_upgrade_under_traffic_loses_nothing() -> Result<()> {
-    upgrade(true)?;
-    upgrade(false)
+    [true, false].into_iter().try_for_each(|v4| at_full_rate(|| upgrade(v4)).map(drop))
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use coil_api::crd::{self, AddressBlock, AddressPool};
+use coil_api::{
+    crd::{self, AddressBlock, AddressPool, Egress},
+    names::ANN_EGRESS_PREFIX,
+};
 use coil_apitest::{Options, Server};
 use coil_controller::ipam;
 use k8s_openapi::{
@@ -197,6 +200,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts coild after it was stopped, with other flags.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_coild_with(&mut self, coild_args: &[&str]) -> Result<()> {
+        self.coild_args = coild_args.iter().map(|arg| (*arg).to_owned()).collect();
+        self.start_coild().await
+    }
+
     /// Starts coild after it was stopped.
     ///
     /// # Errors
@@ -298,6 +310,28 @@ impl Cluster {
         created.uid().context("a pod without a UID")
     }
 
+    /// Makes a pod of the node a client of an Egress.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn annotate_client(&self, pod: (&str, &str), egress: (&str, &str)) -> Result<()> {
+        let annotations = json!({format!("{ANN_EGRESS_PREFIX}{}", egress.0): egress.1});
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), pod.0);
+        api.patch(pod.1, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Makes an Egress without gateways.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn create_egress(&self, namespace: &str, name: &str, destinations: &[&str]) -> Result<()> {
+        let egress = json!({"metadata": {"namespace": namespace, "name": name},
+            "spec": {"replicas": 1, "destinations": destinations}});
+        create_in::<Egress>(&self.client, namespace, egress).await
+    }
+
     /// Deletes a Pod.
     ///
     /// # Errors
@@ -366,6 +400,21 @@ async fn populate(client: &Client) -> Result<()> {
         let namespace = json!({"metadata": {"name": name, "annotations": {"coil.cybozu.com/pool": name}}});
         create::<Namespace>(client, namespace).await?;
     }
+    Ok(())
+}
+
+async fn create_in<K>(client: &Client, namespace: &str, mut object: Value) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Serialize
+        + std::fmt::Debug,
+{
+    object["apiVersion"] = K::api_version(&()).into();
+    object["kind"] = K::kind(&()).into();
+    let object = serde_json::from_value(object)?;
+    Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await?;
     Ok(())
 }
 

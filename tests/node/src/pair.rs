@@ -10,7 +10,7 @@ use crate::{
     runtime::{Plugin, Sandbox, addresses},
 };
 
-/// Two pods of the pool of IPv4.
+/// Two pods of a pool.
 pub struct Pair {
     /// The pods.
     pub pods: [Sandbox; 2],
@@ -19,18 +19,18 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Makes them, and the rule.
+    /// Makes them of the pool that a namespace has (`v4` or `v6`), and the rule.
     ///
     /// # Errors
     /// When the API or the plugin refuses.
-    pub async fn new(cluster: &Cluster) -> Result<Self> {
+    pub async fn new(cluster: &Cluster, namespace: &str) -> Result<Self> {
         let plugin = Plugin {
             path: cluster.programs.plugin.clone(),
             config: json!({"cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "coil", "socket": cluster.socket()}),
         };
         let add = async |name: &str| -> Result<(Sandbox, String)> {
-            let uid = cluster.create_pod("v4", name).await?;
-            let pod = Sandbox::new("v4", name, &uid)?;
+            let uid = cluster.create_pod(namespace, name).await?;
+            let pod = Sandbox::new(namespace, name, &uid)?;
             tokio::time::sleep(WATCH_DELAY).await;
             let added = addresses(&pod.call(&plugin, "ADD")?);
             let address = added.first().and_then(|net| net.split('/').next()).context("an address")?;

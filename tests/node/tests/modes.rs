@@ -1,8 +1,8 @@
 //! What the built coild says of its datapath, and when it does not start.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use coil_node_tests::{
-    Cluster, Programs,
+    Cluster, Pair, Programs,
     place::{ip, run},
 };
 
@@ -61,6 +61,8 @@ fn the_kernel_alone_by_choice() -> Result<()> {
 fn ebpf_or_no_start() -> Result<()> {
     Cluster::run(Programs::beside_tests()?, &["--datapath", "ebpf"], async |mut cluster| {
         says(&cluster, "mode=\"ebpf\",reason=\"\"").await?;
+        let pair = Pair::new(&cluster, "v4").await?;
+        pair.pings(&cluster, (true, 0), "the start").await?;
         cluster.stop_coild()?;
         foreign_rule()?;
         let said = cluster.coild_refuses()?;
@@ -68,6 +70,76 @@ fn ebpf_or_no_start() -> Result<()> {
             said.contains("--datapath ebpf is not possible here: chain gate of table inet mine"),
             "{said}"
         );
+        // What an earlier coild left does not pass the rule by.
+        let (answered, seen) = pair.ping()?;
+        ensure!(answered && seen == 2, "answered: {answered}, seen by the stack: {seen}");
+        Ok(())
+    })
+}
+
+/// Whoever wants every packet in the host's stack is told that it is so.
+#[test]
+fn the_host_stack_is_a_reason() -> Result<()> {
+    for flag in ["--host-stack", "--compat-calico"] {
+        Cluster::run(Programs::beside_tests()?, &[flag], async |cluster| {
+            says(&cluster, &format!("mode=\"ebpf\",reason=\"{flag}\"")).await?;
+            ensure!(
+                cluster.events().await?.is_empty(),
+                "a choice is no fallback: {:?}",
+                cluster.events().await?
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// What leaves this node for 9.9.9.9, whoever sends it.
+fn left() -> Result<u64> {
+    let text = run("nft list counter inet out left")?;
+    let count = text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+    Ok(count.context("a counter")?.parse()?)
+}
+
+/// A client never leaves without its gateway: not while coild changes to the kernel's datapath, and not after it where the
+/// kernel cannot do egress.
+#[test]
+fn clients_stay_shut_in_when_the_datapath_changes() -> Result<()> {
+    Cluster::run(Programs::beside_tests()?, &[], async |mut cluster| {
+        cluster.create_egress("v4", "nat", &["9.9.9.9/32"]).await?;
+        let pair = Pair::new(&cluster, "v4").await?;
+        run("nft add table inet out")?;
+        run("nft add counter inet out left")?;
+        run("nft add chain inet out gate { type filter hook postrouting priority 300 ; }")?;
+        run("nft add rule inet out gate ip daddr 9.9.9.9 counter name left")?;
+        let ping = || pair.pods[0].run("ping -c2 -i0.2 -W1 9.9.9.9");
+        ensure!(!ping()? && left()? == 2, "no client yet, and not seen");
+        for pod in ["one", "two"] {
+            cluster.annotate_client(("v4", pod), ("v4", "nat")).await?;
+        }
+        let check = async || {
+            let before = left()?;
+            ping()?;
+            Ok((left()? > before).then(|| "a client leaves".to_owned()))
+        };
+        cluster.wait_for("the clients to be shut in", check).await?;
+        let before = left()?;
+
+        cluster.stop_coild()?;
+        cluster.start_coild_with(&["--datapath", "kernel"]).await?;
+        says(&cluster, "mode=\"kernel\"").await?;
+        let check = async || {
+            ensure!(!ping()?, "nobody answers there");
+            ensure!(left()? == before, "a client left with its own address:\n{}", cluster.coild_log()?);
+            let log = cluster.coild_log()?;
+            let done = log.contains("programs of an earlier run stay on the node")
+                || log.contains("took the eBPF programs of an earlier run off");
+            Ok((!done).then_some(log))
+        };
+        cluster.wait_for("coild to deal with what is left", check).await?;
+        // From pod to pod it is the kernel's at once.
+        let (answered, _) = pair.ping()?;
+        ensure!(answered && !ping()? && left()? == before, "a client left with its own address");
         Ok(())
     })
 }

@@ -1,20 +1,11 @@
 //! 50,000 packets a second from pod to pod while the built coild is killed, is away, and starts again: none is lost.
 
-use std::{
-    net::UdpSocket,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::UdpSocket, sync::Arc, thread};
 
 use anyhow::{Context as _, Result, ensure};
 use coil_node_tests::{Cluster, Pair, Programs, place::run};
+use coil_traffic::paced::{Sent, Stream, at_full_rate, received_here};
 
-/// Packets a millisecond.
-const BURST: u64 = 50;
 const PORT: u16 = 7000;
 
 /// Packets that the node's links to the two pods have received and sent, as the kernel counts them.
@@ -33,14 +24,7 @@ fn links(pair: &Pair) -> Result<[u64; 2]> {
 
 /// Datagrams that came to the second pod's socket, read or not.
 fn arrived(pair: &Pair) -> Result<u64> {
-    pair.inside(1, || -> Result<u64> {
-        let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
-        let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
-        let pairs = names.split_whitespace().zip(values.split_whitespace());
-        let wanted = pairs.filter(|(name, _)| matches!(*name, "InDatagrams" | "RcvbufErrors"));
-        Ok(wanted.filter_map(|(_, value)| value.parse::<u64>().ok()).sum())
-    })?
+    pair.inside(1, || received_here(!pair.addresses[1].contains(':')))?
 }
 
 /// Waits until 10,000 more packets have come.
@@ -53,31 +37,18 @@ async fn flows_on(cluster: &Cluster, pair: &Pair, when: &str) -> Result<()> {
     cluster.wait_for(&format!("the stream to flow {when}"), check).await
 }
 
-#[test]
-fn a_stream_outlives_coild() -> Result<()> {
+fn coild_comes_and_goes(namespace: &str) -> Result<Sent> {
     Cluster::run(Programs::beside_tests()?, &["--fast-udp"], async |mut cluster| {
-        let pair = Pair::new(&cluster).await?;
+        let pair = Pair::new(&cluster, namespace).await?;
         pair.pings(&cluster, (true, 0), "the start").await?;
-        let receiver = pair.inside(1, || UdpSocket::bind(("0.0.0.0", PORT)))??;
-        let sender = pair.inside(0, || UdpSocket::bind(("0.0.0.0", 0)))??;
+        let receiver = pair.inside(1, || UdpSocket::bind((pair.addresses[1].as_str(), PORT)))??;
+        let sender = pair.inside(0, || UdpSocket::bind((pair.addresses[0].as_str(), 0)))??;
         sender.connect((pair.addresses[1].as_str(), PORT))?;
         let (before, by_stack) = (links(&pair)?, Pair::seen()?);
-        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stream = Arc::new(Stream::default());
         let sending = thread::spawn({
-            let (stop, sent) = (stop.clone(), sent.clone());
-            move || -> std::io::Result<()> {
-                let (start, mut bursts) = (Instant::now(), 0u32);
-                while !stop.load(Ordering::Relaxed) {
-                    for _ in 0..BURST {
-                        sender.send(&[7; 18])?;
-                    }
-                    sent.fetch_add(BURST, Ordering::Relaxed);
-                    bursts += 1;
-                    let next = start + Duration::from_millis(1) * bursts;
-                    thread::sleep(next.saturating_duration_since(Instant::now()));
-                }
-                Ok(())
-            }
+            let stream = stream.clone();
+            move || stream.run(|_| sender.send(&[7; 18]).map(drop))
         });
         let happened = async {
             flows_on(&cluster, &pair, "at first").await?;
@@ -92,21 +63,27 @@ fn a_stream_outlives_coild() -> Result<()> {
             flows_on(&cluster, &pair, "after an orderly end").await
         }
         .await;
-        stop.store(true, Ordering::Relaxed);
-        sending.join().expect("the sender does not panic")?;
+        stream.stop();
+        let sent = sending.join().expect("the sender does not panic")?;
         happened?;
         // What waits in a socket counts when it is read.
         receiver.set_nonblocking(true)?;
         while receiver.recv(&mut [0; 64]).is_ok() {}
-        let (after, sent) = (links(&pair)?, sent.load(Ordering::Relaxed));
+        let (after, packets) = (links(&pair)?, sent.packets);
         let moved = [after[0] - before[0], after[1] - before[1]];
         ensure!(
-            moved[0] >= sent && moved[1] == sent,
-            "sent {sent}; the node took {}, {} came",
+            moved[0] >= packets && moved[1] == packets,
+            "sent {packets}; the node took {}, {} came",
             moved[0],
             moved[1]
         );
-        ensure!(Pair::seen()? - by_stack < sent / 10, "the fast path was left: {}", Pair::seen()? - by_stack);
-        Ok(())
+        let left = Pair::seen()? - by_stack;
+        ensure!(left < packets / 10, "the fast path was left: {left}");
+        Ok(sent)
     })
+}
+
+#[test]
+fn a_stream_outlives_coild() -> Result<()> {
+    ["v4", "v6"].into_iter().try_for_each(|pool| at_full_rate(|| coild_comes_and_goes(pool)).map(drop))
 }

@@ -45,6 +45,18 @@ fn uplinks_come_and_go() -> Result<()> {
         ip("link del second")?;
         ip("route replace default via 172.18.0.2")?;
         uplinks(&cluster, &["uplink"], "its end").await?;
+        // One that only other nodes' pods are behind, as a routing daemon makes it.
+        ip("link add second type veth peer name second netns peer")?;
+        ip("-n peer link set second up")?;
+        ip("link set second up")?;
+        uplinks(&cluster, &["uplink"], "a link without a way").await?;
+        ip("addr add 172.19.0.1/24 dev second")?;
+        ip("route add 10.64.200.0/27 via 172.19.0.2 dev second")?;
+        ip("link add poke type veth peer name poked")?;
+        ip("link del poke")?;
+        uplinks(&cluster, &["uplink", "second"], "a way to a block of a pool").await?;
+        ip("link del second")?;
+        uplinks(&cluster, &["uplink"], "its end").await?;
         // A way without MAC addresses is the kernel's, and so is all else then.
         ip("tuntap add dev tunnel mode tun")?;
         ip("link set tunnel up")?;

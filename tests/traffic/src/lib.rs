@@ -6,6 +6,7 @@ mod data;
 mod forge;
 mod http;
 mod node;
+pub mod paced;
 pub mod serve;
 mod tcp;
 mod udp;

@@ -41,6 +41,11 @@ pub(super) const GROUPS: &[Group] = &[
         }],
     },
     Group {
+        name: "support",
+        about: "what egress by the kernel needs is found, and its modules are loaded as coild does it",
+        payloads: &[Payload::Tests { package: "coil-agent", containing: "support::" }],
+    },
+    Group {
         name: "pairing",
         about: "clients and gateways of both kinds, in every pairing",
         payloads: &[Payload::Listing { package: "coil-kernel-tests", program: "coil-pairing" }],

@@ -1,7 +1,7 @@
 //! `cargo xtask vm`
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -77,6 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let chosen = |known: &&'static Known| args.kernels.iter().any(|name| name == "all" || name == known.name);
     let mut report = Report::default();
+    let _alone = alone()?;
     for known in kernels::KNOWN.iter().filter(chosen) {
         // A kernel that cannot be had is a failure of its own; the others still run.
         match known.get(args.refresh) {
@@ -119,6 +120,19 @@ pub(crate) fn output(kernel: &str, words: &[String]) -> Result<String> {
     let log = fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
     let lines = results::lines(&log).into_iter().map(|(_, text)| text).filter(|text| text.starts_with('{'));
     Ok(lines.map(|line| format!("{line}\n")).collect())
+}
+
+/// Two runs in one tree would take each other's folders for their own: one waits for the other.
+fn alone() -> Result<File> {
+    let folder = crate::run::target_dir().join("vm");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        eprintln!("another `cargo xtask vm` runs in this tree: waiting until it ends");
+        lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(lock)
 }
 
 /// An empty folder for one kernel's run, which the guest and the host share.

@@ -5,12 +5,13 @@
 
 use std::{collections::BTreeMap, fs, io, os::fd::AsRawFd as _};
 
+use ipnet::IpNet;
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use super::rules::{self, Base, Effect};
+use super::rules::{self, Base, Effect, Scope};
 
 /// What differs between the families.
 struct Family {
@@ -22,6 +23,9 @@ struct Family {
     entry: usize,
     target_offset: usize,
     label: &'static str,
+    /// Length of an address, and the offset of the flags that turn conditions into their opposites.
+    address: usize,
+    inverted: usize,
 }
 
 const V4: Family = Family {
@@ -31,6 +35,8 @@ const V4: Family = Family {
     entry: 112,
     target_offset: 88,
     label: "iptables",
+    address: 4,
+    inverted: 83,
 };
 
 const V6: Family = Family {
@@ -40,7 +46,13 @@ const V6: Family = Family {
     entry: 168,
     target_offset: 140,
     label: "ip6tables",
+    address: 16,
+    inverted: 132,
 };
+
+/// `IPT_INV_SRCIP`, `IPT_INV_DSTIP`.
+const NOT_SOURCE: u8 = 8;
+const NOT_DESTINATION: u8 = 0x10;
 
 /// `IPT_SO_GET_INFO`, `IPT_SO_GET_ENTRIES`; the same numbers for IPv6.
 const GET_INFO: libc::c_int = 64;
@@ -58,22 +70,22 @@ const DROP: i32 = -1;
 
 /// Hooks, and the tables whose chain there is passed by.
 const HOOKS: [(usize, &str, &[&str]); 3] = [
-    (0, "PREROUTING", &["raw", "mangle"]),
+    (0, "PREROUTING", &["raw", "mangle", "nat"]),
     (2, "FORWARD", &["filter", "mangle", "security"]),
     (4, "POSTROUTING", &["mangle", "nat"]),
 ];
 
 /// The first chain of IPv4 that matters.
-pub(super) fn find4() -> io::Result<Option<String>> {
-    find(&V4)
+pub(super) fn find4(pools: &[IpNet]) -> io::Result<Option<String>> {
+    find(&V4, pools)
 }
 
 /// The first chain of IPv6 that matters.
-pub(super) fn find6() -> io::Result<Option<String>> {
-    find(&V6)
+pub(super) fn find6(pools: &[IpNet]) -> io::Result<Option<String>> {
+    find(&V6, pools)
 }
 
-fn find(family: &Family) -> io::Result<Option<String>> {
+fn find(family: &Family, pools: &[IpNet]) -> io::Result<Option<String>> {
     let names = match fs::read_to_string(family.names) {
         // A kernel without iptables.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -88,7 +100,7 @@ fn find(family: &Family) -> io::Result<Option<String>> {
             let Some(start) = table.hooks[hook].filter(|_| tables.contains(&name)) else { continue };
             let chains = table.chains(family);
             // The policy is the last rule of a built-in chain.
-            let base_rules = table.effects(family, start, &chains);
+            let base_rules = table.effects(family, start, &chains, pools);
             let drops = base_rules.last() == Some(&Effect::Other("drop".to_owned()));
             let kept = base_rules.len().saturating_sub(1);
             let by_name: BTreeMap<&str, usize> =
@@ -96,7 +108,7 @@ fn find(family: &Family) -> io::Result<Option<String>> {
             let effects = |wanted: &str| {
                 Ok(match by_name.get(wanted) {
                     None => base_rules[..kept].to_vec(),
-                    Some(at) => table.effects(family, *at, &chains),
+                    Some(at) => table.effects(family, *at, &chains, pools),
                 })
             };
             let base = Base { name: chain.to_owned(), drops };
@@ -129,13 +141,19 @@ impl Table {
     }
 
     /// What the rules of the chain at `start` do, the policy of a built-in chain last.
-    fn effects(&self, family: &Family, start: usize, chains: &BTreeMap<usize, String>) -> Vec<Effect> {
+    fn effects(
+        &self,
+        family: &Family,
+        start: usize,
+        chains: &BTreeMap<usize, String>,
+        pools: &[IpNet],
+    ) -> Vec<Effect> {
         let mut effects = vec![];
         for entry in self.walk(family, start) {
             if entry.at != start && self.begins_chain(&entry, chains) {
                 break;
             }
-            effects.push(entry.effect(chains));
+            effects.push(if entry.scope.meets(pools) { entry.effect(chains) } else { Effect::None });
         }
         effects
     }
@@ -158,6 +176,7 @@ impl Table {
 struct Entry<'a> {
     at: usize,
     next: usize,
+    scope: Scope,
     target: String,
     data: &'a [u8],
 }
@@ -172,7 +191,13 @@ impl<'a> Entry<'a> {
         }
         let entry = entry.get(..len)?;
         let target = until_zero(entry.get(target_at + 2..target_at + 31)?);
-        Some(Self { at, next: at + len, target, data: entry.get(target_at + TARGET..)? })
+        Some(Self {
+            at,
+            next: at + len,
+            scope: scope(entry, family),
+            target,
+            data: entry.get(target_at + TARGET..)?,
+        })
     }
 
     fn effect(&self, chains: &BTreeMap<usize, String>) -> Effect {
@@ -192,6 +217,25 @@ impl<'a> Entry<'a> {
             other => Effect::Other(other.to_owned()),
         }
     }
+}
+
+/// What `struct ipt_ip` or `struct ip6t_ip6`, with which an entry begins, demands of addresses: source, destination,
+/// their masks, and further on which of them is turned into its opposite.
+fn scope(entry: &[u8], family: &Family) -> Scope {
+    let (size, inverted) = (family.address, entry.get(family.inverted).copied().unwrap_or(u8::MAX));
+    let part = |number: usize| entry.get(number * size..(number + 1) * size);
+    let net = |number: usize, opposite: u8| {
+        let (address, mask) = (part(number)?, part(number + 2)?);
+        if inverted & opposite != 0 {
+            return None;
+        }
+        match (<[u8; 4]>::try_from(address), <[u8; 16]>::try_from(address)) {
+            (Ok(v4), _) => IpNet::with_netmask(v4.into(), <[u8; 4]>::try_from(mask).ok()?.into()).ok(),
+            (_, Ok(v6)) => IpNet::with_netmask(v6.into(), <[u8; 16]>::try_from(mask).ok()?.into()).ok(),
+            _ => None,
+        }
+    };
+    Scope { source: net(0, NOT_SOURCE), destination: net(1, NOT_DESTINATION) }
 }
 
 fn until_zero(bytes: &[u8]) -> String {

@@ -42,14 +42,20 @@ pub const OTHERS: [(&str, &str); 2] = [("tunl0", "coil_tunl"), ("ip6tnl0", "coil
 pub fn listen(port: u16, v6: bool) -> Result<(), KernelError> {
     let failed = |doing: String| move |source| KernelError::Tunnel { doing, source };
     existing(add_port(port, v6)).map_err(failed(format!("listen for FOU on UDP port {port}")))?;
+    let name = RECEIVERS[usize::from(v6)].0;
+    existing(add_receiver(v6)).map_err(failed(format!("make link {name}")))?;
+    set_up(name).map_err(failed(format!("set up link {name}")))
+}
+
+/// Makes the link that receives from any peer.
+pub(in crate::egress) fn add_receiver(v6: bool) -> io::Result<()> {
     let (name, kind) = RECEIVERS[usize::from(v6)];
     // IFLA_IPTUN_COLLECT_METADATA; ip6tnl carries IPv6 alone.
     let mut data = pack(19, &[]);
     if v6 {
         data.extend(pack(9, &[IPV6]));
     }
-    existing(add_link(name, kind, &data)).map_err(failed(format!("make link {name}")))?;
-    set_up(name).map_err(failed(format!("set up link {name}")))
+    add_link(name, kind, &data)
 }
 
 /// Makes the link to a peer. It must not exist.
@@ -59,6 +65,12 @@ pub fn listen(port: u16, v6: bool) -> Result<(), KernelError> {
 pub fn add(name: &str, tunnel: &Tunnel, port: u16) -> Result<(), KernelError> {
     let failed =
         |source| KernelError::Tunnel { doing: format!("make link {name} to {}", tunnel.remote), source };
+    add_tunnel(name, tunnel, port).map_err(failed)?;
+    set_up(name).map_err(failed)
+}
+
+/// Makes the link to a peer, and leaves it down.
+pub(in crate::egress) fn add_tunnel(name: &str, tunnel: &Tunnel, port: u16) -> io::Result<()> {
     let sport = if tunnel.sport_auto { 0 } else { port };
     let octets = |address: IpAddr| match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -82,11 +94,11 @@ pub fn add(name: &str, tunnel: &Tunnel, port: u16) -> Result<(), KernelError> {
         // Path MTU discovery: DF set.
         data.extend(pack(10, &[1]));
     }
-    add_link(name, if v6 { "ip6tnl" } else { "ipip" }, &data).map_err(failed)?;
-    set_up(name).map_err(failed)
+    add_link(name, if v6 { "ip6tnl" } else { "ipip" }, &data)
 }
 
-fn add_port(port: u16, v6: bool) -> io::Result<()> {
+/// Makes UDP packets at `port` those of FOU.
+pub(in crate::egress) fn add_port(port: u16, v6: bool) -> io::Result<()> {
     let family = generic_family("fou")?;
     let (af, protocol) = if v6 { (libc::AF_INET6, IPV6) } else { (libc::AF_INET, IPIP) };
     let af = u8::try_from(af).unwrap_or_default();

@@ -76,6 +76,16 @@ async fn every_overlay_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_takes_coil_off_nodes_is_accepted() {
+    let cluster = Cluster::start().await;
+    let objects = objects(&kustomize(&Path::new(DEPLOY).join("cleanup")));
+    assert_eq!(objects.len(), 1);
+    for object in &objects {
+        dry_run(&cluster, object).await.unwrap_or_else(|error| panic!("{}: {error}", object.name_any()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_sample_is_accepted() {
     let cluster = Cluster::start().await;
     cluster.namespace("internet").await;

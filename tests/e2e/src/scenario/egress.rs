@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use coil_api::{
     crd::Egress,
+    gateway::KERNEL_LACKS,
     names::{
         ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
         LABEL_APP_NAME,
@@ -49,7 +50,9 @@ async fn through_gateways(cluster: &Cluster, auto_port: bool) -> Result<Outcome>
     }
     let (near, far) = cluster.two()?;
     serve_world(cluster, far).await?;
-    make_egress(cluster, far, json!({"fouSourcePortAuto": auto_port})).await?;
+    if !make_egress(cluster, far, json!({"fouSourcePortAuto": auto_port})).await? {
+        return cannot_be_here(cluster).await;
+    }
     let selector = format!(
         "{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS},{LABEL_APP_INSTANCE}={EGRESS}"
     );
@@ -110,8 +113,9 @@ fn egresses(cluster: &Cluster) -> Api<Egress> {
     Api::namespaced(cluster.client.clone(), NAMESPACE)
 }
 
-/// An Egress to the world, with two gateways on a node and a budget; waits until both serve.
-async fn make_egress(cluster: &Cluster, node: &str, more: Value) -> Result<()> {
+/// An Egress to the world, with two gateways on a node and a budget; waits until both serve. False when it says that
+/// the node's kernel cannot do it.
+async fn make_egress(cluster: &Cluster, node: &str, more: Value) -> Result<bool> {
     let destinations: Vec<String> =
         cluster.world().iter().map(|ip| ipnet::IpNet::from(*ip).to_string()).collect();
     let mut egress = json!({
@@ -131,14 +135,26 @@ async fn make_egress(cluster: &Cluster, node: &str, more: Value) -> Result<()> {
     }
     let egress: Egress = serde_json::from_value(egress)?;
     egresses(cluster).create(&PostParams::default(), &egress).await.context("cannot create an Egress")?;
-    until("both gateways are available", cluster.limit, async || {
+    let possible = until("both gateways are available", cluster.limit, async || {
         let egress = egresses(cluster).get(EGRESS).await.context("cannot read the Egress")?;
-        let replicas = egress.status.as_ref().map_or(0, |status| status.replicas.unwrap_or_default());
-        Ok(if replicas == 2 { Ok(()) } else { Err(format!("{:?}", egress.status)) })
+        let status = egress.status.unwrap_or_default();
+        let lacks = status.conditions.iter().flatten().any(|c| c.message.contains(KERNEL_LACKS));
+        Ok(match status.replicas {
+            Some(2) => Ok(true),
+            _ if lacks => Ok(false),
+            _ => Err(format!("{status:?}")),
+        })
     })
     .await?;
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), NAMESPACE);
-    budgets.get(EGRESS).await.map(drop).context("the Egress has no PodDisruptionBudget")
+    budgets.get(EGRESS).await.map(drop).context("the Egress has no PodDisruptionBudget")?;
+    Ok(possible)
+}
+
+async fn cannot_be_here(cluster: &Cluster) -> Result<Outcome> {
+    remove_egress(cluster).await?;
+    remove_world(cluster).await?;
+    Ok(Outcome::NotHere("the nodes' kernel lacks what egress without eBPF needs; the Egress said so"))
 }
 
 /// Deletes the Egress: what it owns goes with it.
@@ -248,7 +264,10 @@ pub(super) async fn originating_only(cluster: &Cluster) -> Result<Outcome> {
     let (near, far) = cluster.two()?;
     serve_world(cluster, far).await?;
     route_to_world(cluster, "route-near", near, far).await?;
-    make_egress(cluster, far, json!({"originatingOnly": true})).await?;
+    if !make_egress(cluster, far, json!({"originatingOnly": true})).await? {
+        cluster.remove("route-near").await?;
+        return cannot_be_here(cluster).await;
+    }
     let server = Traffic { annotations: client(near, "").annotations, ..Traffic::server("server", near) };
     let addresses = cluster.serve(&server).await?;
     let mut visits = 0;

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use coil_agent::{
     datapath::{Datapath, Desired, Egress, EgressId, Gateway, LocalPod},
     egress::{
@@ -17,7 +17,7 @@ use coil_agent::{
             nft,
             plan::{self, Via, Wanted},
         },
-        support,
+        support::Support,
     },
 };
 use coil_kernel_tests::{MARK, Pins};
@@ -119,7 +119,9 @@ impl Journey {
     }
 
     fn with_fou(&self, v4: bool) -> Result<()> {
-        support::load();
+        if let Some(missing) = Support::with_modules().missing() {
+            bail!("no egress by the kernel: {missing}");
+        }
         let (to, client, gateway) = (Self::destination(v4)?, self.client.address, self.gateway.address);
         let policy: BTreeMap<IpNet, Option<EgressId>> = [(to, Some(EGRESS))].into();
         let egresses = [(EGRESS, Via { service: vec![gateway], sport_auto: false })].into();

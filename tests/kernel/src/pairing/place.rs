@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use coil_agent::{
     datapath::{Desired, EgressId},
     egress::{
@@ -16,7 +16,7 @@ use coil_agent::{
             apply::{self, Common},
             plan::{self, Via, Wanted},
         },
-        support,
+        support::Support,
     },
 };
 use coil_kernel_tests::{
@@ -46,7 +46,9 @@ pub(crate) struct Place {
 impl Place {
     /// Makes them.
     pub(crate) fn new(pair: Pair) -> Result<Self> {
-        support::load();
+        if let Some(missing) = Support::with_modules().missing() {
+            bail!("no egress by the kernel: {missing}");
+        }
         // The modules put links of their own into new namespaces, which take the number that an uplink has for the
         // programs. Where the kernel does everything they may: pods have to bear them.
         let none = if pair.client || pair.gateway { "1" } else { "0" };

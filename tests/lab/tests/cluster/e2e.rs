@@ -42,3 +42,25 @@ fn with_both_families() -> Result<()> {
 fn with_ipv6_alone() -> Result<()> {
     run("e2e-v6", Options { family: Family::V6, ..Options::named("x") }, &[])
 }
+
+#[test]
+fn with_ipv4_alone() -> Result<()> {
+    run("e2e-v4", Options { family: Family::V4, ..Options::named("x") }, &[])
+}
+
+/// Egress by the kernel needs modules. Where it lacks them the Egress says so, and the tests that need one are not
+/// possible; all others are.
+#[test]
+fn by_the_kernel_alone() -> Result<()> {
+    let made = |command: &str| {
+        let tried = coil_netns::in_new(|| Command::new("sh").args(["-c", command]).output());
+        tried
+            .context("cannot make a network namespace")?
+            .context("cannot run sh")
+            .map(|output| output.status.success())
+    };
+    let possible = made("ip fou add port 5555 ipproto 4 && ip link add x type ipip external")?;
+    let egress = ["egress", "egress-auto-port", "originating-only"];
+    let options = Options { datapath: "kernel".into(), ..Options::named("x") };
+    run("e2e-kernel", options, if possible { &[] } else { &egress })
+}
