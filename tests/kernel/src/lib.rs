@@ -2,6 +2,7 @@
 //!
 //! Needs root and a mounted bpf file system: what is missing fails a test in one line.
 
+pub mod ear;
 mod fabric;
 pub mod foreign;
 mod node;

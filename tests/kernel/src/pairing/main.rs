@@ -12,9 +12,11 @@
 //! Rust's test programs do.
 
 mod beside;
+mod forged;
 mod other;
 mod place;
 mod probes;
+mod same;
 
 use std::process::ExitCode;
 
@@ -70,6 +72,9 @@ fn main() -> ExitCode {
                     println!("{}: test", pair.name(probe));
                 }
             }
+            for v4 in [true, false] {
+                println!("{}: test", same_name(v4));
+            }
             ExitCode::SUCCESS
         }
         Some(_) => match run(&words) {
@@ -84,6 +89,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The test that compares both gateways.
+const fn same_name(v4: bool) -> &'static str {
+    if v4 { "the-world-gets-the-same/v4" } else { "the-world-gets-the-same/v6" }
 }
 
 /// Runs the tests of these names; options of the test runner are passed over.
@@ -108,6 +118,18 @@ fn run(words: &[String]) -> Result<()> {
             }
             println!("test {} ... {}", pair.name(probe), if result.is_ok() { "ok" } else { "FAILED" });
         }
+    }
+    for v4 in [true, false] {
+        let name = same_name(v4);
+        if !chosen(&name.to_owned()) {
+            continue;
+        }
+        let result = same::same(v4);
+        if let Err(error) = &result {
+            failed += 1;
+            println!("{error:#}");
+        }
+        println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
     }
     if failed > 0 {
         bail!("{failed} tests failed");

@@ -17,6 +17,7 @@ use nix::{
 
 use crate::{
     beside::beside,
+    forged::forged,
     other::other,
     place::{FAR_MTU, Place},
 };
@@ -28,7 +29,7 @@ pub(crate) type Probe = fn(&Place) -> Result<()>;
 pub(crate) const BESIDE: &str = "beside";
 
 /// All checks, by name.
-pub(crate) const PROBES: [(&str, Probe); 8] = [
+pub(crate) const PROBES: [(&str, Probe); 9] = [
     ("tcp", tcp),
     ("udp", udp),
     ("ping", ping),
@@ -36,6 +37,7 @@ pub(crate) const PROBES: [(&str, Probe); 8] = [
     ("pmtu", pmtu),
     ("fragments", fragments),
     ("other", other),
+    ("forged", forged),
     (BESIDE, beside),
 ];
 

@@ -24,6 +24,8 @@ use crate::{
 
 /// Changes that come together are imported together.
 const DEBOUNCE: Duration = Duration::from_millis(20);
+/// A node that could not be followed, such as one that is just starting, is tried again after so long.
+const RETRY: Duration = Duration::from_millis(100);
 /// Without any change the tables are compared this often.
 const RESYNC: Duration = Duration::from_secs(10);
 
@@ -42,7 +44,7 @@ pub(super) fn follow(family: Family, name: String, node: OpenPlace, importers: V
             if let Err(error) = watch(family, &name, &node, &importers, &mut installed).await {
                 tracing::warn!(node = name, error = format!("{error:#}"), "cannot follow the node's routes");
             }
-            time::sleep(Duration::from_secs(1)).await;
+            time::sleep(RETRY).await;
         }
     });
 }

@@ -7,7 +7,7 @@ use coil_lab::{
 };
 
 use crate::{
-    common::{check, end, get, idle_pod, name, namespace, program, wait_ready},
+    common::{check, end, idle_pod, name, namespace, program, wait_ready, wait_refused},
     egress::{
         ANNOTATION, DESTINATIONS, echo_101_times, egress, gateways, patch, rolled_out, wait_in, wait_out,
     },
@@ -44,11 +44,8 @@ fn out_of(family: Family, test: &str) -> Result<()> {
     patch(&lab, "internet/egress/nat", r#"{"spec": {"fouSourcePortAuto": true}}"#)?;
     echo_101_times(&lab, "default/client")?;
     wait_out(&lab, "default/client", "nat")?;
-    // Its Egress is in no such namespace: nothing lets it out, whatever else becomes of it.
-    let wrong = get(&lab, "pod wrong")?;
-    if wrong["status"]["podIPs"].is_array() {
-        wait_in(&lab, "default/wrong")?;
-    }
+    // Its Egress is in no such namespace: it does not even start.
+    wait_refused(&lab, "default", "wrong", &["default/nat"])?;
     end(lab)
 }
 
