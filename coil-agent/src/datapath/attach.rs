@@ -4,6 +4,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use aya::{
@@ -11,11 +13,15 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
-        tc::{SchedClassifierLink, TcAttachOptions},
+        tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions},
     },
 };
 
 use super::{DatapathError, Desired, desired::LocalPod, filter, obstacle};
+
+/// How often, and how far apart, a place is tried that is not free yet.
+const ATTEMPTS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -193,11 +199,7 @@ impl Attachments {
             unpin(&pin)?;
         }
         let failed = |action| program_error(place.program, action, interface);
-        // Before others, whose verdict may end the way: egress cannot be left to what they think of it.
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = code
-            .attach_with_options(interface, place.program.side(), options)
-            .map_err(failed("attach it to"))?;
+        let id = attach_first(code, interface, place.program.side()).map_err(failed("attach it to"))?;
         let link = code.take_link(id).map_err(failed("keep its link to"))?;
         let link = FdLink::try_from(link).map_err(|source| link_error(&pin, "use", source))?;
         link.pin(&pin).map_err(|source| link_error(&pin, "pin", source))?;
@@ -318,6 +320,25 @@ pub(super) fn unpin_all(dir: &Path, side: TcAttachType) -> Result<usize, Datapat
         }
     }
     Ok(removed)
+}
+
+/// Attaches a program before those of others, whose verdict may end the way: egress cannot be left to what they think of it.
+fn attach_first(
+    code: &mut SchedClassifier,
+    interface: &str,
+    side: TcAttachType,
+) -> Result<SchedClassifierLinkId, ProgramError> {
+    let options = || TcAttachOptions::TcxOrder(LinkOrder::first());
+    for _ in 1..ATTEMPTS {
+        match code.attach_with_options(interface, side, options()) {
+            // A link that lost its pin goes in the kernel's own time, and its program with it.
+            Err(ProgramError::SyscallError(e)) if e.io_error.raw_os_error() == Some(nix::libc::EEXIST) => {
+                thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
+    }
+    code.attach_with_options(interface, side, options())
 }
 
 /// The kernel's number of a loaded program.

@@ -80,17 +80,24 @@ fn a_new_agent_takes_over() -> Result<()> {
         let before = link_ids(&links)?;
         ensure!(before.len() == if has_tcx()? { 2 } else { 0 }, "an uplink, both ways: {before:?}");
         let filters = filters(&desired)?;
-        ensure!(filters.len() == 6, "three pods, both ways: {filters:?}");
+        let pods = desired.pods.len();
+        ensure!(filters.len() == 2 * pods, "{pods} pods, both ways: {filters:?}");
 
         let refused = Datapath::open(&pins.config()).err().context("two agents own one datapath")?;
         ensure!(refused.to_string().contains("another coild"), "{refused}");
         node.end_agent();
         let mut next = Datapath::open(&pins.config())?;
         let report = next.apply(&desired)?;
-        ensure!(report == Report { attached: 8, ..Report::default() }, "only programs are new: {report:?}");
+        ensure!(
+            report == Report { attached: 2 * pods + 2, ..Report::default() },
+            "only programs are new: {report:?}"
+        );
         ensure!(link_ids(&links)? == before, "the links stay");
         let now = self::filters(&desired)?;
-        ensure!(now.len() == 6 && now.iter().zip(&filters).all(|(now, before)| now != before), "{now:?}");
+        ensure!(
+            now.len() == 2 * pods && now.iter().zip(&filters).all(|(now, before)| now != before),
+            "{now:?}"
+        );
         ensure!(next.apply(&desired)? == Report::default(), "applying twice changes nothing");
 
         let mut fewer = desired.clone();
@@ -100,7 +107,7 @@ fn a_new_agent_takes_over() -> Result<()> {
         ensure!(report.detached == 2, "{}: {report:?}", gone.name);
         ensure!(report.entries.removed == gone.addresses.len(), "{}: {report:?}", gone.name);
 
-        ensure!(self::filters(&desired)?.len() == 4, "the pod's filters are gone");
+        ensure!(self::filters(&desired)?.len() == 2 * (pods - 1), "the pod's filters are gone");
         next.detach_all()?;
         ensure!(self::filters(&desired)?.is_empty(), "no filter is left");
         ensure!(!pins.config().pin_root.exists(), "nothing is left");
@@ -138,8 +145,9 @@ fn attachments_are_those_of_the_kernel() -> Result<()> {
                 ensure!(programs.len() == 1, "{} programs on one side", programs.len());
             }
         }
-        let filters = filters(&coil_kernel_tests::desired()?)?;
-        ensure!(filters.len() == 6, "three pods, both ways: {filters:?}");
+        let desired = coil_kernel_tests::desired()?;
+        let (filters, pods) = (filters(&desired)?, desired.pods.len());
+        ensure!(filters.len() == 2 * pods, "{pods} pods, both ways: {filters:?}");
         Ok(())
     })
 }

@@ -173,17 +173,17 @@ fn cleanup_leaves_nothing() -> Result<()> {
             format!("tc filter add dev link{PLAIN} ingress prio 7 protocol ip u32 match u32 0 0 classid 1:1");
         run(&theirs)?;
         let by_tcx = std::fs::read_dir(config.pin_root.join("links"))?.count() == 2;
-        let seen = if by_tcx { 3 } else { 4 };
+        let pods = desired()?.pods.len();
         ensure!(
-            ours(&traces()?).len() == seen,
-            "three pods, and an uplink by filter: {:?}",
+            ours(&traces()?).len() == pods + usize::from(!by_tcx),
+            "{pods} pods, and an uplink by filter: {:?}",
             ours(&traces()?)
         );
         let refused = datapath::cleanup(&config).err().context("the datapath was taken from its owner")?;
         ensure!(refused.to_string().contains("another coild"), "{refused}");
         node.end_agent();
         let removed = datapath::cleanup(&config)?;
-        ensure!(removed.links + removed.filters == 8 && removed.maps > 20, "{removed:?}");
+        ensure!(removed.links + removed.filters == 2 * pods + 2 && removed.maps > 20, "{removed:?}");
         ensure!(!config.pin_root.exists(), "pins are left");
         for side in [TcAttachType::Ingress, TcAttachType::Egress] {
             let programs = SchedClassifier::query_tcx(&format!("link{UPLINK}"), side);
