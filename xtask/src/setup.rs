@@ -150,8 +150,10 @@ pub(crate) fn bpf_compiler() -> Option<BpfCompiler> {
     if debian {
         return Some(BpfCompiler::Debian);
     }
-    let components =
-        Command::new("rustup").args(["component", "list", "--installed", "--toolchain", NIGHTLY]).output().ok()?;
+    let components = Command::new("rustup")
+        .args(["component", "list", "--installed", "--toolchain", NIGHTLY])
+        .output()
+        .ok()?;
     let has_source =
         String::from_utf8_lossy(&components.stdout).lines().any(|line| line.starts_with("rust-src"));
     has_source.then_some(BpfCompiler::Nightly)
