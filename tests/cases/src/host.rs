@@ -23,7 +23,7 @@ use coil_packet::{
 use crate::{
     Case, Flow, Given, Route, World,
     memory::Memory,
-    world::{self, MTU, POLICY, Role, UPLINK},
+    world::{self, BESIDE, MTU, POLICY, Role, UPLINK},
 };
 
 /// A family of the host's addresses.
@@ -482,9 +482,14 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn fib(&self, query: &FibQuery<A>) -> Fib {
         self.fib_queries.set(self.fib_queries.get() + 1);
+        // Each pod of the node has a route of its own.
+        if let Some((_, ifindex, _)) = self.world.pods.iter().find(|(addr, ..)| *addr == query.dst.into()) {
+            let via = NextHop { family: A::FAMILY, addr: [0; 16] };
+            return Fib::Forward { ifindex: *ifindex, via, fits: MTU };
+        }
         match longest(&self.world.routes, query.dst.into()) {
-            Some(Route::Via(_)) if query.len > MTU => Fib::TooBig { mtu: MTU },
-            Some(Route::Via(via)) => {
+            Some(Route::Via(_) | Route::Beside(_)) if query.len > MTU => Fib::TooBig { mtu: MTU },
+            Some(route @ (Route::Via(via) | Route::Beside(via))) => {
                 let mut addr = [0; 16];
                 let family = match via {
                     IpAddr::V4(v4) => {
@@ -496,7 +501,8 @@ impl<A: HostAddr> Tables<A> for Node<A> {
                         Family::V6
                     }
                 };
-                Fib::Forward { ifindex: UPLINK, via: NextHop { family, addr }, fits: MTU }
+                let ifindex = if matches!(route, Route::Via(_)) { UPLINK } else { BESIDE };
+                Fib::Forward { ifindex, via: NextHop { family, addr }, fits: MTU }
             }
             Some(Route::Blackhole) | None => Fib::Refused,
         }
