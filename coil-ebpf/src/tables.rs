@@ -1,6 +1,9 @@
 //! Maps and the kernel's FIB, as the decisions see them.
 
-use core::mem::{MaybeUninit, size_of};
+use core::{
+    mem::{MaybeUninit, size_of},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -322,12 +325,15 @@ impl<A: Side> Tables<A> for Kernel {
             let _ = A::tally().insert(gateway, Tally::default(), u64::from(BPF_NOEXIST));
         }
         if let Some(tally) = A::tally().get_ptr_mut(gateway) {
-            // SAFETY: a pointer into the map's value, which is counters alone, as many as `Tallied` has. Of two CPUs
-            // that begin flows of one gateway at once, one may not be counted.
+            // SAFETY: a pointer into the map's value, which is counters alone, as many as `Tallied` has; two numbers
+            // each, which other CPUs add to likewise.
             unsafe {
                 let counter = tally.cast::<Counter>().add(what as usize);
-                (*counter).packets += 1;
-                (*counter).bytes += u64::from(len);
+                let add = |number: *mut u64, more| {
+                    let _ = AtomicU64::from_ptr(number).fetch_add(more, Ordering::Relaxed);
+                };
+                add(&raw mut (*counter).packets, 1);
+                add(&raw mut (*counter).bytes, len.into());
             }
         }
     }
