@@ -1,9 +1,6 @@
 //! Maps and the kernel's FIB, as the decisions see them.
 
-use core::{
-    mem::{MaybeUninit, size_of},
-    sync::atomic::{AtomicU64, Ordering},
-};
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -329,11 +326,8 @@ impl<A: Side> Tables<A> for Kernel {
             // each, which other CPUs add to likewise.
             unsafe {
                 let counter = tally.cast::<Counter>().add(what as usize);
-                let add = |number: *mut u64, more| {
-                    let _ = AtomicU64::from_ptr(number).fetch_add(more, Ordering::Relaxed);
-                };
-                add(&raw mut (*counter).packets, 1);
-                add(&raw mut (*counter).bytes, len.into());
+                maps::add(&raw mut (*counter).packets, 1);
+                maps::add(&raw mut (*counter).bytes, len.into());
             }
         }
     }
