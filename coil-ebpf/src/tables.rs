@@ -326,12 +326,12 @@ impl<A: Side> Tables<A> for Kernel {
             let _ = A::tally().insert(gateway, Tally::default(), u64::from(BPF_NOEXIST));
         }
         if let Some(tally) = A::tally().get_ptr_mut(gateway) {
-            // SAFETY: a pointer into the map's value, which is counters alone, as many as `Tallied` has. Of two CPUs
-            // that begin flows of one gateway at once, one may not be counted.
+            // SAFETY: a pointer into the map's value, which is counters alone, as many as `Tallied` has; two numbers
+            // each, which other CPUs add to likewise.
             unsafe {
                 let counter = tally.cast::<Counter>().add(what as usize);
-                (*counter).packets += 1;
-                (*counter).bytes += u64::from(len);
+                maps::add(&raw mut (*counter).packets, 1);
+                maps::add(&raw mut (*counter).bytes, len.into());
             }
         }
     }

@@ -23,7 +23,7 @@ use coil_packet::{
 use crate::{
     Case, Flow, Given, Route, World,
     memory::Memory,
-    world::{self, BESIDE, MTU, POLICY, Role, UPLINK},
+    world::{self, BESIDE, MTU, POLICY, Role, UPLINK, longest},
 };
 
 /// A family of the host's addresses.
@@ -292,17 +292,6 @@ impl<A: HostAddr> Node<A> {
     pub fn sizes(&self) -> [usize; 3] {
         [self.flows.len(), self.nat.len(), self.nat_rev.len()]
     }
-}
-
-/// The most specific entry that holds the address.
-fn longest<T: Copy>(table: &[(world::Prefix, T)], addr: IpAddr) -> Option<T> {
-    let bits = |addr: IpAddr| match addr {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    let holds =
-        |(net, len): &world::Prefix| *len == 0 || (bits(*net) ^ bits(addr)) >> (128 - u32::from(*len)) == 0;
-    table.iter().filter(|(prefix, _)| holds(prefix)).max_by_key(|((_, len), _)| *len).map(|(_, value)| *value)
 }
 
 impl<A: HostAddr> Tables<A> for Node<A> {

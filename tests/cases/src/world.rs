@@ -240,6 +240,16 @@ pub enum Role {
     KernelGateway,
 }
 
+/// The most specific entry that holds the address.
+pub(crate) fn longest<T: Copy>(table: &[(Prefix, T)], addr: IpAddr) -> Option<T> {
+    let bits = |addr: IpAddr| match addr {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    let holds = |(net, len): &Prefix| *len == 0 || (bits(*net) ^ bits(addr)) >> (128 - u32::from(*len)) == 0;
+    table.iter().filter(|(prefix, _)| holds(prefix)).max_by_key(|((_, len), _)| *len).map(|(_, value)| *value)
+}
+
 /// What the node's tables and routes hold, of one family.
 #[derive(Clone, Debug)]
 pub struct World {

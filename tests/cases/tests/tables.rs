@@ -151,6 +151,20 @@ fn many_clients_share_one_gateway() {
     }
 }
 
+/// A fragment that comes before the first of its packet is lost and counted; when the sender repeats the packet, in
+/// whatever order, all of it gets through, for what the first fragment said is known by then.
+#[test]
+fn fragments_that_were_lost_get_through_when_they_are_sent_again() {
+    let (net, mut node) = node();
+    let header = Ip::new(net.client, net.world_local);
+    let datagram = wire::udp_datagram(header, 40000, 53, true, &[7; 592]);
+    let [first, later] = wire::fragments(header, 17, 0x4321, &datagram, 400);
+    let mut send = |fragment: &[u8]| node.run(Path::FromPod, CLIENT, &from(CLIENT, fragment), 0).reason;
+    assert_eq!(send(&later), Reason::EgressFragment);
+    assert_eq!([send(&first), send(&later)], [Reason::Out; 2]);
+    assert_eq!([send(&later), send(&first)], [Reason::Out; 2]);
+}
+
 #[test]
 fn segmentation_of_anything_but_tcp_is_not_egress() {
     let (net, mut node) = node();
