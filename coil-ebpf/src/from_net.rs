@@ -1,7 +1,7 @@
 //! TC ingress of an uplink.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use coil_packet::{Decision, Path, Reason, path};
+use coil_packet::{Decision, Outlet, Path, Reason, path};
 
 use crate::{
     run::{self, Hook},
@@ -27,7 +27,17 @@ impl Hook for FromNet {
     }
 
     #[inline(always)]
+    fn knows<A: Side>(
+        skb: &Buffer,
+        tables: &mut Kernel,
+        decision: &mut Decision<A>,
+        outlet: &mut impl Outlet<A>,
+    ) -> bool {
+        path::known_from_net(skb, skb.ifindex(), tables, decision, outlet)
+    }
+
+    #[inline(always)]
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason {
-        path::from_net(skb, skb.ifindex(), tables, decision)
+        path::decide_from_net(skb, tables, decision)
     }
 }

@@ -10,9 +10,9 @@ use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
         ClientKey, ClientValue, Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey,
-        GatewayValue, Lost, Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, PORT_ROWS,
+        GatewayValue, HOPS, Lost, Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, PORT_ROWS,
         PORT_WORDS_OF_ROW, Pace, PinKey, PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally,
-        UplinkValue,
+        UplinkValue, Way,
     },
     counter_index,
 };
@@ -149,6 +149,8 @@ static UPLINK_LINKS: HashMap<u32, UplinkValue, UPLINKS> = HashMap::new();
 static LOST: Array<Lost, 1> = Array::new();
 #[btf_map(name = "coil_ports")]
 static PORTS: Array<PortRow, { PORT_ROWS as usize }> = Array::new();
+#[btf_map(name = "coil_hops")]
+static NEXT_HOPS: Array<Way, { HOPS as usize }> = Array::new();
 #[btf_map(name = "coil_counters")]
 static COUNTS: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
@@ -237,6 +239,21 @@ pub(crate) unsafe fn zero<W: Default, const N: usize>(at: *mut W) {
     }
 }
 
+/// Copies `N` words, likewise: the places may be one for all that the compiler knows, and a call of memmove costs more
+/// than what it moves.
+///
+/// # Safety
+/// Both places are aligned, and have `N` words.
+#[inline(always)]
+pub(crate) unsafe fn copy<W: Copy, const N: usize>(to: *mut W, from: *const W) {
+    let mut n = 0;
+    while n < N {
+        // SAFETY: the caller's promise.
+        unsafe { to.add(n).write_volatile(from.add(n).read_volatile()) };
+        n += 1;
+    }
+}
+
 /// Memory for one decision of either family.
 #[repr(C)]
 struct Scratch {
@@ -275,6 +292,12 @@ pub(crate) fn ports(word: u32) -> Option<*mut u64> {
     let column = (word % PORT_WORDS_OF_ROW) as usize;
     // SAFETY: a pointer into the map's value, which has more words than the column's number.
     Some(unsafe { (&raw mut (*row).words).cast::<u64>().add(column) })
+}
+
+/// A slot of the hops.
+#[inline(always)]
+pub(crate) fn hop(slot: u32) -> Option<*mut Way> {
+    NEXT_HOPS.get_ptr_mut(slot)
 }
 
 /// True when `from_net` is attached to the link.

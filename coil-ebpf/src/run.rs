@@ -1,9 +1,10 @@
 //! What all programs do: look at the frame, decide, count, apply, send.
 
 use coil_packet::{
-    Addr, Decision, Deliver, Family, Path, Reason, Verdict,
+    Addr, Decision, Deliver, Family, Outcome, Outlet, Path, Plan, Reason, Verdict,
     abi::{Event, way_kind},
     answer, apply, forward,
+    wire::Packet,
 };
 
 use crate::{
@@ -18,6 +19,10 @@ const NEXT: i32 = -1;
 const DROP: i32 = 2;
 /// No action of the kernel: the packet could not be changed as planned.
 const FAULT: i32 = i32::MIN;
+/// No action of the kernel: the decision is made, and not carried out.
+const DECIDED: i32 = i32::MIN + 1;
+/// No action of the kernel: there is no decision.
+const UNKNOWN: i32 = i32::MIN + 2;
 
 /// A program.
 pub(crate) trait Hook {
@@ -31,7 +36,12 @@ pub(crate) trait Hook {
     fn concerns(skb: &Buffer) -> bool {
         !skb.take_mark(maps::config().mark) && !skb.is_tagged()
     }
-    /// Its decision.
+    /// Its look at a packet, and the decision about one that needs no more than what is remembered; else false.
+    #[inline(always)]
+    fn knows<A: Side>(_: &Buffer, _: &mut Kernel, _: &mut Decision<A>, _: &mut impl Outlet<A>) -> bool {
+        false
+    }
+    /// Its decision about another.
     fn decide<A: Side>(skb: &Buffer, tables: &mut Kernel, decision: &mut Decision<A>) -> Reason;
 }
 
@@ -53,22 +63,26 @@ pub(crate) fn by_family<H: Hook>(skb: &Buffer) -> i32 {
     }
 }
 
-/// Decision and rewriting are functions of their own, one after the other, so that each has most of the
+/// A look, the decision and rewriting are functions of their own, one after the other, so that each has most of the
 /// 512 bytes of BPF stack; the decision waits in per-CPU memory.
 #[inline(always)]
 fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
     let Some(decision) = scratch::<A>() else { return NEXT };
     let len = skb.len();
-    let mut reason = decide::<H, A>(skb, decision);
-    let mut action = match decision.outcome.verdict {
-        Verdict::Next => NEXT,
-        Verdict::Drop => DROP,
-        Verdict::Forward if H::FORWARDS => pass_on(skb, decision),
-        // No program on the way out forwards: without the code that would, the kernel need not make packets writable.
-        Verdict::Forward => NEXT,
-        Verdict::Send(_) => carry_out::<H, A>(skb, decision),
-        Verdict::Answer(_) => tell::<H, A>(skb, decision),
-    };
+    let mut action = if H::FORWARDS { knows::<H, A>(skb, decision) } else { UNKNOWN };
+    let mut reason = if action == UNKNOWN { decide::<H, A>(skb, decision) } else { decision.outcome.reason };
+    if action == UNKNOWN || action == DECIDED {
+        action = match decision.outcome.verdict {
+            Verdict::Next => NEXT,
+            Verdict::Drop => DROP,
+            Verdict::Forward if H::FORWARDS => pass_on(skb, decision),
+            // No program on the way out forwards: without the code that would, the kernel need not make packets
+            // writable.
+            Verdict::Forward => NEXT,
+            Verdict::Send(_) => carry_out::<H, A>(skb, decision),
+            Verdict::Answer(_) => tell::<H, A>(skb, decision),
+        };
+    }
     if action == FAULT {
         (reason, action) = (Reason::Rewrite, DROP);
     }
@@ -81,6 +95,47 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
         report::<H, A>(skb, decision, reason, len);
     }
     action
+}
+
+/// The action of a packet that was sent at once, or [`DECIDED`], or [`UNKNOWN`].
+#[inline(never)]
+fn knows<H: Hook, A: Side>(skb: &Buffer, decision: &mut Decision<A>) -> i32 {
+    let mut now = Now { skb: skb.writer(), action: DECIDED };
+    if H::knows::<A>(skb, &mut Kernel::new(skb), decision, &mut now) { now.action } else { UNKNOWN }
+}
+
+/// Sends what it can at once. The plan is in sight where this is compiled, and its code has no more than it asks for;
+/// IPv6 has too little stack for that.
+struct Now {
+    skb: Buffer,
+    action: i32,
+}
+
+impl<A: Side> Outlet<A> for Now {
+    #[inline(always)]
+    fn send(&mut self, packet: &Packet<A>, outcome: &mut Outcome<A>, reason: Reason, plan: Plan<A>) {
+        if !A::L3_SUM {
+            outcome.plan(reason, plan);
+            return;
+        }
+        outcome.reason = reason;
+        self.action = match apply(&mut self.skb.front(), packet, &plan) {
+            Ok(()) => out_of(&self.skb, &plan.deliver),
+            Err(_) => FAULT,
+        };
+    }
+}
+
+/// Sends a packet out of the link that it is for.
+#[inline(always)]
+fn out_of(skb: &Buffer, deliver: &Deliver) -> i32 {
+    match deliver {
+        Deliver::Link { ifindex, .. } => {
+            skb.add_mark(maps::config().mark);
+            skb.send_out(*ifindex)
+        }
+        _ => FAULT,
+    }
 }
 
 #[inline(never)]
@@ -131,7 +186,14 @@ fn search<A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
 #[inline(never)]
 fn carry_out<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
     let Verdict::Send(plan) = &decision.outcome.verdict else { return FAULT };
-    match apply(&mut skb.writer(), &decision.packet, plan) {
+    let packet = &decision.packet;
+    // A program on the way out rarely changes a packet: written in place, each would have to be made its own first.
+    let done = if H::FORWARDS {
+        apply(&mut skb.front(), packet, plan)
+    } else {
+        apply(&mut skb.writer(), packet, plan)
+    };
+    match done {
         Ok(()) => send::<H>(skb, &plan.deliver),
         Err(_) => FAULT,
     }
@@ -165,6 +227,7 @@ fn send<H: Hook>(skb: &Buffer, deliver: &Deliver) -> i32 {
             skb.add_mark(maps::config().mark);
             skb.send_in(*ifindex)
         }
+        Deliver::Link { .. } => out_of(skb, deliver),
         Deliver::Neighbour { ifindex, via } => {
             skb.add_mark(maps::config().mark);
             let family = if matches!(via.family, Family::V4) { AF_INET } else { AF_INET6 };

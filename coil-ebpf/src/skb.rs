@@ -295,6 +295,11 @@ impl<const FRONT: bool> Skb for Buffer<FRONT> {
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Result<(), Fault> {
+        self.write(at, bytes, 0)
+    }
+
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Result<(), Fault> {
         match if FRONT { self.place::<N>(at) } else { None } {
             Some(place) => {
                 // SAFETY: as above. The kernel has made the place this packet's own before the program began.

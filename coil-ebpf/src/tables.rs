@@ -11,7 +11,7 @@ use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
     abi::{
         ClientKey, Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, NONE, NatKey,
-        NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, Tally,
+        NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, Tally, Way,
     },
     hash,
     nat::Tallied,
@@ -158,9 +158,11 @@ impl<A: Side> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn pin(&self, key: &PinKey<A>) -> Option<PinValue<A>> {
-        // SAFETY: a mix of two pins of one flow leads to a gateway of the Egress, or to none.
-        unsafe { A::pin().get(key).copied() }
+    fn with_pin<R>(&mut self, key: &PinKey<A>, work: impl FnOnce(&mut PinValue<A>) -> R) -> Option<R> {
+        let pin = A::pin().get_ptr_mut(key);
+        // SAFETY: a pointer into the map's value, valid until the program ends. A mix of what two CPUs write of one flow
+        // leads to a gateway of the Egress, or to none.
+        Some(work(unsafe { &mut *pin? }))
     }
 
     #[inline(always)]
@@ -238,8 +240,15 @@ impl<A: Side> Tables<A> for Kernel {
 
     #[inline(always)]
     fn nat(&self, key: &NatKey<A>) -> Option<NatValue> {
-        // SAFETY: four bytes, copied at once.
+        // SAFETY: the port never changes while the entry is there.
         unsafe { A::nat().get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn with_nat<R>(&mut self, key: &NatKey<A>, work: impl FnOnce(&mut NatValue) -> R) -> Option<R> {
+        let entry = A::nat().get_ptr_mut(key);
+        // SAFETY: a pointer into the map's value, valid until the program ends. What is written there are single stores.
+        Some(work(unsafe { &mut *entry? }))
     }
 
     #[inline(always)]
@@ -266,13 +275,29 @@ impl<A: Side> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) {
-        if let Some(entry) = A::nat_rev().get_ptr_mut(key) {
-            // SAFETY: a pointer into the map's value; the two fields are single stores.
-            unsafe {
-                (*entry).seen = value.seen;
-                (*entry).state = value.state;
-            }
+    fn with_nat_rev<R>(
+        &mut self,
+        key: &NatRevKey<A>,
+        work: impl FnOnce(&mut NatRevValue<A>) -> R,
+    ) -> Option<R> {
+        let lease = A::nat_rev().get_ptr_mut(key);
+        // SAFETY: as above.
+        Some(work(unsafe { &mut *lease? }))
+    }
+
+    #[inline(always)]
+    fn hop(&self, slot: u32, way: &mut Way) -> bool {
+        let Some(hop) = maps::hop(slot) else { return false };
+        // SAFETY: a pointer into the map's value; a mix of two hops fails the check that is in it.
+        unsafe { maps::copy::<u32, { size_of::<Way>() / 4 }>((&raw mut *way).cast(), hop.cast()) };
+        true
+    }
+
+    #[inline(always)]
+    fn put_hop(&mut self, slot: u32, way: &Way) {
+        if let Some(hop) = maps::hop(slot) {
+            // SAFETY: as above.
+            unsafe { *hop = *way };
         }
     }
 

@@ -129,7 +129,14 @@ mod tests {
     #[test]
     fn ports_are_counted_by_remote() {
         let mut counting = Counting::default();
-        let value = NatRevValue { client: [10, 64, 0, 1], seen: 0, client_port: 1, state: 1, pad: 0 };
+        let value = NatRevValue {
+            client: [10, 64, 0, 1],
+            seen: 0,
+            client_port: 1,
+            state: 1,
+            pad: 0,
+            known: coil_packet::abi::Known::default(),
+        };
         let mut lend = |remote_port, ports| {
             for port in 0..ports {
                 let key = NatRevKey {

@@ -8,15 +8,15 @@ use crate::{
 
 /// The part of rewriting that depends on the family.
 pub trait Rewrite: Header {
-    /// Lowers TTL or hop limit by one.
-    fn hop<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>) -> Result<(), Fault>;
-    /// Writes TOS or traffic class.
-    fn tos<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>, tos: u8) -> Result<(), Fault>;
+    /// Lowers TTL or hop limit of the first IP header by one.
+    fn hop<S: Skb>(skb: &mut S, packet: &Packet<Self>) -> Result<(), Fault>;
+    /// Writes its TOS or traffic class.
+    fn tos<S: Skb>(skb: &mut S, packet: &Packet<Self>, tos: u8) -> Result<(), Fault>;
     /// Puts the outer header in front.
     fn encap<S: Skb>(skb: &mut S, outer: &Outer<Self>) -> Result<(), Fault>;
     /// Writes an address whose change a checksum of the packet makes up for.
     fn store_quoted<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault>;
-    /// Writes an address, after the transport checksum was fixed for it.
+    /// Writes one of its addresses, after the transport checksum was fixed for it.
     fn store_addr<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault>;
 }
 
@@ -26,31 +26,32 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
     if plan.decap != 0 {
         skb.shrink(plan.decap)?;
     }
-    let l3 = packet.l3 - plan.decap;
+    // The IP header follows the Ethernet header now, whatever was in front.
     if let Some(tos) = plan.tos {
-        A::tos(skb, l3, packet, tos)?;
+        A::tos(skb, packet, tos)?;
     }
     if plan.hop {
-        A::hop(skb, l3, packet)?;
+        A::hop(skb, packet)?;
     }
     if let Some(end) = &plan.source {
-        translate::<A, S, true>(skb, l3, packet, end)?;
+        translate::<A, S, true>(skb, packet, end)?;
     }
     if let Some(end) = &plan.destination {
-        translate::<A, S, false>(skb, l3, packet, end)?;
+        translate::<A, S, false>(skb, packet, end)?;
     }
     if let Some(outer) = &plan.encap {
         A::encap(skb, outer)?;
     }
     match plan.deliver {
         Deliver::Peer { mac, host_mac, .. } => {
-            skb.store(0, &mac)?;
-            skb.store(6, &host_mac)
+            skb.put(0, &mac)?;
+            skb.put(6, &host_mac)
         }
         Deliver::Stack { mac, host_mac, .. } => {
-            skb.store(0, &host_mac)?;
-            skb.store(6, &mac)
+            skb.put(0, &host_mac)?;
+            skb.put(6, &mac)
         }
+        Deliver::Link { macs, .. } => skb.put(0, &macs),
         Deliver::Neighbour { .. } | Deliver::Here => Ok(()),
     }
 }
@@ -58,12 +59,18 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
 /// Changes the packet, which has no headers around it, as a router does. The kernel writes the MAC addresses of one for a neighbour.
 #[inline(always)]
 pub fn forward<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, way: &Way) -> Result<(), Fault> {
-    A::hop(skb, ETHERNET, packet)?;
+    A::hop(skb, packet)?;
     if matches!(way.kind, way_kind::POD | way_kind::LINK) {
         let Some(macs) = way.next.first_chunk::<12>() else { return Err(Fault) };
-        skb.store(0, macs)?;
+        skb.put(0, macs)?;
     }
     Ok(())
+}
+
+/// Where the transport header begins. An IPv4 header is 20 bytes long, or else nobody comes here for more than its address.
+#[inline(always)]
+const fn l4_of<A: Rewrite>(packet: &Packet<A>) -> u32 {
+    if A::L3_SUM { ETHERNET + A::HEADER } else { ETHERNET + (packet.l4 - packet.l3) }
 }
 
 /// Replaces one end's address and port. What is no TCP, UDP or echo has no port: a later fragment; of an error it
@@ -71,16 +78,15 @@ pub fn forward<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, way: &Way) -
 #[inline(always)]
 fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
     skb: &mut S,
-    l3: u32,
     packet: &Packet<A>,
     new: &End<A>,
 ) -> Result<(), Fault> {
-    let l4 = l3 + (packet.l4 - packet.l3);
+    let l4 = l4_of(packet);
     if packet.under == Kind::Fragment {
-        return address::<A, S, SOURCE>(skb, l3, packet, new.addr);
+        return address::<A, S, SOURCE>(skb, packet, new.addr);
     }
     if packet.under == Kind::Error {
-        return error::<A, S, SOURCE>(skb, l3, packet, new);
+        return error::<A, S, SOURCE>(skb, packet, new);
     }
     let echo = matches!(packet.under, Kind::EchoRequest | Kind::EchoReply);
     let (old_addr, old_port) = if SOURCE { (packet.src, packet.sport) } else { (packet.dst, packet.dport) };
@@ -103,7 +109,7 @@ fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
     if !(echo && A::L3_SUM) {
         skb.fix_l4_sum(sum_at, diff, true, optional)?;
     }
-    address::<A, S, SOURCE>(skb, l3, packet, new.addr)?;
+    address::<A, S, SOURCE>(skb, packet, new.addr)?;
     if new.port != old_port {
         let (old, new) = (old_port.to_be_bytes(), new.port.to_be_bytes());
         let diff = difference(u32::from(u16::from_ne_bytes(old)), u32::from(u16::from_ne_bytes(new)));
@@ -117,15 +123,14 @@ fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
 #[inline(always)]
 fn address<A: Rewrite, S: Skb, const SOURCE: bool>(
     skb: &mut S,
-    l3: u32,
     packet: &Packet<A>,
     new: A,
 ) -> Result<(), Fault> {
     if A::L3_SUM {
         let old = if SOURCE { packet.src } else { packet.dst };
-        skb.fix_l3_sum(l3 + 10, difference(old.sum(), new.sum()))?;
+        skb.fix_l3_sum(ETHERNET + 10, difference(old.sum(), new.sum()))?;
     }
-    A::store_addr(skb, l3 + addr_offset::<A>(SOURCE), new)
+    A::store_addr(skb, ETHERNET + addr_offset::<A>(SOURCE), new)
 }
 
 /// Translates an ICMP error and the beginning of the packet that it quotes, whose other end is meant: what the
@@ -133,13 +138,12 @@ fn address<A: Rewrite, S: Skb, const SOURCE: bool>(
 #[inline(always)]
 fn error<A: Rewrite, S: Skb, const SOURCE: bool>(
     skb: &mut S,
-    l3: u32,
     packet: &Packet<A>,
     new: &End<A>,
 ) -> Result<(), Fault> {
-    let sum_at = l3 + (packet.l4 - packet.l3) + 2;
+    let sum_at = l4_of(packet) + 2;
     let at = sum_at + 6;
-    let end = l3 + packet.len;
+    let end = ETHERNET + packet.len;
     let old = if SOURCE { packet.src } else { packet.dst };
     let moved = difference(old.sum(), new.addr.sum());
     // All that changes, for the one checksum over it.
@@ -169,7 +173,7 @@ fn error<A: Rewrite, S: Skb, const SOURCE: bool>(
     if !A::L3_SUM {
         skb.fix_l4_sum(sum_at, moved, true, false)?;
     }
-    address::<A, S, SOURCE>(skb, l3, packet, new.addr)
+    address::<A, S, SOURCE>(skb, packet, new.addr)
 }
 
 /// Adds two differences.
@@ -206,18 +210,18 @@ const fn addr_offset<A: Header>(source: bool) -> u32 {
 
 impl Rewrite for [u8; 4] {
     #[inline(always)]
-    fn hop<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>) -> Result<(), Fault> {
+    fn hop<S: Skb>(skb: &mut S, packet: &Packet<Self>) -> Result<(), Fault> {
         let word = |ttl| u32::from(u16::from_ne_bytes([ttl, packet.protocol]));
         let ttl = packet.ttl.wrapping_sub(1);
-        skb.fix_l3_sum(l3 + 10, difference(word(packet.ttl), word(ttl)))?;
-        skb.store(l3 + 8, &[ttl])
+        skb.fix_l3_sum(ETHERNET + 10, difference(word(packet.ttl), word(ttl)))?;
+        skb.put(ETHERNET + 8, &[ttl])
     }
 
     #[inline(always)]
-    fn tos<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>, tos: u8) -> Result<(), Fault> {
+    fn tos<S: Skb>(skb: &mut S, packet: &Packet<Self>, tos: u8) -> Result<(), Fault> {
         let word = |tos| u32::from(u16::from_ne_bytes([0x45, tos]));
-        skb.fix_l3_sum(l3 + 10, difference(word(packet.tos), word(tos)))?;
-        skb.store(l3 + 1, &[tos])
+        skb.fix_l3_sum(ETHERNET + 10, difference(word(packet.tos), word(tos)))?;
+        skb.store(ETHERNET + 1, &[tos])
     }
 
     #[inline(always)]
@@ -233,20 +237,20 @@ impl Rewrite for [u8; 4] {
 
     #[inline(always)]
     fn store_addr<S: Skb>(skb: &mut S, at: u32, addr: Self) -> Result<(), Fault> {
-        skb.store(at, &addr)
+        skb.put(at, &addr)
     }
 }
 
 impl Rewrite for [u8; 16] {
     #[inline(always)]
-    fn hop<S: Skb>(skb: &mut S, l3: u32, packet: &Packet<Self>) -> Result<(), Fault> {
-        skb.store_summed(l3 + 7, &[packet.ttl.wrapping_sub(1)])
+    fn hop<S: Skb>(skb: &mut S, packet: &Packet<Self>) -> Result<(), Fault> {
+        skb.store_summed(ETHERNET + 7, &[packet.ttl.wrapping_sub(1)])
     }
 
     #[inline(always)]
-    fn tos<S: Skb>(skb: &mut S, l3: u32, _packet: &Packet<Self>, tos: u8) -> Result<(), Fault> {
-        let [_, flow]: [u8; 2] = skb.load(l3).ok_or(Fault)?;
-        skb.store_summed(l3, &[0x60 | tos >> 4, tos << 4 | flow & 0x0f])
+    fn tos<S: Skb>(skb: &mut S, _packet: &Packet<Self>, tos: u8) -> Result<(), Fault> {
+        let [_, flow]: [u8; 2] = skb.load(ETHERNET).ok_or(Fault)?;
+        skb.store_summed(ETHERNET, &[0x60 | tos >> 4, tos << 4 | flow & 0x0f])
     }
 
     #[inline(always)]

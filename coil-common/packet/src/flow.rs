@@ -194,6 +194,14 @@ impl Way {
         self.next = [a, b, c, d, e, f, g, h, i, j, k, l, 0, 0, 0, 0];
     }
 
+    /// MAC addresses of the receiver and of the link, of a way to a link or into a pod.
+    #[inline(always)]
+    #[must_use]
+    pub const fn macs(&self) -> [u8; 12] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = self.next;
+        [a, b, c, d, e, f, g, h, i, j, k, l]
+    }
+
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "checked")]
     const fn set_fits(&mut self, fits: u32) {

@@ -16,6 +16,7 @@ mod addr;
 mod apply;
 pub mod flow;
 pub mod hash;
+pub mod hops;
 mod icmp;
 pub mod nat;
 pub mod path;
@@ -31,6 +32,6 @@ pub use icmp::{Error as IcmpError, answer};
 pub use skb::{Fault, Room, Skb};
 pub use tables::{Fib, FibQuery, Full, Insert, NextHop, Tables};
 pub use verdict::{
-    COUNTERS, Class, Decision, Deliver, Draft, End, Outcome, Outer, Passage, Path, Plan, Reason, TooBig,
-    Verdict, counter_index,
+    COUNTERS, Class, Decision, Deliver, Draft, End, Later, Outcome, Outer, Outlet, Passage, Path, Plan,
+    Reason, TooBig, Verdict, counter_index,
 };

@@ -6,9 +6,9 @@
 //! points back. So a lost or stolen entry costs a new port, and never mixes two flows.
 
 use crate::{
-    Addr, Insert, Reason, Tables,
-    abi::{NatKey, NatRevKey, NatRevValue, NatValue},
-    hash, ports,
+    Addr, End, Insert, Reason, Tables,
+    abi::{Known, NatKey, NatRevKey, NatRevValue, NatValue, Way},
+    hash, hops, ports,
     wire::{Kind, Packet, tcp, udp},
 };
 
@@ -158,12 +158,15 @@ const fn key_of<A: Addr>(gateway: &A, packet: &Packet<A>) -> NatKey<A> {
 fn known<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
     let key = key_of(gateway, packet);
     if let Some(NatValue { port, .. }) = tables.nat(&key) {
-        let reverse = reverse_key(&key, port);
-        if let Some(lease) = tables.nat_rev(&reverse)
-            && points_back(&lease, &key)
-            && !expired(packet.protocol, &lease, tables.now())
-        {
-            refresh(tables, &reverse, &lease, packet, false);
+        let now = tables.now();
+        let live = tables.with_nat_rev(&reverse_key(&key, port), |lease| {
+            let live = points_back(lease, &key) && !expired(packet.protocol, lease, now);
+            if live {
+                let _ = refresh(lease, now, packet, false);
+            }
+            live
+        });
+        if live == Some(true) {
             return u32::from(port);
         }
     }
@@ -190,28 +193,100 @@ pub const fn refusal(answer: u32) -> Reason {
     }
 }
 
-/// To whom a packet that came for the gateway belongs; the answer is the client and its port.
+/// The port of a packet's translation, and the hop, when both were decided in this second and this epoch: then the
+/// lease was seen in this second, and nobody can have taken it. For packets that neither begin nor end anything.
+#[inline(always)]
+pub fn remembered<A: Addr, T: Tables<A>>(
+    tables: &mut T,
+    gateway: &A,
+    packet: &Packet<A>,
+) -> Option<(u16, u32)> {
+    let (config, now) = (tables.config(), tables.now());
+    let found = tables.with_nat(&key_of(gateway, packet), |entry| {
+        let holds = entry.known.holds(&config, now);
+        (entry.port, if holds { entry.known.hop } else { 0 })
+    });
+    found.filter(|(_, hop)| *hop != 0)
+}
+
+/// Remembers the way out of a packet's flow, which has just been translated.
 #[inline(never)]
-pub fn inbound<A: Addr, T: Tables<A>>(tables: &mut T, packet: &Packet<A>) -> Option<(A, u16)> {
-    let key = NatRevKey {
+pub fn remember<A: Addr, T: Tables<A>>(
+    tables: &mut T,
+    gateway: &A,
+    packet: &Packet<A>,
+    way: &mut Way,
+) -> u32 {
+    let hop = hops::note(way, tables);
+    let known = Known::now(&tables.config(), tables.now(), hop);
+    let _ = tables.with_nat(&key_of(gateway, packet), |entry| entry.known = known);
+    hop
+}
+
+/// Remembers the way back of a flow, of which this is a packet of the remote.
+#[inline(never)]
+pub fn remember_reply<A: Addr, T: Tables<A>>(tables: &mut T, packet: &Packet<A>, way: &mut Way) -> u32 {
+    let hop = hops::note(way, tables);
+    let known = Known::now(&tables.config(), tables.now(), hop);
+    let _ = tables.with_nat_rev(&reply_key(packet), |lease| lease.known = known);
+    hop
+}
+
+/// Answers of [`inbound`] and [`inbound_error`] but for hops: it belongs to nobody, or to somebody to whom the way is
+/// to be decided.
+pub const NOBODY: u32 = 0;
+/// See [`NOBODY`].
+pub const FOUND: u32 = hops::HERE;
+
+/// To whom a packet that came for the gateway belongs: fills in `client`, and answers with the hop to it, or
+/// [`FOUND`], or [`NOBODY`].
+#[inline(never)]
+pub fn inbound<A: Addr, T: Tables<A>>(tables: &mut T, packet: &Packet<A>, client: &mut End<A>) -> u32 {
+    let (config, now) = (tables.config(), tables.now());
+    let mut reset = false;
+    let answer = tables.with_nat_rev(&reply_key(packet), |lease| {
+        if expired(packet.protocol, lease, now) {
+            return NOBODY;
+        }
+        client.addr = lease.client;
+        client.port = lease.client_port;
+        reset = refresh(lease, now, packet, true);
+        if lease.known.holds(&config, now) { lease.known.hop } else { FOUND }
+    });
+    if reset {
+        see_next(tables, packet, client);
+    }
+    answer.unwrap_or(NOBODY)
+}
+
+/// Lets the next packet of a client have a look at its lease, which the remote has reset.
+#[inline(never)]
+fn see_next<A: Addr, T: Tables<A>>(tables: &mut T, reply: &Packet<A>, client: &End<A>) -> bool {
+    let key = NatKey {
+        gateway: reply.dst,
+        client: client.addr,
+        remote: reply.src,
+        client_port: client.port,
+        remote_port: reply.sport,
+        protocol: u32::from(reply.protocol),
+    };
+    tables.with_nat(&key, |entry| entry.known.hop = 0).is_some()
+}
+
+#[inline(always)]
+const fn reply_key<A: Addr>(packet: &Packet<A>) -> NatRevKey<A> {
+    NatRevKey {
         gateway: packet.dst,
         remote: packet.src,
         port: packet.dport,
         remote_port: packet.sport,
-        protocol: u32::from(packet.protocol),
-    };
-    let lease = tables.nat_rev(&key)?;
-    if expired(packet.protocol, &lease, tables.now()) {
-        return None;
+        protocol: packet.protocol as u32,
     }
-    refresh(tables, &key, &lease, packet, true);
-    Some((lease.client, lease.client_port))
 }
 
-/// Whose packet an ICMP error for the gateway quotes; the answer is the client and its port. An error keeps no
-/// flow alive.
+/// Whose packet an ICMP error for the gateway quotes, as of [`inbound`]. An error keeps no flow alive.
 #[inline(never)]
-pub fn inbound_error<A: Addr, T: Tables<A>>(tables: &T, quoted: &Packet<A>) -> Option<(A, u16)> {
+pub fn inbound_error<A: Addr, T: Tables<A>>(tables: &T, quoted: &Packet<A>, client: &mut End<A>) -> u32 {
     let key = NatRevKey {
         gateway: quoted.src,
         remote: quoted.dst,
@@ -219,11 +294,14 @@ pub fn inbound_error<A: Addr, T: Tables<A>>(tables: &T, quoted: &Packet<A>) -> O
         remote_port: quoted.dport,
         protocol: u32::from(quoted.protocol),
     };
-    let lease = tables.nat_rev(&key)?;
-    if expired(quoted.protocol, &lease, tables.now()) {
-        return None;
+    match tables.nat_rev(&key) {
+        Some(lease) if !expired(quoted.protocol, &lease, tables.now()) => {
+            client.addr = lease.client;
+            client.port = lease.client_port;
+            FOUND
+        }
+        _ => NOBODY,
     }
-    Some((lease.client, lease.client_port))
 }
 
 /// The gateway's port in the packet that a client's ICMP error quotes, or a number as of [`outbound`].
@@ -308,6 +386,7 @@ fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) 
         client_port: packet.sport,
         state: State::New as u8,
         pad: 0,
+        known: Known { stamp: 0, hop: 0 },
     };
     match tables.add_nat_rev(&reverse, &value) {
         Ok(()) => {}
@@ -316,7 +395,10 @@ fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) 
     }
     let refused = if !tables.borrow_port(&packet.src, tables.config().quota) {
         NO_QUOTA
-    } else if tables.put_nat(&key, &NatValue { port: reverse.port, pad: 0 }).is_err() {
+    } else if tables
+        .put_nat(&key, &NatValue { port: reverse.port, pad: 0, known: Known { stamp: 0, hop: 0 } })
+        .is_err()
+    {
         NO_ROOM
     } else {
         return u32::from(reverse.port);
@@ -334,15 +416,9 @@ fn candidate<A: Addr, T: Tables<A>>(tables: &T, remote: u64, hash: u64) -> u16 {
     if zero < u64::BITS { first + zero as u16 } else { 0 }
 }
 
-/// Notes the time, at most once a second, and the flow's progress.
+/// Notes the time, at most once a second, and the flow's progress. True when it was reset now.
 #[inline(always)]
-fn refresh<A: Addr, T: Tables<A>>(
-    tables: &mut T,
-    key: &NatRevKey<A>,
-    lease: &NatRevValue<A>,
-    packet: &Packet<A>,
-    reply: bool,
-) {
+fn refresh<A: Addr>(lease: &mut NatRevValue<A>, now: u32, packet: &Packet<A>, reply: bool) -> bool {
     let state = if packet.under == Kind::Tcp {
         next_state(lease.state, packet.tcp_flags, reply)
     } else if reply {
@@ -350,10 +426,14 @@ fn refresh<A: Addr, T: Tables<A>>(
     } else {
         lease.state
     };
-    let now = tables.now();
-    if state != lease.state || now != lease.seen {
-        tables.touch_nat_rev(key, &NatRevValue { seen: now, state, ..*lease });
+    if now != lease.seen {
+        lease.seen = now;
     }
+    if state == lease.state {
+        return false;
+    }
+    lease.state = state;
+    state == State::Reset as u8
 }
 
 /// The state of a TCP flow after a packet. `reply`: the remote sent it.

@@ -50,10 +50,17 @@ pub trait Skb {
     /// Overwrites bytes whose change some checksum of the packet makes up for.
     fn store<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Result<(), Fault>;
 
+    /// The same for a place that is known when this is compiled, near the beginning: as with [`Self::peek`].
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Result<(), Fault> {
+        self.store(at, bytes)
+    }
+
     /// Overwrites bytes and tells the kernel that the packet's sum changed with them.
     fn store_summed<const N: usize>(&mut self, at: u32, bytes: &[u8; N]) -> Result<(), Fault>;
 
-    /// Adds `diff` (ones' complement, machine byte order) to the IPv4 header checksum at `at`.
+    /// Adds `diff` (ones' complement, machine byte order) to the IPv4 header checksum at `at`, a place as of
+    /// [`Self::put`].
     fn fix_l3_sum(&mut self, at: u32, diff: u32) -> Result<(), Fault>;
 
     /// Adds `diff` to the transport checksum at `at`. `pseudo`: the change is in the pseudo header.

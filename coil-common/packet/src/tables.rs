@@ -4,7 +4,7 @@ use crate::{
     Addr, Family,
     abi::{
         ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue,
-        PinKey, PinValue, PodValue,
+        PinKey, PinValue, PodValue, Way,
     },
     nat::Tallied,
 };
@@ -95,8 +95,8 @@ pub trait Tables<A: Addr> {
     fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32>;
     /// True for a known client of a gateway of this node.
     fn is_client(&self, key: &ClientKey<A>) -> bool;
-    /// The gateway of a flow or of a client.
-    fn pin(&self, key: &PinKey<A>) -> Option<PinValue<A>>;
+    /// Looks at the gateway of a flow or of a client, and changes it in place; none without a pin.
+    fn with_pin<R>(&mut self, key: &PinKey<A>, work: impl FnOnce(&mut PinValue<A>) -> R) -> Option<R>;
     /// Remembers it. A table without room forgets the oldest.
     fn put_pin(&mut self, key: &PinKey<A>, value: &PinValue<A>);
     /// What the first fragment of a packet said.
@@ -115,6 +115,8 @@ pub trait Tables<A: Addr> {
     fn lost_marks(&self) -> bool;
     /// The translation of a client's flow.
     fn nat(&self, key: &NatKey<A>) -> Option<NatValue>;
+    /// Looks at it, and changes it in place; none without one.
+    fn with_nat<R>(&mut self, key: &NatKey<A>, work: impl FnOnce(&mut NatValue) -> R) -> Option<R>;
     /// Creates or replaces the translation of a client's flow.
     fn put_nat(&mut self, key: &NatKey<A>, value: &NatValue) -> Result<(), Full>;
     /// To whom a port is lent.
@@ -123,8 +125,16 @@ pub trait Tables<A: Addr> {
     fn add_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) -> Result<(), Insert>;
     /// Takes a port back.
     fn remove_nat_rev(&mut self, key: &NatRevKey<A>);
-    /// Stores the time and state of a live translation in place.
-    fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>);
+    /// Looks at a lease, and changes it in place; none without one.
+    fn with_nat_rev<R>(
+        &mut self,
+        key: &NatRevKey<A>,
+        work: impl FnOnce(&mut NatRevValue<A>) -> R,
+    ) -> Option<R>;
+    /// Copies what a slot of [`crate::hops`] holds; false when there is no such slot.
+    fn hop(&self, slot: u32, way: &mut Way) -> bool;
+    /// Writes it.
+    fn put_hop(&mut self, slot: u32, way: &Way);
     /// A word of [`crate::ports`]; a number of no word has all its ports lent.
     fn ports(&self, word: u32) -> u64;
     /// Sets bits of such a word.

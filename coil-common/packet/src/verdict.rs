@@ -278,6 +278,13 @@ pub enum Deliver {
     },
     /// On the way that it is on: into the pod behind the veth, or on into the host's stack.
     Here,
+    /// Out of a link, to a neighbour whose MAC address is known.
+    Link {
+        /// The link.
+        ifindex: u32,
+        /// MAC addresses of the neighbour and of the link.
+        macs: [u8; 12],
+    },
     /// To a neighbour, whose MAC address the kernel knows or finds.
     Neighbour {
         /// The link.
@@ -353,6 +360,8 @@ pub struct Decision<A> {
     pub quoted: Packet<A>,
     /// How it gets out, when an Egress takes it.
     pub passage: Passage<A>,
+    /// To whom it goes back, when it is a reply to a gateway.
+    pub client: End<A>,
     /// Its flow: room to work on.
     pub flow: Draft<A>,
     /// How it is forwarded, when it is.
@@ -422,6 +431,31 @@ impl<A: Addr> Outcome<A> {
     }
 }
 
+/// Where a packet goes whose plan is clear at once.
+pub trait Outlet<A: Addr> {
+    /// Sends it, or leaves that in `outcome` to who carries out the decision.
+    fn send(&mut self, packet: &Packet<A>, outcome: &mut Outcome<A>, reason: Reason, plan: Plan<A>);
+}
+
+/// Leaves all of it to who carries out the decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Later;
+
+impl<A: Addr> Outlet<A> for Later {
+    #[inline(always)]
+    fn send(&mut self, _: &Packet<A>, outcome: &mut Outcome<A>, reason: Reason, plan: Plan<A>) {
+        outcome.plan(reason, plan);
+    }
+}
+
+impl<A: Addr> Outcome<A> {
+    /// Leaves a plan to who carries out the decision.
+    #[inline(always)]
+    pub fn plan(&mut self, reason: Reason, plan: Plan<A>) {
+        let _ = self.send(reason, plan);
+    }
+}
+
 impl<A: Addr> Decision<A> {
     /// About no packet yet.
     #[must_use]
@@ -430,7 +464,8 @@ impl<A: Addr> Decision<A> {
         let flow = Draft { key: FlowKey::zeroed(), value: FlowValue::default(), upward: false };
         let outcome = Outcome { verdict: Verdict::Next, reason: Reason::Malformed };
         let passage = Passage { gateway: A::zeroed(), link: 0, decap: 0, tos: None, tell: false, sport: 0 };
-        Self { packet, outer: packet, quoted: packet, passage, flow, way: Way::default(), outcome }
+        let client = End { addr: A::zeroed(), port: 0 };
+        Self { packet, outer: packet, quoted: packet, passage, client, flow, way: Way::default(), outcome }
     }
 }
 

@@ -8,11 +8,12 @@ use std::{
 };
 
 use coil_packet::{
-    Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Path, Reason, Rewrite, Tables,
-    Verdict,
+    Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, Later, NextHop, Path, Reason, Rewrite,
+    Tables, Verdict,
     abi::{
-        ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue,
-        PinKey, PinValue, PodValue, config_flag, egress_flag, gateway_flag, pod_flag,
+        ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey,
+        NatRevValue, NatValue, PinKey, PinValue, PodValue, Way, config_flag, egress_flag, gateway_flag,
+        pod_flag,
     },
     answer, apply, forward, hash,
     nat::Tallied,
@@ -86,12 +87,20 @@ pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
             PinKey {
                 client: A::of(client.0),
                 remote: A::of(remote.0),
-                egress,
+                egress: if protocol == 0 { egress } else { 0 },
                 client_port: client.1,
                 remote_port: remote.1,
                 protocol: protocol.into(),
             },
-            PinValue { gateway: A::of(gateway), seen: now },
+            PinValue {
+                gateway: A::of(gateway),
+                seen: now,
+                egress,
+                ingress: 0,
+                known: Known::default(),
+                sport: 0,
+                pad: 0,
+            },
         ),
         Given::Nat { protocol, gateway, client, remote, idle } => {
             let protocol = u32::from(protocol);
@@ -116,8 +125,9 @@ pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
                 client_port: client.1,
                 state: 0,
                 pad: 0,
+                known: Known::default(),
             };
-            Entry::Nat(key, NatValue { port: gateway.1, pad: 0 }, reverse, lease)
+            Entry::Nat(key, NatValue { port: gateway.1, ..NatValue::default() }, reverse, lease)
         }
     }
 }
@@ -168,6 +178,7 @@ pub struct Node<A> {
     nat_rev: HashMap<NatRevKey<A>, NatRevValue<A>>,
     pins: HashMap<PinKey<A>, PinValue<A>>,
     frags: HashMap<FragKey<A>, FragValue>,
+    hops: HashMap<u32, Way>,
     ports: HashMap<u32, u64>,
     /// What the gateways did, and how often.
     pub tallies: Vec<(A, Tallied)>,
@@ -205,6 +216,7 @@ impl<A: HostAddr> Node<A> {
             nat_rev: HashMap::new(),
             pins: HashMap::new(),
             frags: HashMap::new(),
+            hops: HashMap::new(),
             ports: HashMap::new(),
             tallies: vec![],
             lent: HashMap::new(),
@@ -237,8 +249,14 @@ impl<A: HostAddr> Node<A> {
         let mut skb = Memory { bytes: frame.to_vec(), gso_size };
         let mut decision = Decision::<A>::new();
         match program {
-            Path::FromPod => path::from_pod(&skb, ingress, self, &mut decision),
-            Path::FromNet => path::from_net(&skb, ingress, self, &mut decision),
+            Path::FromPod if path::known_from_pod(&skb, ingress, self, &mut decision, &mut Later) => {
+                decision.outcome.reason
+            }
+            Path::FromPod => path::decide_from_pod(&skb, ingress, self, &mut decision),
+            Path::FromNet if path::known_from_net(&skb, ingress, self, &mut decision, &mut Later) => {
+                decision.outcome.reason
+            }
+            Path::FromNet => path::decide_from_net(&skb, self, &mut decision),
             Path::ToPod => path::to_pod(&skb, ingress, self, &mut decision),
             Path::ToNet => path::to_net(&skb, self, &mut decision),
         };
@@ -256,6 +274,17 @@ impl<A: HostAddr> Node<A> {
     /// A flow's entry.
     pub fn flow(&self, key: &FlowKey<A>) -> Option<FlowValue> {
         self.flows.iter().find(|(k, _)| k == key).map(|(_, v)| *v)
+    }
+
+    /// States of all leases: numbers of [`coil_packet::nat::State`].
+    #[must_use]
+    pub fn states(&self) -> Vec<u8> {
+        self.nat_rev.values().map(|lease| lease.state).collect()
+    }
+
+    /// Changes what the hops' slots hold.
+    pub fn change_hops(&mut self, change: impl Fn(&mut Way)) {
+        self.hops.values_mut().for_each(change);
     }
 
     /// The live entries of the three tables: flows, translations, reverse translations.
@@ -341,8 +370,8 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         self.world.clients.contains(&(key.gateway.into(), key.client.into()))
     }
 
-    fn pin(&self, key: &PinKey<A>) -> Option<PinValue<A>> {
-        self.pins.get(key).copied()
+    fn with_pin<R>(&mut self, key: &PinKey<A>, work: impl FnOnce(&mut PinValue<A>) -> R) -> Option<R> {
+        self.pins.get_mut(key).map(work)
     }
 
     fn put_pin(&mut self, key: &PinKey<A>, value: &PinValue<A>) {
@@ -402,6 +431,10 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         self.nat.get(key).copied()
     }
 
+    fn with_nat<R>(&mut self, key: &NatKey<A>, work: impl FnOnce(&mut NatValue) -> R) -> Option<R> {
+        self.nat.get_mut(key).map(work)
+    }
+
     fn put_nat(&mut self, key: &NatKey<A>, value: &NatValue) -> Result<(), Full> {
         if !self.nat.contains_key(key) && self.nat.len() >= self.room {
             return Err(Full);
@@ -430,10 +463,21 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         self.nat_rev.remove(key);
     }
 
-    fn touch_nat_rev(&mut self, key: &NatRevKey<A>, value: &NatRevValue<A>) {
-        if let Some(entry) = self.nat_rev.get_mut(key) {
-            *entry = *value;
-        }
+    fn with_nat_rev<R>(
+        &mut self,
+        key: &NatRevKey<A>,
+        work: impl FnOnce(&mut NatRevValue<A>) -> R,
+    ) -> Option<R> {
+        self.nat_rev.get_mut(key).map(work)
+    }
+
+    fn hop(&self, slot: u32, way: &mut Way) -> bool {
+        *way = self.hops.get(&slot).copied().unwrap_or_default();
+        slot < HOPS
+    }
+
+    fn put_hop(&mut self, slot: u32, way: &Way) {
+        self.hops.insert(slot, *way);
     }
 
     fn fib(&self, query: &FibQuery<A>) -> Fib {

@@ -1,6 +1,9 @@
 //! Every case through `BPF_PROG_TEST_RUN`.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result, ensure};
+use coil_cases::world::{UPLINK, host_mac};
 use coil_kernel_tests::{MARK, Node, Pins};
 use coil_packet::{Class, Family, Path, Reason};
 
@@ -61,6 +64,44 @@ fn every_case_in_the_kernel() -> Result<()> {
             }
         }
         ensure!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+        Ok(())
+    })
+}
+
+/// What is remembered of an egress flow changes no byte of its next packet but the MAC addresses, which then are the
+/// neighbour's and the link's.
+#[test]
+fn every_egress_case_again() -> Result<()> {
+    let pins = Pins::new()?;
+    Node::run(&pins, |node| {
+        for neighbour in ["172.18.0.2", "172.18.0.254", "fd00:18::2", "fd00:18::fe"] {
+            let command =
+                format!("neigh replace {neighbour} lladdr 02:00:00:00:ff:09 dev link{UPLINK} nud permanent");
+            let output = Command::new("ip").args(command.split(' ')).output().context("cannot run ip")?;
+            ensure!(output.status.success(), "ip {command}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let macs = [&[2, 0, 0, 0, 0xff, 9][..], &host_mac(UPLINK)].concat();
+        let (mut wrong, mut known) = (vec![], [0; 3]);
+        let egress = [Reason::ToGateway, Reason::Out, Reason::ReplyToNode, Reason::ReplyToPod];
+        for case in coil_cases::all() {
+            if !egress.contains(&case.reason) || !matches!(case.path, Path::FromPod | Path::FromNet) {
+                continue;
+            }
+            let first = node.case(&case)?;
+            let second = node.packet(case.path.name(), case.ingress, &case.frame)?;
+            let reasons: Vec<_> = second.counted.iter().map(|c| c.reason).collect();
+            if reasons != [case.reason]
+                || second.code != first.code
+                || second.frame[12..] != first.frame[12..]
+            {
+                wrong.push(format!("{} (IPv4 {}): {first:?}, then {second:?}", case.name, case.net.is_v4()));
+            }
+            let place = egress.iter().position(|reason| *reason == case.reason).unwrap_or_default().min(2);
+            known[place] += u32::from(second.frame[..12] == macs[..]);
+        }
+        ensure!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+        // A second that ends between the two packets makes the second one the first.
+        ensure!(known[0] > 10 && known[1] > 20 && known[2] > 4, "by memory: {known:?}");
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use coil_agent::datapath::{GatewayUse, PART, monotonic_seconds};
 use coil_kernel_tests::{Node, Pins};
 use coil_packet::{
     Reason,
-    abi::{NatKey, NatRevKey, NatRevValue, NatValue, PORT_ROWS, PortRow},
+    abi::{Known, NatKey, NatRevKey, NatRevValue, NatValue, PORT_ROWS, PortRow},
 };
 
 /// Longer than any flow may be idle.
@@ -41,10 +41,17 @@ fn a_sweep_takes_a_part_at_a_time() -> Result<()> {
             let [_, a, b, c] = n.to_be_bytes();
             let remote = [198, 18 + a, b, c];
             let reverse = NatRevKey { gateway, remote, port: 2000, remote_port: 443, protocol: 6 };
-            let lease = NatRevValue { client, seen: now, client_port: 2000, state: 1, pad: 0 };
+            let lease = NatRevValue {
+                client,
+                seen: now,
+                client_port: 2000,
+                state: 1,
+                pad: 0,
+                known: Known::default(),
+            };
             leases.insert(reverse, lease, 0)?;
             let key = NatKey { gateway, client, remote, client_port: 2000, remote_port: 443, protocol: 6 };
-            forward.insert(key, NatValue { port: 2000, pad: 0 }, 0)?;
+            forward.insert(key, NatValue { port: 2000, ..NatValue::default() }, 0)?;
         }
         let agent = node.datapath()?;
         let mut sweeps = 0;

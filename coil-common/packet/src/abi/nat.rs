@@ -28,7 +28,23 @@ pub struct NatValue {
     pub port: u16,
     /// Zero.
     pub pad: u16,
+    /// What was decided for the flow's packets.
+    pub known: Known,
 }
+const _: () = assert!(size_of::<NatValue>() == 12);
+
+/// A decision that an entry of a flow remembers, and when it was made: see [`crate::hops`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Known {
+    /// Of the epoch and the second in which it was made.
+    pub stamp: u32,
+    /// Where it leads, 0 for nowhere that is known.
+    pub hop: u32,
+}
+
+/// Slots of `coil_hops`; a power of two.
+pub const HOPS: u32 = 4096;
 
 /// Key of `coil_nat_rev4` and `coil_nat_rev6`: a flow as the remote sees it.
 #[repr(C)]
@@ -60,6 +76,8 @@ pub struct NatRevValue<A> {
     pub state: u8,
     /// Zero.
     pub pad: u8,
+    /// What was decided for packets of the remote.
+    pub known: Known,
 }
 
 /// Value of `coil_tally4` and `coil_tally6`: what a gateway did for new flows. One counter for each of
@@ -92,7 +110,7 @@ pub struct PortRow {
     pub words: [u64; PORT_WORDS_OF_ROW as usize],
 }
 
-/// Key of `coil_pin4` and `coil_pin6`: a client's flow, or a client
+/// Key of `coil_pin4` and `coil_pin6`: a client's flow, of whatever Egress, or a client of an Egress
 /// (itself as the remote; ports and protocol are 0).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,7 +119,7 @@ pub struct PinKey<A> {
     pub client: A,
     /// The destination outside.
     pub remote: A,
-    /// The Egress.
+    /// The Egress of a client, [`super::NONE`] for a flow.
     pub egress: u32,
     /// The client's port, or the identifier of an ICMP echo.
     pub client_port: u16,
@@ -119,6 +137,16 @@ pub struct PinValue<A> {
     pub gateway: A,
     /// Last packet, in seconds of the monotonic clock.
     pub seen: u32,
+    /// The Egress.
+    pub egress: u32,
+    /// The pod's link on which the flow's packets come in.
+    pub ingress: u32,
+    /// What was decided for the flow's packets.
+    pub known: Known,
+    /// UDP source port of the encapsulation.
+    pub sport: u16,
+    /// Zero.
+    pub pad: u16,
 }
 
 /// Key of `coil_frags4` and `coil_frags6`: a packet that comes in fragments.
@@ -149,9 +177,9 @@ pub struct FragValue {
 
 plain! {
     PinKey { A, A, u32, u16, u16, u32 }
-    PinValue { A, u32 }
+    PinValue { A, u32, u32, u32, u32, u32, u16, u16 }
     FragKey { A, A, u32, u32 }
     NatKey { A, A, A, u16, u16, u32 }
     NatRevKey { A, A, u16, u16, u32 }
-    NatRevValue { A, u32, u16, u8, u8 }
+    NatRevValue { A, u32, u16, u8, u8, u32, u32 }
 }

@@ -1,13 +1,14 @@
 //! From a client to its gateway. It leaves through a gateway or not at all.
 
 use crate::{
-    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables, TooBig,
-    abi::{FragKey, FragValue, PinKey, PinValue, PodValue, egress_flag, gateway_flag},
-    flow, hash, nat,
+    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
+    TooBig,
+    abi::{FragKey, FragValue, Known, NONE, PinKey, PinValue, PodValue, Way, egress_flag, gateway_flag},
+    flow, hash, hops, nat,
     wire::{Header, Kind, Packet, UDP, quoted, udp},
 };
 
-use super::gateway;
+use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, neighbour};
 
 /// First port and number of ports of hashed FOU source ports.
 const AUTO_FIRST: u16 = 32768;
@@ -31,6 +32,80 @@ struct Choice {
     flags: u32,
 }
 
+/// What is remembered of a packet's flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Remembered {
+    /// Nothing that holds.
+    Nothing,
+    /// All of it: the packet is on its way.
+    Sent,
+    /// Its gateway, which is on this node.
+    Here,
+}
+
+/// A packet of a client whose way was decided in this second: one lookup, and one of the hop. `ingress`: the client's
+/// link.
+#[inline(always)]
+pub(super) fn known<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    ingress: u32,
+    tables: &mut T,
+    outlet: &mut O,
+) -> Remembered {
+    let Decision { packet, passage, way, outcome, .. } = decision;
+    // A SYN may have to begin anew at another gateway.
+    if !is_plain(packet) || flow::is_syn(packet) {
+        return Remembered::Nothing;
+    }
+    let (config, now) = (tables.config(), tables.now());
+    let hop = tables.with_pin(&flow_key(packet), |pin| {
+        if pin.ingress != ingress || !pin.known.holds(&config, now) {
+            return 0;
+        }
+        passage.gateway = pin.gateway;
+        passage.sport = pin.sport;
+        pin.known.hop
+    });
+    match hop {
+        None | Some(0) => Remembered::Nothing,
+        Some(hops::HERE) => {
+            begin(passage);
+            Remembered::Here
+        }
+        Some(hop) => {
+            let outer = outer(packet, passage, tables);
+            let Some(encap) = fill(packet, &outer) else { return Remembered::Nothing };
+            if !hops::find(hop, packet.segment + A::HEADER + UDP, &config, way, tables) {
+                return Remembered::Nothing;
+            }
+            let plan = Plan { hop: false, encap: Some(encap), ..Plan::forward(super::out_of_link(way)) };
+            outlet.send(packet, outcome, Reason::ToGateway, plan);
+            Remembered::Sent
+        }
+    }
+}
+
+/// True for a whole packet of a kind whose flows are remembered.
+#[inline(always)]
+pub(super) fn is_plain<A: Addr>(packet: &Packet<A>) -> bool {
+    match packet.kind {
+        Kind::Tcp => true,
+        // Segmentation of these does not survive the tunnel.
+        Kind::Udp | Kind::EchoRequest | Kind::EchoReply => packet.gso == 0,
+        _ => false,
+    }
+}
+
+/// The passage of a packet of a pod of this node.
+#[inline(always)]
+const fn begin<A: Addr>(passage: &mut Passage<A>) {
+    passage.link = 0;
+    passage.decap = 0;
+    passage.tos = None;
+    passage.tell = true;
+}
+
 /// A packet of the client `pod` that the Egress `egress` takes. None when a gateway of this node is to translate it:
 /// [`gateway::out`] is the caller's to call, for the sake of the BPF stack.
 #[inline(never)]
@@ -41,7 +116,7 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Option<Reason> {
-    let Decision { packet, quoted: told, passage: way, outcome, .. } = decision;
+    let Decision { packet, quoted: told, passage, way, outcome, .. } = decision;
     // UDP segmentation does not survive decapsulation.
     if packet.gso != 0 && packet.kind != Kind::Tcp {
         return Some(outcome.drop(Reason::EgressGso));
@@ -63,25 +138,83 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     if flags & egress_flag::ORIGINATING_ONLY != 0 && came_in(packet, tables) {
         return Some(outcome.next(Reason::Incoming));
     }
-    way.link = 0;
-    way.decap = 0;
-    way.tos = None;
-    way.tell = true;
-    way.sport = flags_port(flags, packet, tables);
-    if !choose(packet, &Choice { policy: pod.policy, egress, flags }, tables, way) {
+    begin(passage);
+    passage.sport = flags_port(flags, packet, tables);
+    if !choose(packet, &Choice { policy: pod.policy, egress, flags }, tables, passage) {
         return Some(outcome.drop(Reason::NoGateway));
     }
-    match tables.pod(&way.gateway).filter(PodValue::is_gateway) {
+    let mut hop = 0;
+    let reason = match tables.pod(&passage.gateway).filter(PodValue::is_gateway) {
         Some(local) if !gateway::translates(packet) && !local.is_kernel_gateway() => {
             Some(outcome.drop(Reason::EgressKind))
         }
-        _ if tables.config().is_by_host_stack() => Some(by_stack(packet, way, tables, outcome)),
-        None => Some(encapsulate(packet, way, tables, outcome)),
+        _ if tables.config().is_by_host_stack() => Some(by_stack(packet, passage, tables, outcome)),
+        None => {
+            let reason = match ask_tunnel(packet, passage, tables, way) {
+                ROUTED => {
+                    let reason = encapsulate(packet, passage, tables, way, outcome);
+                    hop = hops::note(way, tables);
+                    reason
+                }
+                REFUSED => outcome.drop(Reason::EgressNotRouted),
+                mtu => {
+                    let mtu = (mtu & !TOO_BIG).saturating_sub(A::HEADER + UDP);
+                    too_big(packet, passage.gateway, mtu, outcome)
+                }
+            };
+            Some(reason)
+        }
         Some(local) if gateway::translates(packet) => {
-            way.link = local.ifindex;
+            passage.link = local.ifindex;
+            hop = hops::HERE;
             None
         }
-        Some(local) => Some(to_kernel_gateway(packet, way, &local, tables, outcome)),
+        Some(local) => Some(to_kernel_gateway(packet, passage, &local, tables, outcome)),
+    };
+    // Whether a connection came in is asked for each packet.
+    let hop = if flags & egress_flag::ORIGINATING_ONLY == 0 { hop } else { 0 };
+    if matches!(packet.under, Kind::Tcp | Kind::Udp | Kind::EchoRequest) {
+        pin(packet, egress, hop, passage, tables);
+    }
+    reason
+}
+
+/// Remembers the gateway of a packet's flow and, when there is a `hop`, the way there.
+#[inline(never)]
+fn pin<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    egress: u32,
+    hop: u32,
+    passage: &Passage<A>,
+    tables: &mut T,
+) -> u32 {
+    let (config, now) = (tables.config(), tables.now());
+    let value = PinValue {
+        gateway: passage.gateway,
+        seen: now,
+        egress,
+        ingress: packet.ingress,
+        known: Known::now(&config, now, hop),
+        sport: passage.sport,
+        pad: 0,
+    };
+    let key = flow_key(packet);
+    if tables.with_pin(&key, |pin| *pin = value).is_none() {
+        tables.put_pin(&key, &value);
+    }
+    hop
+}
+
+/// The key of a flow's pin.
+#[inline(always)]
+fn flow_key<A: Addr>(packet: &Packet<A>) -> PinKey<A> {
+    PinKey {
+        client: packet.src,
+        remote: packet.dst,
+        egress: NONE,
+        client_port: packet.sport,
+        remote_port: packet.dport,
+        protocol: u32::from(hash::protocol(packet)),
     }
 }
 
@@ -134,79 +267,74 @@ fn choose<A: Addr, T: Tables<A>>(
     tables: &mut T,
     way: &mut Passage<A>,
 ) -> bool {
-    let Choice { policy, egress, flags } = *of;
-    let now = tables.now();
-    let flow = PinKey {
-        client: packet.src,
-        remote: packet.dst,
-        egress,
-        client_port: packet.sport,
-        remote_port: packet.dport,
-        protocol: u32::from(hash::protocol(packet)),
-    };
+    let Choice { egress, flags, .. } = *of;
     // What begins may begin anew at a gateway that takes it.
     let ready = flow::is_syn(packet);
     let idle = nat::idle_limit(hash::protocol(packet), nat::State::Established as u8);
-    if pinned(&flow, policy, ready, idle, tables, way) {
+    if pinned(&flow_key(packet), of, ready, idle, tables, way) {
         return true;
     }
-    let client = PinKey { remote: packet.src, client_port: 0, remote_port: 0, protocol: 0, ..flow };
     let affine = flags & egress_flag::CLIENT_AFFINITY != 0;
-    if !(affine && pinned(&client, policy, true, AFFINITY, tables, way)) {
-        let hash = if affine { hash::address(packet.src) } else { hash::flow(packet) };
-        let Some(gateway) = tables.gateway(egress, hash::high(hash)) else { return false };
-        way.gateway = gateway;
-        if affine {
-            tables.put_pin(&client, &PinValue { gateway, seen: now });
-        }
+    let (client, now) = (packet.src, tables.now());
+    let key = PinKey { client, remote: client, egress, client_port: 0, remote_port: 0, protocol: 0 };
+    if affine && pinned(&key, of, true, AFFINITY, tables, way) {
+        let _ = tables.with_pin(&key, |pin| pin.seen = now);
+        return true;
     }
-    if matches!(packet.under, Kind::Tcp | Kind::Udp | Kind::EchoRequest) {
-        tables.put_pin(&flow, &PinValue { gateway: way.gateway, seen: now });
+    let hash = if affine { hash::address(packet.src) } else { hash::flow(packet) };
+    let Some(gateway) = tables.gateway(egress, hash::high(hash)) else { return false };
+    way.gateway = gateway;
+    if affine {
+        let known = Known { stamp: 0, hop: 0 };
+        tables.put_pin(&key, &PinValue { gateway, seen: now, egress, ingress: 0, known, sport: 0, pad: 0 });
     }
     true
 }
 
-/// Uses a pin, if it holds: the gateway is still there, takes new flows when it has to, and the pin was used
-/// within `idle` seconds.
+/// Uses a pin, if it holds: it is of this Egress, the gateway is still there, takes new flows when it has to, and the
+/// pin was used within `idle` seconds.
 #[inline(always)]
 fn pinned<A: Addr, T: Tables<A>>(
     key: &PinKey<A>,
-    policy: u32,
+    of: &Choice,
     ready: bool,
     idle: u32,
     tables: &mut T,
     way: &mut Passage<A>,
 ) -> bool {
-    let Some(pin) = tables.pin(key) else { return false };
     let now = tables.now();
-    let Some(gateway) = tables.gateway_of(policy, &pin.gateway) else { return false };
-    if now.saturating_sub(pin.seen) > idle || (ready && gateway & gateway_flag::NO_NEW != 0) {
+    let usable = tables.with_pin(key, |pin| {
+        way.gateway = pin.gateway;
+        pin.egress == of.egress && now.saturating_sub(pin.seen) <= idle
+    });
+    if usable != Some(true) {
         return false;
     }
-    if pin.seen != now {
-        tables.put_pin(key, &PinValue { seen: now, ..pin });
-    }
-    way.gateway = pin.gateway;
-    true
+    let Some(gateway) = tables.gateway_of(of.policy, &way.gateway) else { return false };
+    !ready || gateway & gateway_flag::NO_NEW == 0
+}
+
+/// Asks the routing for the way to a client's gateway.
+#[inline(never)]
+fn ask_tunnel<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
+    passage: &Passage<A>,
+    tables: &T,
+    way: &mut Way,
+) -> Routed {
+    ask(&outer_query(packet, &outer(packet, passage, tables)), tables, way)
 }
 
 /// Puts a client's packet into FOU, towards its gateway.
 #[inline(never)]
 fn encapsulate<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
-    way: &Passage<A>,
+    passage: &Passage<A>,
     tables: &T,
+    way: &Way,
     outcome: &mut Outcome<A>,
 ) -> Reason {
-    let outer = outer(packet, way, tables);
-    let (ifindex, via) = match tables.fib(&outer_query(packet, &outer)) {
-        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => (ifindex, via),
-        Fib::TooBig { mtu } => {
-            return too_big(packet, way.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome);
-        }
-        _ => return outcome.drop(Reason::EgressNotRouted),
-    };
-    wrap(packet, &outer, Deliver::Neighbour { ifindex, via }, outcome)
+    wrap(packet, &outer(packet, passage, tables), neighbour(way), outcome)
 }
 
 /// Puts a client's packet into FOU, and lets the host's stack find the gateway.

@@ -13,13 +13,15 @@ pub(super) const NETWORK: u32 = 0;
 
 /// A packet of a fast flow whose decision was made in this second: one lookup. `ingress`: the pod's link, or
 /// [`NETWORK`]. False when it has to be decided.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn known<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &mut T) -> bool {
+    eligible(&decision.packet, &tables.config()).is_ok() && known_flow(decision, ingress, tables)
+}
+
+#[inline(never)]
+fn known_flow<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &mut T) -> bool {
     let Decision { packet, flow: Draft { key, upward, .. }, way, outcome, .. } = decision;
     let config = tables.config();
-    if eligible(packet, &config).is_err() {
-        return false;
-    }
     let now = tables.now();
     (*key, *upward) = flow::key(packet);
     let holds = tables.with_flow(key, |flow| {

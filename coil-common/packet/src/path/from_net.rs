@@ -2,26 +2,39 @@
 
 use super::{forward, gateway};
 use crate::{
-    Decision, Reason, Skb, Tables,
-    wire::{Header, Kind, parse, quoted},
+    Decision, Outlet, Reason, Skb, Tables,
+    wire::{Header, Kind, parse_here, quoted},
 };
 
-/// Decides about a packet that came in on the uplink `ingress`.
+/// Looks at a packet that came in on the uplink `ingress`, and decides about one that needs no more than what is
+/// remembered; false for another, which is [`decide_from_net`]'s.
 #[inline(always)]
-pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
+pub fn known_from_net<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     skb: &S,
     ingress: u32,
     tables: &mut T,
     decision: &mut Decision<A>,
-) -> Reason {
+    outlet: &mut O,
+) -> bool {
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = ingress;
-    if !parse(skb, packet) {
-        return outcome.next(Reason::Malformed);
+    if !parse_here(skb, packet) {
+        let _ = outcome.next(Reason::Malformed);
+        return true;
     }
-    if forward::known(decision, forward::NETWORK, tables) {
-        return decision.outcome.reason;
+    if packet.kind == Kind::Udp && packet.dport == tables.config().fou_port {
+        return gateway::known_inside(skb, decision, tables, outlet);
     }
+    forward::known(decision, forward::NETWORK, tables)
+}
+
+/// Decides about a packet that [`known_from_net`] has looked at.
+#[inline(always)]
+pub fn decide_from_net<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    tables: &mut T,
+    decision: &mut Decision<A>,
+) -> Reason {
     let Decision { packet, outcome, .. } = decision;
     let Some(pod) = tables.pod(&packet.dst) else { return outcome.next(Reason::NotAPod) };
     // `to_pod` does what is to be done, behind the host's stack.
@@ -42,7 +55,7 @@ pub fn from_net<A: Header, S: Skb, T: Tables<A>>(
         return outcome.drop(Reason::FouNotGateway);
     }
     if pod.is_gateway()
-        && let Some(reason) = gateway::back(skb, decision, tables)
+        && let Some(reason) = gateway::back(skb, true, decision, tables)
     {
         return reason;
     }

@@ -1,28 +1,74 @@
 //! TC ingress of the host side of a pod's veth.
 
-use super::{egress, forward, gateway};
+use super::{
+    egress::{self, Remembered},
+    forward, gateway,
+};
 use crate::{
-    Decision, Reason, Skb, Tables,
+    Addr, Decision, Outlet, Reason, Skb, Tables,
     abi::NONE,
-    wire::{Header, Kind, parse, quoted},
+    wire::{Header, Kind, parse_here, quoted},
 };
 
-/// Decides about a packet that the pod behind the veth `ingress` sends.
+/// Looks at a packet that the pod behind the veth `ingress` sends, and decides about one that needs no more than what is
+/// remembered; false for another, which is [`decide_from_pod`]'s.
 #[inline(always)]
-pub fn from_pod<A: Header, S: Skb, T: Tables<A>>(
+pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
+    skb: &S,
+    ingress: u32,
+    tables: &mut T,
+    decision: &mut Decision<A>,
+    outlet: &mut O,
+) -> bool {
+    let Decision { packet, outcome, .. } = decision;
+    packet.ingress = ingress;
+    if !parse_here(skb, packet) {
+        let _ = outcome.next(Reason::Malformed);
+        return true;
+    }
+    if forward::known(decision, ingress, tables) {
+        return true;
+    }
+    if A::L3_SUM {
+        known_client(decision, ingress, tables, outlet)
+    } else {
+        known_client_called(decision, ingress, tables, outlet)
+    }
+}
+
+/// A call for IPv6, whose addresses take much of the stack.
+#[inline(never)]
+fn known_client_called<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    ingress: u32,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
+    known_client(decision, ingress, tables, outlet)
+}
+
+#[inline(always)]
+fn known_client<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    ingress: u32,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
+    match egress::known(decision, ingress, tables, outlet) {
+        Remembered::Nothing => false,
+        Remembered::Sent => true,
+        Remembered::Here => gateway::known(decision, tables, outlet),
+    }
+}
+
+/// Decides about a packet that [`known_from_pod`] has looked at.
+#[inline(always)]
+pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
     skb: &S,
     ingress: u32,
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
-    let Decision { packet, outcome, .. } = decision;
-    packet.ingress = ingress;
-    if !parse(skb, packet) {
-        return outcome.next(Reason::Malformed);
-    }
-    if forward::known(decision, ingress, tables) {
-        return decision.outcome.reason;
-    }
     let Decision { packet, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
     let Some(pod) = tables.pod(&packet.src).filter(|pod| pod.ifindex == ingress) else {

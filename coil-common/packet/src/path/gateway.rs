@@ -1,11 +1,12 @@
 //! A gateway pod of this node: what its clients send goes out in its name, what comes back goes to them.
 
-use super::{egress, peer, query};
+use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, neighbour, peer, query};
 use crate::{
-    Addr, Decision, Deliver, End, Fib, FibQuery, Outcome, Outer, Passage, Plan, Reason, Skb, Tables,
-    abi::{ClientKey, PodValue, config_flag},
-    nat,
-    wire::{Header, Kind, Packet, UDP, parse_inner, quoted},
+    Addr, Decision, Deliver, End, FibQuery, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
+    abi::{ClientKey, PodValue, Way, config_flag, way_kind},
+    hops,
+    nat::{self, FOUND, NOBODY},
+    wire::{Header, Kind, Packet, UDP, from_client, parse_inner, parse_inside, quoted, tcp},
 };
 
 /// What the programs translate: TCP, UDP, echo requests, errors about these, and fragments of these.
@@ -19,68 +20,187 @@ pub(super) fn translates<A: Addr>(packet: &Packet<A>) -> bool {
     }
 }
 
+/// A packet of a flow whose way out was decided in this second: one lookup, and one of the hop. False when it has to be
+/// decided.
+#[inline(always)]
+pub(super) fn known<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
+    let Decision { packet, passage, way, outcome, .. } = decision;
+    // What begins or ends a connection changes the lease.
+    let stays = packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0;
+    if packet.ttl <= 1 || !stays || !egress::is_plain(packet) {
+        return false;
+    }
+    let config = tables.config();
+    let Some((port, hop)) = nat::remembered(tables, &passage.gateway, packet) else { return false };
+    if !hops::find(hop, packet.segment, &config, way, tables) {
+        return false;
+    }
+    let source = Some(End { addr: passage.gateway, port });
+    let deliver = super::out_of_link(way);
+    let plan = Plan { decap: passage.decap, tos: passage.tos, source, ..Plan::forward(deliver) };
+    outlet.send(packet, outcome, Reason::Out, plan);
+    true
+}
+
+/// A call for IPv6, whose addresses take much of the stack.
+#[inline(never)]
+fn known_called<A: Addr, T: Tables<A>, O: Outlet<A>>(
+    decision: &mut Decision<A>,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
+    known(decision, tables, outlet)
+}
+
+/// A packet in FOU of a flow whose way out was decided in this second. False, and nothing changed, when it has to be
+/// decided.
+#[inline(always)]
+pub(super) fn known_inside<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
+    skb: &S,
+    decision: &mut Decision<A>,
+    tables: &mut T,
+    outlet: &mut O,
+) -> bool {
+    let Decision { packet, outer, passage, .. } = decision;
+    // What comes out of a client has the client's address inside, too; what goes into one has not.
+    if !from_client(skb, packet) || tables.config().is_by_host_stack() {
+        return false;
+    }
+    *outer = *packet;
+    if parse_inside(skb, packet) {
+        let decap = packet.l3 - outer.l3;
+        if packet.len + decap == outer.len
+            && let Some(tos) = congestion(outer.tos, packet.tos)
+        {
+            *passage = Passage { gateway: outer.dst, link: 0, decap, tos, tell: false, sport: 0 };
+            let is_known = if A::L3_SUM {
+                known(decision, tables, outlet)
+            } else {
+                known_called(decision, tables, outlet)
+            };
+            if is_known {
+                return true;
+            }
+        }
+    }
+    decision.packet = decision.outer;
+    false
+}
+
 /// Translates a client's packet in the name of the gateway, and sends it out.
 #[inline(never)]
 pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mut T) -> Reason {
-    let Decision { packet, quoted: told, passage: way, outcome, .. } = decision;
+    let Decision { packet, quoted: told, passage, outcome, .. } = decision;
     let answer = if packet.kind == Kind::Error {
-        nat::outbound_error(tables, &way.gateway, told)
+        nat::outbound_error(tables, &passage.gateway, told)
     } else {
-        nat::outbound(tables, &way.gateway, packet)
+        nat::outbound(tables, &passage.gateway, packet)
     };
     let Ok(port) = u16::try_from(answer) else { return outcome.drop(nat::refusal(answer)) };
-    let source = Some(End { addr: way.gateway, port });
+    let routed = ask_out(decision, port, tables);
+    let reason = send_out(decision, port, routed, tables);
+    let Decision { packet, passage, way, .. } = decision;
+    if routed == ROUTED && egress::is_plain(packet) {
+        let _ = nat::remember(tables, &passage.gateway, packet, way);
+    }
+    reason
+}
+
+/// Asks the routing for the way out of a packet that comes from a port of the gateway. What is the host's stack's is not
+/// asked about.
+#[inline(never)]
+fn ask_out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, port: u16, tables: &T) -> Routed {
+    let Decision { packet, passage, way, .. } = decision;
+    if packet.ttl <= 1 || tables.config().is_by_host_stack() {
+        return REFUSED;
+    }
+    // A flow that remembers its gateway alone does not know the link.
+    if passage.link == 0 {
+        let Some(pod) = tables.pod(&passage.gateway) else { return REFUSED };
+        passage.link = pod.ifindex;
+    }
     let ports = matches!(packet.kind, Kind::Tcp | Kind::Udp);
     let sport = if ports { port } else { 0 };
     let dport = if ports { packet.dport } else { 0 };
-    let question = FibQuery { ifindex: way.link, src: way.gateway, sport, dport, ..query(packet) };
-    let mut plan = Plan { decap: way.decap, tos: way.tos, source, ..Plan::forward(Deliver::Here) };
-    if packet.ttl > 1 && !tables.config().is_by_host_stack() {
-        match tables.fib(&question) {
-            Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
-                plan.deliver = Deliver::Neighbour { ifindex, via };
-                return outcome.send(Reason::Out, plan);
+    let question = FibQuery { ifindex: passage.link, src: passage.gateway, sport, dport, ..query(packet) };
+    ask(&question, tables, way)
+}
+
+/// Sends a packet out as the gateway, from the port that it was given.
+#[inline(never)]
+fn send_out<A: Addr, T: Tables<A>>(
+    decision: &mut Decision<A>,
+    port: u16,
+    routed: Routed,
+    tables: &T,
+) -> Reason {
+    let Decision { packet, passage, way, outcome, .. } = decision;
+    let source = Some(End { addr: passage.gateway, port });
+    let mut plan = Plan { decap: passage.decap, tos: passage.tos, source, ..Plan::forward(Deliver::Here) };
+    match routed {
+        ROUTED => {
+            plan.deliver = neighbour(way);
+            return outcome.send(Reason::Out, plan);
+        }
+        REFUSED => {}
+        mtu => {
+            if passage.tell && packet.kind != Kind::Error {
+                return egress::too_big(packet, passage.gateway, mtu & !TOO_BIG, outcome);
             }
-            Fib::TooBig { mtu } if way.tell && packet.kind != Kind::Error => {
-                return egress::too_big(packet, way.gateway, mtu, outcome);
-            }
-            _ => {}
         }
     }
     // An address of this node, another kind of link, something to tell the sender, or somebody who looks on in the
     // host's stack: all the kernel's, which gets the packet as if the gateway pod had sent it.
-    let Some(pod) = tables.pod(&way.gateway) else { return outcome.drop(Reason::EgressNotRouted) };
+    let Some(pod) = tables.pod(&passage.gateway) else { return outcome.drop(Reason::EgressNotRouted) };
     plan.hop = false;
     plan.deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
     outcome.send(Reason::OutByStack, plan)
 }
 
-/// A packet for a gateway pod. None when it is for the pod itself.
+/// A packet for a gateway pod. None when it is for the pod itself. `network`: it came from an uplink.
 #[inline(never)]
 pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
     skb: &S,
+    network: bool,
     decision: &mut Decision<A>,
     tables: &mut T,
 ) -> Option<Reason> {
-    let Decision { packet, quoted: told, outcome, .. } = decision;
-    let client = match packet.kind {
+    let Decision { packet, quoted: told, client, outcome, .. } = decision;
+    let found = match packet.kind {
         Kind::Error => {
             if !quoted(skb, packet, told) {
                 return None;
             }
             packet.quoted = told.protocol;
-            nat::inbound_error(tables, told)
+            nat::inbound_error(tables, told, client)
         }
         Kind::Fragment => {
             if !egress::ports_of_fragment(packet, tables) {
                 return Some(outcome.next(Reason::FragmentEarly));
             }
-            nat::inbound(tables, packet)
+            nat::inbound(tables, packet, client)
         }
-        _ => nat::inbound(tables, packet),
+        _ => nat::inbound(tables, packet, client),
     };
-    if let Some((client, port)) = client {
-        return Some(reply(packet, &End { addr: client, port }, tables, outcome));
+    match found {
+        NOBODY => {}
+        hop if hop != FOUND && network && known_reply(decision, hop, tables) => {
+            return Some(decision.outcome.reason);
+        }
+        _ => {
+            let routed = ask_back(decision, tables);
+            let reason = reply(decision, routed, tables);
+            let Decision { packet, way, .. } = decision;
+            // Routing rules may look at the link that a packet comes in on: uplinks are alike, others are not.
+            if network && routed == ROUTED && egress::is_plain(packet) {
+                let _ = nat::remember_reply(tables, packet, way);
+            }
+            return Some(reason);
+        }
     }
     // The pod's kernel would answer with a reset, to a connection that it never had.
     let has_ports = matches!(packet.kind, Kind::Tcp | Kind::Udp)
@@ -91,49 +211,92 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
     None
 }
 
-/// A reply to a gateway, for one of its clients.
+/// A reply of a flow whose way back was decided in this second. False when it has to be decided.
 #[inline(never)]
-fn reply<A: Addr, T: Tables<A>>(
-    packet: &Packet<A>,
-    to: &End<A>,
-    tables: &mut T,
-    outcome: &mut Outcome<A>,
-) -> Reason {
-    if packet.ttl <= 1 {
-        return outcome.drop(Reason::EgressLastHop);
+fn known_reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, hop: u32, tables: &T) -> bool {
+    let Decision { packet, client, way, outcome, .. } = decision;
+    if packet.ttl <= 1 || !egress::is_plain(packet) {
+        return false;
     }
     let config = tables.config();
+    if !hops::find(hop, packet.segment, &config, way, tables) {
+        return false;
+    }
+    let destination = Some(*client);
+    if way.kind == way_kind::POD {
+        let _ = outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(into_pod(way)) });
+        return true;
+    }
+    if packet.segment + A::HEADER + UDP > u32::from(way.fits) {
+        return false;
+    }
+    let Some(encap) = egress::fill(packet, &back_outer(packet, client, config.fou_port)) else {
+        return false;
+    };
+    let plan = Plan { destination, encap: Some(encap), ..Plan::forward(super::out_of_link(way)) };
+    let _ = outcome.send(Reason::ReplyToNode, plan);
+    true
+}
+
+/// The outer header towards a client, but for what the packet's length says.
+#[inline(always)]
+const fn back_outer<A: Addr>(packet: &Packet<A>, to: &End<A>, fou_port: u16) -> Outer<A> {
+    Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 }
+}
+
+/// Finds the way of a reply to its client: into a pod of this node, or as the routing says.
+#[inline(never)]
+fn ask_back<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &T) -> Routed {
+    let Decision { packet, client: to, way, .. } = decision;
+    let config = tables.config();
+    if packet.ttl <= 1 {
+        return REFUSED;
+    }
     if !config.is_by_host_stack()
         && let Some(pod) = tables.pod(&to.addr)
     {
-        let plan = Plan { destination: Some(*to), ..Plan::forward(peer(&pod)) };
-        return outcome.send(Reason::ReplyToPod, plan);
+        way.to_pod(&pod);
+        return ROUTED;
     }
-    let fou_port = config.fou_port;
-    let outer =
-        Outer { src: packet.dst, dst: to.addr, sport: fou_port, dport: fou_port, inner_len: 0, tos: 0 };
+    ask(&egress::outer_query(packet, &back_outer(packet, to, config.fou_port)), tables, way)
+}
+
+/// A reply to a gateway, for one of its clients.
+#[inline(never)]
+fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, routed: Routed, tables: &T) -> Reason {
+    let Decision { packet, client: to, way, outcome, .. } = decision;
+    if packet.ttl <= 1 {
+        return outcome.drop(Reason::EgressLastHop);
+    }
+    let destination = Some(*to);
+    if routed == ROUTED && way.kind == way_kind::POD {
+        return outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(into_pod(way)) });
+    }
+    let config = tables.config();
+    let outer = back_outer(packet, to, config.fou_port);
     let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
-    match tables.fib(&egress::outer_query(packet, &outer)) {
+    if routed & TOO_BIG != 0 {
         // The remote learns what fits: its reply of full size would vanish again and again.
-        Fib::TooBig { mtu } => {
-            egress::too_big(packet, packet.dst, mtu.saturating_sub(A::HEADER + UDP), outcome)
-        }
-        // As if the gateway pod had sent it.
-        _ if config.is_by_host_stack() => match tables.pod(&packet.dst) {
-            Some(pod) => {
-                let deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
-                let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
-                outcome.send(Reason::ReplyToNode, plan)
-            }
-            None => outcome.drop(Reason::EgressNotRouted),
-        },
-        Fib::Forward { ifindex, via, .. } if tables.is_uplink(ifindex) => {
-            let deliver = Deliver::Neighbour { ifindex, via };
-            let plan = Plan { destination: Some(*to), encap: Some(encap), ..Plan::forward(deliver) };
-            outcome.send(Reason::ReplyToNode, plan)
-        }
-        _ => outcome.drop(Reason::EgressNotRouted),
+        let mtu = (routed & !TOO_BIG).saturating_sub(A::HEADER + UDP);
+        return egress::too_big(packet, packet.dst, mtu, outcome);
     }
+    let deliver = if config.is_by_host_stack() {
+        // As if the gateway pod had sent it.
+        let Some(pod) = tables.pod(&packet.dst) else { return outcome.drop(Reason::EgressNotRouted) };
+        Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac }
+    } else if routed == ROUTED {
+        neighbour(way)
+    } else {
+        return outcome.drop(Reason::EgressNotRouted);
+    };
+    outcome.send(Reason::ReplyToNode, Plan { destination, encap: Some(encap), ..Plan::forward(deliver) })
+}
+
+/// Delivery into the pod that a way leads to.
+#[inline(always)]
+const fn into_pod(way: &Way) -> Deliver {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = way.macs();
+    Deliver::Peer { ifindex: way.egress, mac: [a, b, c, d, e, f], host_mac: [g, h, i, j, k, l] }
 }
 
 /// FOU for a client or a gateway of this node.

@@ -32,7 +32,7 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
         return gateway::from_tunnel(skb, &pod, tables, decision);
     }
     if pod.is_gateway()
-        && let Some(reason) = gateway::back(skb, decision, tables)
+        && let Some(reason) = gateway::back(skb, false, decision, tables)
     {
         return reason;
     }

@@ -10,13 +10,13 @@ mod from_pod;
 mod gateway;
 mod mark;
 
-pub use from_net::from_net;
-pub use from_pod::from_pod;
+pub use from_net::{decide_from_net, known_from_net};
+pub use from_pod::{decide_from_pod, known_from_pod};
 pub use mark::{to_net, to_pod};
 
 use crate::{
-    Addr, Deliver, FibQuery, Tables,
-    abi::PodValue,
+    Addr, Deliver, Family, Fib, FibQuery, NextHop, Tables,
+    abi::{PodValue, Way, way_kind},
     wire::{Kind, Packet, udp},
 };
 
@@ -59,6 +59,40 @@ fn is_hidden_fou<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tabl
 #[inline(always)]
 const fn peer(pod: &PodValue) -> Deliver {
     Deliver::Peer { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac }
+}
+
+/// What the routing said, as one number, which fits a register: [`REFUSED`], [`ROUTED`], or an MTU that is too small and
+/// [`TOO_BIG`].
+type Routed = u32;
+const REFUSED: Routed = 0;
+const ROUTED: Routed = 1;
+const TOO_BIG: Routed = 1 << 31;
+
+/// Asks the routing for a way out of an uplink. A function of its own, as the answer is large.
+#[inline(never)]
+fn ask<A: Addr, T: Tables<A>>(question: &FibQuery<A>, tables: &T, way: &mut Way) -> Routed {
+    way.egress = 0;
+    match tables.fib(question) {
+        Fib::Forward { ifindex, via, fits } if tables.is_uplink(ifindex) => {
+            way.to_neighbour(ifindex, &via, fits);
+            ROUTED
+        }
+        Fib::TooBig { mtu } => TOO_BIG | mtu,
+        _ => REFUSED,
+    }
+}
+
+/// Delivery to the neighbour that [`ask`] has found.
+#[inline(always)]
+const fn neighbour(way: &Way) -> Deliver {
+    let family = if way.kind == way_kind::NEIGHBOUR4 { Family::V4 } else { Family::V6 };
+    Deliver::Neighbour { ifindex: way.egress, via: NextHop { family, addr: way.next } }
+}
+
+/// Delivery out of the link that a remembered way leads to.
+#[inline(always)]
+const fn out_of_link(way: &Way) -> Deliver {
+    Deliver::Link { ifindex: way.egress, macs: way.macs() }
 }
 
 /// The routing question for a packet as it is.

@@ -4,7 +4,7 @@ mod outer;
 mod parse;
 
 pub use outer::{fou_header_v4, fou_header_v6};
-pub use parse::{Header, Packet, parse, parse_inner, quoted};
+pub use parse::{Header, Packet, from_client, parse, parse_here, parse_inner, parse_inside, quoted};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: u32 = 14;

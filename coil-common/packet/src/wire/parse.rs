@@ -1,6 +1,6 @@
 //! Facts of a packet.
 
-use super::{ETHERNET, FOU_OPTIONS, Kind, fold, sum, tcp, udp};
+use super::{ETHERNET, FOU_OPTIONS, Kind, UDP, fold, sum, tcp, udp};
 use crate::{Addr, Skb};
 
 /// Facts of a packet. Made by [`parse`].
@@ -66,9 +66,11 @@ pub struct L3<A> {
 
 /// The part of parsing that depends on the family.
 pub trait Header: Addr {
-    /// Reads the IP header at `at`; `None` when the kernel would refuse it. `FRONT`: that of the packet itself.
+    /// Reads the IP header at `at`; `None` when the kernel would refuse it. `FRONT`: at a place as of [`Skb::peek`].
     /// `summed`: with a look at the header's own checksum, which routers that quote a packet may have left wrong.
     fn header<S: Skb, const FRONT: bool>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>>;
+    /// The source in an IP header at a place as of [`Skb::peek`].
+    fn source<S: Skb>(skb: &S, at: u32) -> Option<Self>;
     /// True for type and code (one number) of an ICMP error that concerns one flow.
     fn is_error(kind: u16) -> bool;
 }
@@ -100,6 +102,11 @@ impl Header for [u8; 4] {
             id: u32::from(u16::from_be_bytes([b[4], b[5]])),
             fou_options: false,
         })
+    }
+
+    #[inline(always)]
+    fn source<S: Skb>(skb: &S, at: u32) -> Option<Self> {
+        skb.peek(at + 12)
     }
 
     #[inline(always)]
@@ -155,6 +162,11 @@ impl Header for [u8; 16] {
     }
 
     #[inline(always)]
+    fn source<S: Skb>(skb: &S, at: u32) -> Option<Self> {
+        skb.peek(at + 8)
+    }
+
+    #[inline(always)]
     fn is_error(kind: u16) -> bool {
         // Destination unreachable, packet too big, time exceeded, parameter problem.
         matches!(kind >> 8, 1..=4)
@@ -201,9 +213,47 @@ pub fn parse<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
     read::<A, S, true>(skb, ETHERNET, packet)
 }
 
-/// The same of the IP packet at `l3`, inside another.
-#[inline(never)]
+/// The same of the IP packet at `l3`, inside the FOU of another.
+#[inline(always)]
 pub fn parse_inner<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
+    if l3 == INSIDE + A::HEADER { parse_inside_called(skb, packet) } else { parse_at(skb, l3, packet) }
+}
+
+/// [`parse`] where IPv4, which takes little stack, is no call.
+#[inline(always)]
+pub fn parse_here<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
+    if A::L3_SUM { read::<A, S, true>(skb, ETHERNET, packet) } else { parse(skb, packet) }
+}
+
+/// Where an inner packet nearly always begins, but for the outer IP header's length.
+const INSIDE: u32 = ETHERNET + UDP;
+
+/// The same of the IP packet inside FOU whose outer header is the usual one.
+#[inline(always)]
+pub fn parse_inside<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
+    if A::L3_SUM {
+        read::<A, S, true>(skb, INSIDE + A::HEADER, packet)
+    } else {
+        parse_inside_called(skb, packet)
+    }
+}
+
+#[inline(never)]
+fn parse_inside_called<A: Header, S: Skb>(skb: &S, packet: &mut Packet<A>) -> bool {
+    read::<A, S, true>(skb, INSIDE + A::HEADER, packet)
+}
+
+/// True when what stands in the place of an inner source, behind the usual outer headers, is the outer one.
+#[inline(always)]
+pub fn from_client<A: Header, S: Skb>(skb: &S, outer: &Packet<A>) -> bool {
+    if outer.l4 != ETHERNET + A::HEADER {
+        return false;
+    }
+    A::source(skb, INSIDE + A::HEADER).is_some_and(|source| source.same(outer.src))
+}
+
+#[inline(never)]
+fn parse_at<A: Header, S: Skb>(skb: &S, l3: u32, packet: &mut Packet<A>) -> bool {
     read::<A, S, false>(skb, l3, packet)
 }
 
