@@ -3,13 +3,11 @@
 use std::{
     cell::Cell,
     collections::{HashMap, hash_map},
-    hash::Hash,
     net::IpAddr,
 };
 
 use coil_packet::{
-    Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, Later, NextHop, Path, Reason, Rewrite,
-    Tables, Verdict,
+    Decision, Family, Fib, FibQuery, Full, Insert, Later, NextHop, Path, Reason, Tables, Verdict,
     abi::{
         ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey,
         NatRevValue, NatValue, PinKey, PinValue, PodValue, Way, config_flag, egress_flag, gateway_flag,
@@ -20,31 +18,12 @@ use coil_packet::{
     path,
 };
 
+pub use crate::family::HostAddr;
 use crate::{
     Case, Flow, Given, Route, World,
     memory::Memory,
     world::{self, BESIDE, MTU, POLICY, Role, UPLINK, longest},
 };
-
-/// A family of the host's addresses.
-pub trait HostAddr: Addr + Rewrite + IcmpError + Into<IpAddr> + Hash {
-    /// The address; panics when it is of the other family.
-    fn of(addr: IpAddr) -> Self;
-}
-
-impl HostAddr for [u8; 4] {
-    fn of(addr: IpAddr) -> Self {
-        let IpAddr::V4(addr) = addr else { panic!("{addr} is not IPv4") };
-        addr.octets()
-    }
-}
-
-impl HostAddr for [u8; 16] {
-    fn of(addr: IpAddr) -> Self {
-        let IpAddr::V6(addr) = addr else { panic!("{addr} is not IPv6") };
-        addr.octets()
-    }
-}
 
 /// Keys and values of a [`Given`] for the maps.
 #[derive(Clone, Copy, Debug)]

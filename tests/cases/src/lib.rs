@@ -6,6 +6,7 @@
 
 mod egress;
 mod errors;
+mod family;
 mod forward;
 mod fragments;
 mod gateway;
