@@ -178,6 +178,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
             originating_only: options.enable_originating_only,
             addresses_of_others: !options.enable_ipam,
             quota: options.egress_quota,
+            former_clients: plane.with(|plane| plane.clients()).unwrap_or_default(),
             ..NodeFacts::default()
         },
     };

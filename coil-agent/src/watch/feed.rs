@@ -46,6 +46,7 @@ pub struct Feed {
 
 /// The kind that a gateway alone waits for: nothing else needs it.
 const CLIENTS: &str = "clients";
+const SERVICE_RANGES: &str = "servicecidrs";
 
 struct Inner {
     index: Mutex<Index>,
@@ -156,15 +157,19 @@ impl Feed {
 
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
     fn watch_service_ranges(&self, client: &Client, config: watcher::Config) {
+        // Without them a Service may pass for the world.
+        lock(&self.inner.waiting).insert(SERVICE_RANGES);
         let (feed, client) = (self.clone(), client.clone());
         tokio::spawn(async move {
             let ranges: Api<ServiceCIDR> = Api::all(client.clone());
             match ranges.list(&kube::api::ListParams::default().limit(1)).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
+                    lock(&feed.inner.waiting).remove(SERVICE_RANGES);
+                    feed.announce();
                 }
                 _ => feed.watch(
-                    "servicecidrs",
+                    SERVICE_RANGES,
                     Api::all(client),
                     config,
                     objects::service_range,
