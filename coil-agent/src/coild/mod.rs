@@ -242,7 +242,7 @@ fn kernel_egress(enabled: bool, by_kernel: bool) -> Option<Support> {
     match support.missing() {
         None => info!("the kernel has what egress needs"),
         Some(missing) if by_kernel => warn!(reason = missing, "no egress by the kernel"),
-        Some(missing) => info!(reason = missing, "no egress by the kernel; eBPF does it without"),
+        Some(missing) => info!(reason = missing, "no egress by the kernel, only by eBPF"),
     }
     Some(support)
 }
