@@ -31,7 +31,11 @@ pub(super) fn prepare(dir: &Path, entries: &[(&'static str, u32)]) -> Result<Out
             && there.key_size() == wanted.key_size()
             && there.value_size() == wanted.value_size();
         if !same || there.max_entries() != size {
-            if same && Outgrown::moves(name) {
+            let by = wanted.value_size().checked_sub(there.value_size());
+            let widens = there.key_size() == wanted.key_size()
+                && there.map_type().is_ok_and(|t| t as u32 == wanted.map_type())
+                && by.is_some_and(|by| Outgrown::widens(name, by));
+            if same && Outgrown::moves(name) || widens {
                 let failed = |source| DatapathError::Map { name, action: "open the one of before", source };
                 outgrown.keep(name, MapData::from_pin(&path).and_then(Map::from_map_data).map_err(failed)?);
             }
