@@ -10,7 +10,7 @@
 //! What is decided stands in `coil-packet`, tested on the host; this crate only connects it with
 //! the kernel. Return codes: -1 leaves the packet to the next program or the stack (`TCX_NEXT`,
 //! `TC_ACT_UNSPEC`), 2 drops, 7 redirects.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod from_net;
 mod from_pod;

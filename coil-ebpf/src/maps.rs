@@ -254,6 +254,24 @@ pub(crate) unsafe fn copy<W: Copy, const N: usize>(to: *mut W, from: *const W) {
     }
 }
 
+/// Adds to a number that other CPUs add to. The compiler offers no such addition for this target, which every kernel has.
+///
+/// # Safety
+/// `number` is a map's, aligned and valid.
+#[inline(always)]
+pub(crate) unsafe fn add(number: *mut u64, more: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({number} + 0) += {more}", number = in(reg) number, more = in(reg) more);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above; for lints alone.
+    unsafe {
+        number.write(number.read().wrapping_add(more));
+    }
+}
+
 /// Memory for one decision of either family.
 #[repr(C)]
 struct Scratch {

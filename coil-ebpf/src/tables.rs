@@ -42,13 +42,16 @@ impl<A> Shown for A {}
 
 /// A family with its maps and its part of `struct bpf_fib_lookup`.
 pub(crate) trait Side: Addr + Rewrite + IcmpError + Maps + Shown {
-    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self);
+    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self, tos: u8);
 }
 
 impl Side for [u8; 4] {
     #[inline(always)]
-    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
+    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self, tos: u8) {
         params.family = AF_INET;
+        // A byte of a word that the kernel's answer may have left something in.
+        params.__bindgen_anon_2.flowinfo = 0;
+        params.__bindgen_anon_2.tos = tos;
         params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
         params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
     }
@@ -56,8 +59,9 @@ impl Side for [u8; 4] {
 
 impl Side for [u8; 16] {
     #[inline(always)]
-    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self) {
+    fn write_fib(params: &mut bpf_fib_lookup, src: Self, dst: Self, tos: u8) {
         params.family = AF_INET6;
+        params.__bindgen_anon_2.flowinfo = (u32::from(tos) << 20).to_be();
         params.__bindgen_anon_3.ipv6_src = words(src);
         params.__bindgen_anon_4.ipv6_dst = words(dst);
     }
@@ -322,12 +326,12 @@ impl<A: Side> Tables<A> for Kernel {
             let _ = A::tally().insert(gateway, Tally::default(), u64::from(BPF_NOEXIST));
         }
         if let Some(tally) = A::tally().get_ptr_mut(gateway) {
-            // SAFETY: a pointer into the map's value, which is counters alone, as many as `Tallied` has. Of two CPUs
-            // that begin flows of one gateway at once, one may not be counted.
+            // SAFETY: a pointer into the map's value, which is counters alone, as many as `Tallied` has; two numbers
+            // each, which other CPUs add to likewise.
             unsafe {
                 let counter = tally.cast::<Counter>().add(what as usize);
-                (*counter).packets += 1;
-                (*counter).bytes += u64::from(len);
+                maps::add(&raw mut (*counter).packets, 1);
+                maps::add(&raw mut (*counter).bytes, len.into());
             }
         }
     }
@@ -382,7 +386,7 @@ impl FibAnswer {
 #[expect(clippy::cast_possible_truncation, reason = "a longer segment fits no route's MTU, however cut")]
 fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
     let Some(maps::Fib { params, has_macs }) = maps::fib_question() else { return FIB_NOT_ASKED };
-    A::write_fib(params, query.src, query.dst);
+    A::write_fib(params, query.src, query.dst, query.tos);
     params.l4_protocol = query.protocol;
     params.sport = query.sport.to_be();
     params.dport = query.dport.to_be();

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     run,
-    setup::{self, BpfCompiler},
+    setup::{self, BpfCompiler, NIGHTLY},
 };
 
 const TARGET: &str = "bpfel-unknown-none";
@@ -90,7 +90,7 @@ fn cargo(verb: &str) -> Command {
     match setup::bpf_compiler() {
         Some(BpfCompiler::Nightly) => {
             command = Command::new("cargo");
-            command.args(["+nightly", verb, "-Zbuild-std=core"]).current_dir(run::root());
+            command.arg(format!("+{NIGHTLY}")).args([verb, "-Zbuild-std=core"]).current_dir(run::root());
         }
         // Without any compiler cargo's own message about the missing one is the clearest.
         Some(BpfCompiler::Debian) | None => {

@@ -13,13 +13,17 @@ pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const BPF_LINKER_VERSION: &str = "0.13.0";
 /// The LLVM that bpf-linker is built with must be at least the compiler's.
 const LLVM: &str = "22";
+/// rustup's compiler where Debian's is not: of a day, because a later one may have a later LLVM.
+pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
 
 /// Find what building and testing need, and install what is missing.
 ///
 /// Debian packages: a compiler with the BPF target, LLVM for bpf-linker, and the tools of the lab
 /// (iproute2, ping, bpftool, kubectl, nft, iptables, bird, the reference CNI plugins). Then bpf-linker by
 /// cargo. kubectl must be 1.30 or later, which Debian has from 13 on. Without root it installs nothing and prints the commands to run. Another way to the compiler, on any distribution:
-/// `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`.
+/// `rustup toolchain install nightly-2026-05-20 --component rust-src`, and on the path either a released binary of bpf-linker
+/// 0.13, or LLVM 22's llvm-config with its libraries, which bpf-linker is then built with (on Ubuntu: llvm-22-dev and
+/// libpolly-22-dev of apt.llvm.org, and LLVM_PREFIX=/usr/lib/llvm-22).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only say what is missing; fail when something is
@@ -146,8 +150,10 @@ pub(crate) fn bpf_compiler() -> Option<BpfCompiler> {
     if debian {
         return Some(BpfCompiler::Debian);
     }
-    let components =
-        Command::new("rustup").args(["+nightly", "component", "list", "--installed"]).output().ok()?;
+    let components = Command::new("rustup")
+        .args(["component", "list", "--installed", "--toolchain", NIGHTLY])
+        .output()
+        .ok()?;
     let has_source =
         String::from_utf8_lossy(&components.stdout).lines().any(|line| line.starts_with("rust-src"));
     has_source.then_some(BpfCompiler::Nightly)
@@ -200,13 +206,15 @@ impl Missing {
             commands.extend(apt_commands(&self.packages));
         }
         if self.linker {
-            commands.push(match bpf_compiler() {
-                Some(BpfCompiler::Nightly) => format!("cargo install bpf-linker --version {BPF_LINKER_VERSION}"),
-                _ => format!(
-                    "LLVM_PREFIX=/usr/lib/llvm-{LLVM} cargo install bpf-linker --version {BPF_LINKER_VERSION} \
-                     --no-default-features --features llvm-{LLVM}"
-                ),
-            });
+            // Its own default is a later LLVM. Debian's is in a folder of its own, another is found by llvm-config.
+            let prefix = match bpf_compiler() {
+                Some(BpfCompiler::Nightly) => String::new(),
+                _ => format!("LLVM_PREFIX=/usr/lib/llvm-{LLVM} "),
+            };
+            commands.push(format!(
+                "{prefix}cargo install bpf-linker --version {BPF_LINKER_VERSION} --no-default-features \
+                 --features llvm-{LLVM}"
+            ));
         }
         commands
     }

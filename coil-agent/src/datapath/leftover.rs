@@ -37,7 +37,7 @@ impl Leftover {
                 Ok(()) => return Ok((Some(Self { _lock: lock, root }), Removed::default())),
                 // With stale maps they would send packets where no pod is any more.
                 Err(error) => {
-                    warn!(%error, "programs of an earlier run cannot be told to stop, and go at once")
+                    warn!(%error, "programs of an earlier run cannot be told to stop, and go at once");
                 }
             }
         }

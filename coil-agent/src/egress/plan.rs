@@ -399,7 +399,7 @@ mod tests {
         client("new-of-other", "six");
         client("new", "nat");
         assert_eq!(of(&index, &known), (both, true), "one is being started");
-        assert_eq!(desired(&index, &known, &pods[..2]).pods[0].new_clients, false);
+        assert!(!desired(&index, &known, &pods[..2]).pods[0].new_clients);
     }
 
     #[test]

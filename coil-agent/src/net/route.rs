@@ -204,7 +204,10 @@ impl Owned {
                 _ => {}
             }
         }
-        let ours = table == self.table && u8::from(route.header.protocol) == self.protocol;
+        let ours = table == self.table
+            && u8::from(route.header.protocol) == self.protocol
+            // What refuses packets leads nowhere, and is somebody else's matter.
+            && route.header.kind == RouteType::Unicast;
         let dst = IpNet::new(dst, route.header.destination_prefix_length).ok()?;
         ours.then_some((dst, path))
     }
@@ -255,7 +258,7 @@ impl Owned {
 }
 
 /// An address as routes have it; none for what is no IP address.
-pub(super) fn address(address: &RouteAddress) -> Option<IpAddr> {
+pub(crate) fn address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(a) => Some((*a).into()),
         RouteAddress::Inet6(a) => Some((*a).into()),

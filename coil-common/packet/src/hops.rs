@@ -45,6 +45,14 @@ impl Known {
     pub const fn holds(&self, config: &Config, now: u32) -> bool {
         self.hop != 0 && self.stamp == stamp(config, now)
     }
+
+    /// The same decision for packets of one type of service alone, which the routing may look at.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_service(self, tos: u8) -> Self {
+        // Without the bits of ECN, which it does not look at.
+        Self { stamp: self.stamp ^ ((tos >> 2) as u32) << 26, ..self }
+    }
 }
 
 /// Epoch and second as one number. Two pairs share one only when their seconds are months apart: epochs that follow one

@@ -203,7 +203,7 @@ pub fn remembered<A: Addr, T: Tables<A>>(
 ) -> Option<(u16, u32)> {
     let (config, now) = (tables.config(), tables.now());
     let found = tables.with_nat(&key_of(gateway, packet), |entry| {
-        let holds = entry.known.holds(&config, now);
+        let holds = entry.known.of_service(packet.tos).holds(&config, now);
         (entry.port, if holds { entry.known.hop } else { 0 })
     });
     found.filter(|(_, hop)| *hop != 0)
@@ -218,7 +218,7 @@ pub fn remember<A: Addr, T: Tables<A>>(
     way: &mut Way,
 ) -> u32 {
     let hop = hops::note(way, tables);
-    let known = Known::now(&tables.config(), tables.now(), hop);
+    let known = Known::now(&tables.config(), tables.now(), hop).of_service(packet.tos);
     let _ = tables.with_nat(&key_of(gateway, packet), |entry| entry.known = known);
     hop
 }

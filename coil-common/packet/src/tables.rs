@@ -39,6 +39,8 @@ pub struct FibQuery<A> {
     pub dport: u16,
     /// Length of the largest L3 packet to be sent, in bytes.
     pub len: u32,
+    /// Type of service, or traffic class: rules and routes may look at it.
+    pub tos: u8,
 }
 
 /// A next hop: an IPv4 route may go through an IPv6 neighbour.

@@ -130,6 +130,19 @@ fn other_node(net: Net) -> Vec<Case> {
             Reason::NotRouted,
         ),
         Case::from_net(
+            "a SYN whose answer leaves by a link that is no uplink",
+            net,
+            wire::tcp(Ip::new(net.beside, net.plain), 50000, 80, tcp::SYN, b""),
+            Reason::NotRouted,
+        ),
+        Case::from_pod(
+            "a SYN to a pod behind a link that is no uplink",
+            net,
+            PLAIN,
+            wire::tcp(Ip::new(net.plain, net.beside), 50000, 80, tcp::SYN, b""),
+            Reason::NotRouted,
+        ),
+        Case::from_net(
             "a SYN from another node's pod",
             net,
             wire::tcp(back, 50000, 80, tcp::SYN, b""),
@@ -163,7 +176,7 @@ fn other_node(net: Net) -> Vec<Case> {
             "a SYN with the address of a pod of this node",
             net,
             wire::tcp(Ip::new(net.client, net.plain), 1, 2, tcp::SYN, b""),
-            Reason::NotFastFlow,
+            Reason::NotRouted,
         ),
         Case::from_net(
             "a SYN larger than the pod's MTU",

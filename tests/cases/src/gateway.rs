@@ -137,6 +137,9 @@ fn ports(net: Net) -> Vec<Case> {
     ]
 }
 
+/// What Linux sends with a SYN: MSS, SACK permitted, timestamps, window scale.
+const SYN_OPTIONS: &[u8] = &[2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+
 /// A client of another node.
 fn from_tunnel(net: Net) -> Vec<Case> {
     let out = Ip::new(net.remote_client, net.world_local);
@@ -161,6 +164,12 @@ fn from_tunnel(net: Net) -> Vec<Case> {
             tcp::SYN,
             b"",
         )),
+        case(
+            "TCP options out of the tunnel",
+            wire::fou(ends, 0, 5555, &wire::tcp_with_options(out, (40000, 443), tcp::SYN, SYN_OPTIONS, b"")),
+            Reason::Out,
+        )
+        .sends(&wire::tcp_with_options(as_gateway, (40000, 443), tcp::SYN, SYN_OPTIONS, b"")),
         case("UDP out of the tunnel", wire::fou(ends, 0, 5555, &dns(0)), Reason::Out)
             .sends(&wire::udp(as_gateway, 40000, 53, b"query")),
         case(
@@ -228,7 +237,7 @@ fn replies(net: Net) -> Vec<Case> {
     let at_remote = Ip::new(net.world_local, net.remote_client).ttl(63);
     let of_local = nat(&net, 6, 50001, (net.client, 40000), remote, 1);
     let of_remote = nat(&net, 6, 50001, (net.remote_client, 40000), remote, 1);
-    vec![
+    let mut cases = vec![
         case("a reply for a client of this node", &reply, Reason::ReplyToPod)
             .given(of_local)
             .hands_over(CLIENT, &wire::tcp(at_client, 443, 40000, tcp::ACK, b"data")),
@@ -238,6 +247,22 @@ fn replies(net: Net) -> Vec<Case> {
         case("a UDP reply", &wire::udp(back, 443, 50001, b"answer"), Reason::ReplyToNode)
             .given(nat(&net, 17, 50001, (net.remote_client, 40000), remote, 119))
             .sends(&to_remote(&wire::udp(at_remote, 443, 40000, b"answer"))),
+        case("a UDP reply to another node", &wire::udp(back, 443, 50001, &[3; 700]), Reason::ReplyToNode)
+            .given(nat(&net, 17, 50001, (net.remote_client, 40000), remote, 1))
+            .sends(&to_remote(&wire::udp(at_remote, 443, 40000, &[3; 700]))),
+        case(
+            "options of a reply",
+            &wire::tcp_with_options(back, (443, 50001), tcp::SYN | tcp::ACK, SYN_OPTIONS, b""),
+            Reason::ReplyToNode,
+        )
+        .given(of_remote)
+        .sends(&to_remote(&wire::tcp_with_options(
+            at_remote,
+            (443, 40000),
+            tcp::SYN | tcp::ACK,
+            SYN_OPTIONS,
+            b"",
+        ))),
         case("an echo reply", &wire::echo(back, true, 50001), Reason::ReplyToNode)
             .given(nat(&net, icmp(&net), 50001, (net.remote_client, 7), (net.world_local, 0), 1))
             .sends(&to_remote(&wire::echo(at_remote, true, 7))),
@@ -273,5 +298,22 @@ fn replies(net: Net) -> Vec<Case> {
             Reason::NotFastFlow,
         ),
         case("an echo request to the gateway pod", &wire::echo(back, false, 1), Reason::NotFastFlow),
-    ]
+    ];
+    if net.is_v4() {
+        // Nobody sums it, on any way.
+        let unsummed = wire::udp_unsummed(back, 443, 50001, b"answer");
+        for (name, client, at, reason) in [
+            ("a UDP reply without a checksum", net.client, at_client, Reason::ReplyToPod),
+            ("the same to another node", net.remote_client, at_remote, Reason::ReplyToNode),
+        ] {
+            let inside = wire::udp_unsummed(at, 443, 40000, b"answer");
+            let case = case(name, &unsummed, reason).given(nat(&net, 17, 50001, (client, 40000), remote, 1));
+            cases.push(if client == net.client {
+                case.hands_over(CLIENT, &inside)
+            } else {
+                case.sends(&to_remote(&inside))
+            });
+        }
+    }
+    cases
 }

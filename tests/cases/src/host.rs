@@ -3,13 +3,11 @@
 use std::{
     cell::Cell,
     collections::{HashMap, hash_map},
-    hash::Hash,
     net::IpAddr,
 };
 
 use coil_packet::{
-    Addr, Decision, Family, Fib, FibQuery, Full, IcmpError, Insert, Later, NextHop, Path, Reason, Rewrite,
-    Tables, Verdict,
+    Decision, Family, Fib, FibQuery, Full, Insert, Later, NextHop, Path, Reason, Tables, Verdict,
     abi::{
         ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey,
         NatRevValue, NatValue, PinKey, PinValue, PodValue, Way, config_flag, egress_flag, gateway_flag,
@@ -20,31 +18,12 @@ use coil_packet::{
     path,
 };
 
+pub use crate::family::HostAddr;
 use crate::{
     Case, Flow, Given, Route, World,
     memory::Memory,
-    world::{self, MTU, POLICY, Role, UPLINK},
+    world::{self, BESIDE, MTU, POLICY, Role, UPLINK, longest},
 };
-
-/// A family of the host's addresses.
-pub trait HostAddr: Addr + Rewrite + IcmpError + Into<IpAddr> + Hash {
-    /// The address; panics when it is of the other family.
-    fn of(addr: IpAddr) -> Self;
-}
-
-impl HostAddr for [u8; 4] {
-    fn of(addr: IpAddr) -> Self {
-        let IpAddr::V4(addr) = addr else { panic!("{addr} is not IPv4") };
-        addr.octets()
-    }
-}
-
-impl HostAddr for [u8; 16] {
-    fn of(addr: IpAddr) -> Self {
-        let IpAddr::V6(addr) = addr else { panic!("{addr} is not IPv6") };
-        addr.octets()
-    }
-}
 
 /// Keys and values of a [`Given`] for the maps.
 #[derive(Clone, Copy, Debug)]
@@ -294,17 +273,6 @@ impl<A: HostAddr> Node<A> {
     }
 }
 
-/// The most specific entry that holds the address.
-fn longest<T: Copy>(table: &[(world::Prefix, T)], addr: IpAddr) -> Option<T> {
-    let bits = |addr: IpAddr| match addr {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    let holds =
-        |(net, len): &world::Prefix| *len == 0 || (bits(*net) ^ bits(addr)) >> (128 - u32::from(*len)) == 0;
-    table.iter().filter(|(prefix, _)| holds(prefix)).max_by_key(|((_, len), _)| *len).map(|(_, value)| *value)
-}
-
 impl<A: HostAddr> Tables<A> for Node<A> {
     fn config(&self) -> Config {
         let udp = config_flag::FAST_UDP | config_flag::MARK_UDP;
@@ -482,9 +450,14 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn fib(&self, query: &FibQuery<A>) -> Fib {
         self.fib_queries.set(self.fib_queries.get() + 1);
+        // Each pod of the node has a route of its own.
+        if let Some((_, ifindex, _)) = self.world.pods.iter().find(|(addr, ..)| *addr == query.dst.into()) {
+            let via = NextHop { family: A::FAMILY, addr: [0; 16] };
+            return Fib::Forward { ifindex: *ifindex, via, fits: MTU };
+        }
         match longest(&self.world.routes, query.dst.into()) {
-            Some(Route::Via(_)) if query.len > MTU => Fib::TooBig { mtu: MTU },
-            Some(Route::Via(via)) => {
+            Some(Route::Via(_) | Route::Beside(_)) if query.len > MTU => Fib::TooBig { mtu: MTU },
+            Some(route @ (Route::Via(via) | Route::Beside(via))) => {
                 let mut addr = [0; 16];
                 let family = match via {
                     IpAddr::V4(v4) => {
@@ -496,7 +469,8 @@ impl<A: HostAddr> Tables<A> for Node<A> {
                         Family::V6
                     }
                 };
-                Fib::Forward { ifindex: UPLINK, via: NextHop { family, addr }, fits: MTU }
+                let ifindex = if matches!(route, Route::Via(_)) { UPLINK } else { BESIDE };
+                Fib::Forward { ifindex, via: NextHop { family, addr }, fits: MTU }
             }
             Some(Route::Blackhole) | None => Fib::Refused,
         }

@@ -6,6 +6,7 @@
 
 mod egress;
 mod errors;
+mod family;
 mod forward;
 mod fragments;
 mod gateway;
@@ -51,6 +52,8 @@ pub struct Case {
     pub fast_udp: bool,
     /// Every packet passes the host's stack.
     pub host_stack: bool,
+    /// It goes on in the host's stack, changed.
+    pub stays: bool,
     /// A flow that must be in the tables afterwards.
     pub leaves: Option<Flow>,
 }
@@ -69,6 +72,7 @@ impl Case {
             free: vec![],
             fast_udp: false,
             host_stack: false,
+            stays: false,
             leaves: None,
         }
     }
@@ -146,7 +150,8 @@ impl Case {
     }
 
     /// Left on its way, changed.
-    fn leaves_as(self, packet: &[u8]) -> Self {
+    fn leaves_as(mut self, packet: &[u8]) -> Self {
+        self.stays = true;
         self.sends(packet)
     }
 

@@ -16,6 +16,7 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
     cases.extend(known(net));
     cases.extend(by_kernel(net));
     cases.extend(hidden(net));
+    cases.extend(beside(net));
     cases
 }
 
@@ -244,5 +245,39 @@ fn by_kernel(net: Net) -> Vec<Case> {
             fou(net.remote, net.kernel_client, &back),
             Reason::FouNotGateway,
         ),
+    ]
+}
+
+/// Over a link that is no uplink: by the kernel, in FOU.
+fn beside(net: Net) -> Vec<Case> {
+    let syn = wire::tcp(Ip::new(net.client, net.world_beside), 40000, 443, tcp::SYN, b"");
+    let large = wire::udp(Ip::new(net.client, net.world_beside), 40000, 53, &[1; 1472]);
+    let reply = wire::tcp(Ip::new(net.world_local, net.gateway), 443, 50001, tcp::ACK, b"data");
+    let lease = nat(&net, 6, 50001, (net.beside_client, 40000), (net.world_local, 443), 1);
+    let at_client =
+        wire::tcp(Ip::new(net.world_local, net.beside_client).ttl(63), 443, 40000, tcp::ACK, b"data");
+    let fou = wire::fou((net.gateway, net.beside_client), 0, 5555, &at_client);
+    vec![
+        Case::from_pod(
+            "a gateway behind a link that is no uplink",
+            net,
+            CLIENT,
+            syn.clone(),
+            Reason::ToGateway,
+        )
+        .leaves_as(&wire::fou((net.client, net.beside_gateway), 0, 5555, &syn)),
+        Case::from_pod("too big for the way there", net, CLIENT, large.clone(), Reason::TooBig)
+            .answers(&wire::too_big(net.beside_gateway, net.client, 1500 - net.overhead(), &large)),
+        Case::from_net(
+            "a reply to a client behind a link that is no uplink",
+            net,
+            reply.clone(),
+            Reason::ReplyToNode,
+        )
+        .given(lease)
+        .hands_in(GATEWAY, &fou),
+        Case::to_pod("the same by the kernel", net, GATEWAY, reply, Reason::ReplyToNode)
+            .given(lease)
+            .hands_in(GATEWAY, &fou),
     ]
 }

@@ -136,9 +136,22 @@ pub fn with_options(header: Ip, payload: &[u8]) -> Vec<u8> {
 /// A TCP packet.
 #[must_use]
 pub fn tcp(header: Ip, sport: u16, dport: u16, flags: u8, data: &[u8]) -> Vec<u8> {
+    tcp_with_options(header, (sport, dport), flags, &[], data)
+}
+
+/// A TCP packet with options, a multiple of four bytes.
+#[must_use]
+pub fn tcp_with_options(
+    header: Ip,
+    (sport, dport): (u16, u16),
+    flags: u8,
+    options: &[u8],
+    data: &[u8],
+) -> Vec<u8> {
+    let words = u8::try_from(5 + options.len() / 4).expect("at most 40 bytes of options");
     let mut segment = [&sport.to_be_bytes()[..], &dport.to_be_bytes()].concat();
-    segment.extend([1, 2, 3, 4, 5, 6, 7, 8, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    segment.extend(data);
+    segment.extend([1, 2, 3, 4, 5, 6, 7, 8, words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend([options, data].concat());
     let sum = transport_checksum(header, 6, &segment);
     segment[16..18].copy_from_slice(&sum);
     ip(header, 6, &segment)

@@ -17,6 +17,8 @@ use coil_packet::flow::{self, Phase};
 
 /// Interface indices.
 pub const UPLINK: u32 = 2;
+/// A link to another node that is no uplink: one without MAC addresses, say.
+pub const BESIDE: u32 = 3;
 /// The client's veth.
 pub const CLIENT: u32 = 11;
 /// The plain pod's veth.
@@ -49,6 +51,8 @@ pub const AFFINE: u32 = 5;
 /// An Egress that is originating only.
 pub const ORIGINATING: u32 = 6;
 
+/// An Egress whose gateway is behind [`BESIDE`].
+pub const BESIDE_EGRESS: u32 = 9;
 /// An Egress of the kernel gateway.
 pub const KERNEL: u32 = 8;
 
@@ -108,6 +112,14 @@ pub struct Net {
     pub leaving_gateway: IpAddr,
     /// Link-local: never egress.
     pub link_local: IpAddr,
+    /// A pod, a client and a gateway of a node behind [`BESIDE`].
+    pub beside: IpAddr,
+    /// The client.
+    pub beside_client: IpAddr,
+    /// The gateway.
+    pub beside_gateway: IpAddr,
+    /// Behind that gateway.
+    pub world_beside: IpAddr,
     /// A pool address without a route.
     pub lost: IpAddr,
     /// A router between the nodes.
@@ -122,6 +134,7 @@ impl Net {
             Part::Here => [10, 64, 0, host].into(),
             Part::There => [10, 64, 1, host].into(),
             Part::Lost => [10, 64, 2, host].into(),
+            Part::Beside => [10, 64, 3, host].into(),
             Part::Lan => [172, 18, 0, host].into(),
             Part::World => [198, 51, 100, host].into(),
             Part::LinkLocal => [169, 254, 0, host].into(),
@@ -137,6 +150,7 @@ impl Net {
                 Part::Here => [0xfd64, 0, 0, 0, 0, 0, 0, host].into(),
                 Part::There => [0xfd64, 0, 0, 0, 0, 0, 0, 0x100 | host].into(),
                 Part::Lost => [0xfd64, 0, 0, 0, 0, 0, 0, 0x200 | host].into(),
+                Part::Beside => [0xfd64, 0, 0, 0, 0, 0, 0, 0x300 | host].into(),
                 Part::Lan => [0xfd00, 0x18, 0, 0, 0, 0, 0, host].into(),
                 Part::World => [0x2001, 0xdb8, 9, 0, 0, 0, 0, host].into(),
                 Part::LinkLocal => [0xfe80, 0, 0, 0, 0, 0, 0, host].into(),
@@ -166,6 +180,10 @@ impl Net {
             leaving_gateway: addr(Part::There, 11),
             link_local: addr(Part::LinkLocal, 1),
             lost: addr(Part::Lost, 1),
+            beside: addr(Part::Beside, 1),
+            beside_client: addr(Part::Beside, 2),
+            beside_gateway: addr(Part::Beside, 9),
+            world_beside: addr(Part::World, 9),
             router: addr(Part::Lan, 254),
         }
     }
@@ -187,6 +205,7 @@ enum Part {
     Here,
     There,
     Lost,
+    Beside,
     Lan,
     World,
     LinkLocal,
@@ -197,6 +216,8 @@ enum Part {
 pub enum Route {
     /// To a neighbour on the uplink.
     Via(IpAddr),
+    /// To a neighbour on [`BESIDE`].
+    Beside(IpAddr),
     /// Nowhere.
     Blackhole,
 }
@@ -217,6 +238,16 @@ pub enum Role {
     Gateway,
     /// A gateway with a kernel that does the rest, some of whose clients are being started.
     KernelGateway,
+}
+
+/// The most specific entry that holds the address.
+pub(crate) fn longest<T: Copy>(table: &[(Prefix, T)], addr: IpAddr) -> Option<T> {
+    let bits = |addr: IpAddr| match addr {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    let holds = |(net, len): &Prefix| *len == 0 || (bits(*net) ^ bits(addr)) >> (128 - u32::from(*len)) == 0;
+    table.iter().filter(|(prefix, _)| holds(prefix)).max_by_key(|((_, len), _)| *len).map(|(_, value)| *value)
 }
 
 /// What the node's tables and routes hold, of one family.
@@ -262,6 +293,8 @@ impl World {
                 [0xfd64, 0, 0, 0, 0, 0, 0, u16::from(block) << 8].into()
             }
         };
+        let beside: IpAddr =
+            if v4 { [172, 19, 0, 2].into() } else { [0xfd00, 0x19, 0, 0, 0, 0, 0, 2].into() };
         Self {
             pools: vec![pool],
             pods: vec![
@@ -274,6 +307,7 @@ impl World {
             clients: vec![
                 (net.gateway, net.remote_client),
                 (net.gateway, net.client),
+                (net.gateway, net.beside_client),
                 (net.kernel_gateway, net.remote_client),
             ],
             policy: vec![
@@ -282,6 +316,7 @@ impl World {
                 ((net.world_local, whole), Some(3)),
                 ((net.world_lost, whole), Some(3)),
                 ((net.world_none, whole), Some(4)),
+                ((net.world_beside, whole), Some(BESIDE_EGRESS)),
                 ((net.world_kernel, whole), Some(KERNEL)),
                 ((net.world_affine, whole), Some(AFFINE)),
                 ((net.world_originating, whole), Some(ORIGINATING)),
@@ -297,12 +332,14 @@ impl World {
                 (2, vec![net.auto_gateway], true),
                 (3, vec![net.gateway], false),
                 (4, vec![], false),
+                (BESIDE_EGRESS, vec![net.beside_gateway], false),
                 (KERNEL, vec![net.kernel_gateway], false),
             ],
             routes: vec![
                 ((default, 0), Route::Via(node(254))),
                 ((there(1), block), Route::Via(node(2))),
                 ((there(2), block), Route::Blackhole),
+                ((there(3), block), Route::Beside(beside)),
                 ((net.world_lost, whole), Route::Blackhole),
             ],
             node: (node(1), if v4 { 24 } else { 64 }),

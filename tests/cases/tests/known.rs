@@ -219,6 +219,21 @@ fn a_remembered_connection_ends_as_others_do() {
     assert_eq!(run(&reply(&net, tcp::FIN | tcp::ACK)), states(State::Closed));
 }
 
+/// The routing may look at the type of service, of what leaves a gateway: ECN is none.
+#[test]
+fn another_service_is_decided_anew() {
+    let (net, mut node) = node();
+    let packet = |tos| {
+        let inner = wire::udp(Ip::new(net.remote_client, net.world_local).tos(tos), 40000, 53, b"");
+        from(UPLINK, &wire::fou((net.remote_client, net.gateway), tos & 3, 5555, &inner))
+    };
+    assert!(!remembered(&mut node, Path::FromNet, &packet(0), Reason::Out));
+    assert!(remembered(&mut node, Path::FromNet, &packet(0), Reason::Out));
+    assert!(remembered(&mut node, Path::FromNet, &packet(2), Reason::Out));
+    assert!(!remembered(&mut node, Path::FromNet, &packet(0xb8), Reason::Out));
+    assert!(remembered(&mut node, Path::FromNet, &packet(0xb9), Reason::Out));
+}
+
 /// Two hops that want one slot take turns; none is taken for the other.
 #[test]
 fn a_slot_of_another_hop_is_none_of_this_flow() {

@@ -151,6 +151,41 @@ fn many_clients_share_one_gateway() {
     }
 }
 
+/// A fragment that comes before the first of its packet is lost and counted; when the sender repeats the packet, in
+/// whatever order, all of it gets through, for what the first fragment said is known by then.
+#[test]
+fn fragments_that_were_lost_get_through_when_they_are_sent_again() {
+    let (net, mut node) = node();
+    let header = Ip::new(net.client, net.world_local);
+    let datagram = wire::udp_datagram(header, 40000, 53, true, &[7; 592]);
+    let [first, later] = wire::fragments(header, 17, 0x4321, &datagram, 400);
+    let mut send = |fragment: &[u8]| node.run(Path::FromPod, CLIENT, &from(CLIENT, fragment), 0).reason;
+    assert_eq!(send(&later), Reason::EgressFragment);
+    assert_eq!([send(&first), send(&later)], [Reason::Out; 2]);
+    assert_eq!([send(&later), send(&first)], [Reason::Out; 2]);
+}
+
+/// Fragments of several packets that come in turns each follow their own first one, and one before its first is lost
+/// alone.
+#[test]
+fn fragments_come_in_turns() {
+    let (net, mut node) = node();
+    let packet = |id: u16, sport: u16| {
+        let header = Ip::new(net.remote_client, net.world_local);
+        let datagram = wire::udp_datagram(header, sport, 53, true, &[7; 592]);
+        wire::fragments(header, 17, id, &datagram, 400)
+    };
+    let ends = (net.remote_client, net.gateway);
+    let mut reason = |fragment: &[u8]| {
+        node.run(Path::FromNet, UPLINK, &from(UPLINK, &wire::fou(ends, 0, 5555, fragment)), 0).reason
+    };
+    let [[a, a_later], [b, b_later], [c, c_later]] = [packet(1, 2001), packet(2, 2002), packet(3, 2003)];
+    let sent = [&a, &b, &c_later, &a_later, &c, &b_later].map(|fragment| reason(fragment));
+    let out = Reason::Out;
+    assert_eq!(sent, [out, out, Reason::EgressFragment, out, out, out]);
+    assert_eq!(reason(&c_later), out, "sent again");
+}
+
 #[test]
 fn segmentation_of_anything_but_tcp_is_not_egress() {
     let (net, mut node) = node();

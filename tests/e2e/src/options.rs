@@ -37,8 +37,9 @@ pub(crate) struct Options {
     /// Image of the traffic tool
     #[arg(long, default_value = "coil-e2e:dev")]
     pub(crate) image: String,
-    /// Addresses that no pool has: they become a pool of the tests. Those of families that the nodes have are used
-    #[arg(long, value_delimiter = ',', default_values = ["10.231.0.0/24", "fd31::/120"])]
+    /// Addresses that no pool has: they become a pool of the tests. Those of families that the nodes have are used. If
+    /// kube-proxy has a cluster CIDR, it must hold them
+    #[arg(long, value_delimiter = ',', default_values = ["10.101.0.0/24", "fd02:0:0:1::/120"])]
     pub(crate) pool: Vec<IpNet>,
     /// Addresses that stand for the world: a node gets them while egress is tested
     #[arg(long, value_delimiter = ',', default_values = ["9.9.9.9", "2606:4700:4700::9999"])]

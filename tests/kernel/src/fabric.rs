@@ -198,6 +198,14 @@ impl Fabric {
         self.ip(name(pod), arguments)
     }
 
+    /// Runs `ip` on a node.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ip_on(&self, node: usize, arguments: &str) -> Result<()> {
+        self.ip(NODES[node], arguments)
+    }
+
     /// Runs code on a node.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod, Reading
 use coil_cases::{
     Case, Given, Net, Route, World,
     host::{Entry, HostAddr, entry, key},
-    world::{self, POLICY, Prefix, Role, UPLINK},
+    world::{self, BESIDE, POLICY, Prefix, Role, UPLINK},
 };
 use coil_netns::NetNs;
 use coil_packet::abi::{FlowKey, FlowValue};
@@ -246,7 +246,7 @@ fn make_links() -> Result<()> {
             .with_context(|| format!("cannot set {sysctl}"))?;
     }
     let pods = [world::CLIENT, world::PLAIN, world::GATEWAY, world::KERNEL_CLIENT, world::KERNEL_GATEWAY];
-    for ifindex in [UPLINK].into_iter().chain(pods) {
+    for ifindex in [UPLINK, BESIDE].into_iter().chain(pods) {
         let (host, pod) = (mac(world::host_mac(ifindex)), mac(world::pod_mac(ifindex)));
         let other = ifindex + 100;
         ip(&format!(
@@ -269,6 +269,10 @@ fn make_routes(world: &World, family: &str) -> Result<()> {
     for ((net, len), route) in &world.routes {
         match route {
             Route::Via(via) => ip(&format!("{family} route add {net}/{len} via {via}"))?,
+            Route::Beside(via) => {
+                ip(&format!("{family} route add {via} dev link{BESIDE}"))?;
+                ip(&format!("{family} route add {net}/{len} via {via}"))?;
+            }
             Route::Blackhole => ip(&format!("{family} route add blackhole {net}/{len}"))?,
         }
     }

@@ -279,6 +279,15 @@ impl Talk {
         Ok(())
     }
 
+    /// Breaks the connection off.
+    ///
+    /// # Errors
+    /// When the socket refuses.
+    pub fn reset(self) -> Result<()> {
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&self.0, sockopt::Linger, &at_once).context("cannot break a connection off")
+    }
+
     /// Ends the connection from this side.
     ///
     /// # Errors

@@ -19,11 +19,7 @@ const fn code(class: Class) -> i32 {
 /// The code of a case. What is decapsulated on its way into the pod, or encapsulated on its way into the stack, goes
 /// on there.
 fn wanted(case: &coil_cases::Case) -> i32 {
-    match (case.path, case.reason) {
-        (Path::ToPod, Reason::Decapsulated) => code(Class::Next),
-        (Path::FromPod, Reason::ToGateway) if case.host_stack => code(Class::Next),
-        _ => code(case.reason.class()),
-    }
+    code(if case.stays { Class::Next } else { case.reason.class() })
 }
 
 #[test]

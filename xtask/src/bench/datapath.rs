@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{
     build,
-    sheet::{self, Sheet},
+    sheet::{self, Scenario, Sheet, TRAFFIC},
 };
 use crate::run;
 
@@ -35,7 +35,10 @@ pub(crate) struct Args {
 
 pub(super) const SHEET: Sheet = Sheet {
     verb: "datapath",
-    scenarios: &[("same-node", "one node"), ("two-nodes", "two nodes")],
+    scenarios: &[
+        Scenario { name: "same-node", title: "one node", metrics: TRAFFIC },
+        Scenario { name: "two-nodes", title: "two nodes", metrics: TRAFFIC },
+    ],
     paths: &[
         ("veth", "bare veth", None),
         ("kernel", "kernel", Some("#9aa5b1")),
@@ -53,19 +56,6 @@ pub(super) fn run(args: &Args, file: Option<&Path>) -> Result<()> {
     }
     eprintln!("+ {}", run::shown(&bench));
     let found = sheet::parse(&run::output(&mut bench)?)?;
-    print!("{}", SHEET.table(&found));
-    if let Some(file) = file {
-        sheet::write_json(file, &found)?;
-    }
-    if args.docs {
-        let family = if args.v6 { "IPv6" } else { "IPv4" };
-        let how = format!(
-            "Linux {}, {family}, one core, medians of {} rounds of {} ms",
-            sheet::kernel(),
-            args.rounds,
-            args.millis
-        );
-        SHEET.write_docs(&how, &found)?;
-    }
-    Ok(())
+    let how = sheet::how(&sheet::kernel(), args.v6, args.rounds, args.millis);
+    SHEET.publish(&found, file, args.docs.then_some(&how))
 }

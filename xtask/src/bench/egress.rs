@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{
     build,
-    sheet::{self, Sheet},
+    sheet::{self, Scenario, Sheet, TRAFFIC},
 };
 use crate::{run, vm};
 
@@ -14,7 +14,8 @@ use crate::{run, vm};
 /// pair.
 ///
 /// All are measured in turn on one core, round by round: small datagrams, TCP with and without segmentation offload,
-/// requests and connections (each a new translation). The kernel's path here has no tunnel, as few machines have the
+/// requests and connections (each a new translation); then, once, nearly a million flows, and what they take. The
+/// kernel's path here has no tunnel, as few machines have the
 /// modules of FOU: routes and masquerading in the gateway pod. With --vm everything runs in a virtual machine under
 /// emulation, where the kernel's FOU is measured, too. Results are a table and, with --json,
 /// {"results":[{"scenario","path","metric","median","ratio_to_veth"}]}, with --vm "ratio_to_kernel_fou" too.
@@ -38,11 +39,25 @@ pub(crate) struct Args {
 }
 
 /// What is measured on this machine.
-pub(super) const SHEET: Sheet = Sheet { verb: "egress", scenarios: SCENARIOS, paths: PATHS };
+pub(super) const SHEET: Sheet = Sheet { verb: "egress", scenarios: &[ONE, MANY], paths: PATHS };
 /// What is measured in a virtual machine.
-pub(super) const SHEET_VM: Sheet = Sheet { verb: "egress --vm", scenarios: SCENARIOS, paths: PATHS };
+pub(super) const SHEET_VM: Sheet = Sheet { verb: "egress --vm", scenarios: &[ONE], paths: PATHS };
 
-const SCENARIOS: &[(&str, &str)] = &[("egress", "egress")];
+const ONE: Scenario = Scenario { name: "egress", title: "egress", metrics: TRAFFIC };
+/// Each new flow is a datagram.
+const MANY: Scenario = Scenario {
+    name: "flows",
+    title: "many flows",
+    metrics: &[
+        ("new_flows_10k", "new flows, up to 10,000", "1/s"),
+        ("new_flows_100k", "new flows, up to 100,000", "1/s"),
+        ("new_flows_999k", "new flows, up to 999,000", "1/s"),
+        ("udp_pps", "UDP, 18 bytes, beside these", "packets/s"),
+        ("memory_10k_mib", "memory of 10,000", "MiB"),
+        ("memory_100k_mib", "memory of 100,000", "MiB"),
+        ("memory_999k_mib", "memory of 999,000", "MiB"),
+    ],
+};
 const PATHS: &[(&str, &str, Option<&str>)] = &[
     ("veth", "bare veth", None),
     ("kernel-no-tunnel", "kernel, no tunnel", Some("#9aa5b1")),
@@ -62,20 +77,13 @@ pub(super) fn run(args: &Args, file: Option<&Path>) -> Result<()> {
         words.push("--fou".to_owned());
         (vm::output(kernel, &words)?, format!("{kernel} of Debian under emulation"), &SHEET_VM)
     } else {
+        words.push("--flows".to_owned());
         let mut bench = Command::new(&words[0]);
         bench.args(&words[1..]);
         eprintln!("+ {}", run::shown(&bench));
         (run::output(&mut bench)?, sheet::kernel(), &SHEET)
     };
     let found = sheet::parse(&text)?;
-    print!("{}", sheet.table(&found));
-    if let Some(file) = file {
-        sheet::write_json(file, &found)?;
-    }
-    if args.docs {
-        let family = if args.v6 { "IPv6" } else { "IPv4" };
-        let how = format!("Linux {kernel}, {family}, one core, medians of {rounds} rounds of {millis} ms");
-        sheet.write_docs(&how, &found)?;
-    }
-    Ok(())
+    let how = sheet::how(&kernel, args.v6, args.rounds, args.millis);
+    sheet.publish(&found, file, args.docs.then_some(&how))
 }

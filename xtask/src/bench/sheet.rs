@@ -11,14 +11,24 @@ use crate::run;
 pub(super) struct Sheet {
     /// As in `cargo xtask bench VERB`.
     pub(super) verb: &'static str,
-    /// A scenario's name, and what the table calls it.
-    pub(super) scenarios: &'static [(&'static str, &'static str)],
+    pub(super) scenarios: &'static [Scenario],
     /// A path's name, its heading, and its colour among the bars; the bare pair has none.
     pub(super) paths: &'static [(&'static str, &'static str, Option<&'static str>)],
 }
 
+/// A part of the table.
+pub(super) struct Scenario {
+    pub(super) name: &'static str,
+    /// What the table calls it.
+    pub(super) title: &'static str,
+    pub(super) metrics: &'static [Metric],
+}
+
 /// A metric's name, what it is in the table, and its unit.
-const METRICS: [(&str, &str, &str); 5] = [
+type Metric = (&'static str, &'static str, &'static str);
+
+/// What is sent between two ends.
+pub(super) const TRAFFIC: &[Metric] = &[
     ("udp_pps", "UDP, 18 bytes", "packets/s"),
     ("tcp_gbps", "TCP stream", "Gbit/s"),
     ("tcp_nogso_gbps", "TCP stream, no GSO", "Gbit/s"),
@@ -32,7 +42,8 @@ pub(super) struct Found {
     path: String,
     metric: String,
     median: f64,
-    ratio: f64,
+    /// To a bare veth pair, where that means something.
+    ratio: Option<f64>,
     /// To the kernel's FOU, where that was measured.
     ratio_to_fou: Option<f64>,
 }
@@ -47,35 +58,36 @@ pub(super) fn parse(text: &str) -> Result<Vec<Found>> {
 fn parse_line(line: &str) -> Result<Found> {
     let value: Value = serde_json::from_str(line).with_context(|| format!("{line:?} is no result"))?;
     let text = |key: &str| value[key].as_str().map(str::to_owned);
-    let found = (
-        text("scenario"),
-        text("path"),
-        text("metric"),
-        value["median"].as_f64(),
-        value["ratio_to_veth"].as_f64(),
-    );
-    let (Some(scenario), Some(path), Some(metric), Some(median), Some(ratio)) = found else {
-        bail!("{line:?} has not all of scenario, path, metric, median and ratio_to_veth");
+    let found = (text("scenario"), text("path"), text("metric"), value["median"].as_f64());
+    let (Some(scenario), Some(path), Some(metric), Some(median)) = found else {
+        bail!("{line:?} has not all of scenario, path, metric and median");
     };
-    Ok(Found { scenario, path, metric, median, ratio, ratio_to_fou: value["ratio_to_kernel_fou"].as_f64() })
+    let ratio = |key: &str| value[key].as_f64();
+    let (ratio, ratio_to_fou) = (ratio("ratio_to_veth"), ratio("ratio_to_kernel_fou"));
+    Ok(Found { scenario, path, metric, median, ratio, ratio_to_fou })
 }
 
 /// Writes the results as JSON.
-pub(super) fn write_json(file: &Path, found: &[Found]) -> Result<()> {
+fn write_json(file: &Path, found: &[Found]) -> Result<()> {
     let text = serde_json::to_string_pretty(&document(found))? + "\n";
     fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn document(found: &[Found]) -> Value {
     let one = |f: &Found| {
-        let mut one = json!({"scenario": f.scenario, "path": f.path, "metric": f.metric, "median": f.median, "ratio_to_veth": f.ratio});
-        if let Some(ratio) = f.ratio_to_fou {
-            one["ratio_to_kernel_fou"] = json!(ratio);
+        let mut one = json!({"scenario": f.scenario, "path": f.path, "metric": f.metric, "median": f.median});
+        for (key, ratio) in [("ratio_to_veth", f.ratio), ("ratio_to_kernel_fou", f.ratio_to_fou)] {
+            if let Some(ratio) = ratio {
+                one[key] = json!(ratio);
+            }
         }
         one
     };
     json!({"results": found.iter().map(one).collect::<Vec<_>>()})
 }
+
+/// The path that everything is compared with.
+const BARE: &str = "veth";
 
 fn find<'a>(found: &'a [Found], scenario: &str, path: &str, metric: &str) -> Option<&'a Found> {
     found.iter().find(|f| f.scenario == scenario && f.path == path && f.metric == metric)
@@ -87,13 +99,28 @@ fn short(value: f64) -> String {
 }
 
 impl Sheet {
+    /// The metrics that were measured, each with its scenario.
+    fn lines(&self, found: &[Found]) -> Vec<(&'static Scenario, &'static Metric)> {
+        let all = self.scenarios.iter().flat_map(|s| s.metrics.iter().map(move |m| (s, m)));
+        all.filter(|(s, m)| found.iter().any(|f| f.scenario == s.name && f.metric == m.0)).collect()
+    }
+
+    /// Shows what was found, and writes it to `file` and, with `docs`, into the page there: `how` it was measured.
+    pub(super) fn publish(&self, found: &[Found], file: Option<&Path>, docs: Option<&str>) -> Result<()> {
+        print!("{}", self.table(found));
+        if let Some(file) = file {
+            write_json(file, found)?;
+        }
+        docs.map_or(Ok(()), |how| self.write_docs(how, found))
+    }
+
     /// The paths that were measured, in the order of the table.
     fn measured(&self, found: &[Found]) -> Vec<(&'static str, &'static str, Option<&'static str>)> {
         self.paths.iter().copied().filter(|(path, ..)| found.iter().any(|f| f.path == *path)).collect()
     }
 
     /// One line for each metric of each scenario.
-    pub(super) fn table(&self, found: &[Found]) -> String {
+    fn table(&self, found: &[Found]) -> String {
         let paths = self.measured(found);
         let mut text = String::from("| | ");
         let mut line = String::from("| --- | --- |");
@@ -109,27 +136,26 @@ impl Sheet {
         text += "| CPU a packet, eBPF |\n";
         line += " ---: |\n";
         text += &line;
-        for (scenario, where_) in self.scenarios {
-            for (metric, what, unit) in METRICS {
-                let _ = write!(text, "| {where_} | {what}, {unit} ");
-                for (path, _, colour) in &paths {
-                    let _ = match find(found, scenario, path, metric) {
-                        Some(f) if colour.is_none() => write!(text, "| {} ", short(f.median)),
-                        Some(f) => write!(text, "| {} ({:.2}) ", short(f.median), f.ratio),
-                        None => write!(text, "| "),
-                    };
-                }
-                let ebpf = find(found, scenario, "ebpf", metric);
-                if with_fou {
-                    let ratio = ebpf.and_then(|f| f.ratio_to_fou).map(|ratio| format!("{ratio:.1} "));
-                    let _ = write!(text, "| {}", ratio.unwrap_or_default());
-                }
-                // One core does nothing else.
-                let _ = match ebpf.filter(|_| metric == "udp_pps") {
-                    Some(f) => writeln!(text, "| {:.0} ns |", 1e9 / f.median),
-                    None => writeln!(text, "| |"),
+        for (scenario, (metric, what, unit)) in self.lines(found) {
+            let _ = write!(text, "| {} | {what}, {unit} ", scenario.title);
+            for (path, ..) in &paths {
+                let cell = find(found, scenario.name, path, metric);
+                let _ = match cell.map(|f| (short(f.median), f.ratio)) {
+                    Some((median, Some(ratio))) if *path != BARE => write!(text, "| {median} ({ratio:.2}) "),
+                    Some((median, _)) => write!(text, "| {median} "),
+                    None => write!(text, "| "),
                 };
             }
+            let ebpf = find(found, scenario.name, "ebpf", metric);
+            if with_fou {
+                let ratio = ebpf.and_then(|f| f.ratio_to_fou).map(|ratio| format!("{ratio:.1} "));
+                let _ = write!(text, "| {}", ratio.unwrap_or_default());
+            }
+            // One core does nothing else.
+            let _ = match ebpf.filter(|_| *metric == "udp_pps") {
+                Some(f) => writeln!(text, "| {:.0} ns |", 1e9 / f.median),
+                None => writeln!(text, "| |"),
+            };
         }
         text
     }
@@ -142,8 +168,9 @@ impl Sheet {
         const FULL: f64 = 400.0;
         let bars: Vec<(&str, &str)> =
             self.measured(found).into_iter().filter_map(|(path, _, colour)| Some((path, colour?))).collect();
-        let groups: Vec<_> =
-            self.scenarios.iter().flat_map(|s| METRICS.iter().map(move |m| (s, m))).collect();
+        let has_bar = |f: &Found| f.ratio.is_some() && bars.iter().any(|(path, _)| f.path == *path);
+        let mut groups = self.lines(found);
+        groups.retain(|(s, m)| found.iter().any(|f| has_bar(f) && f.scenario == s.name && f.metric == m.0));
         let count = |n: usize| u32::try_from(n).unwrap_or(0);
         let step = BAR * count(bars.len()) + 10;
         let height = TOP + step * count(groups.len()) + 10;
@@ -167,24 +194,26 @@ impl Sheet {
                 TOP - 3
             );
         }
-        for (n, ((scenario, where_), (metric, what, _))) in (0u32..).zip(groups) {
+        for (n, (scenario, (metric, what, _))) in (0u32..).zip(groups) {
             let y = TOP + 5 + n * step;
             let _ = writeln!(
                 svg,
-                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{where_}: {what}</text>",
+                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}: {what}</text>",
                 LEFT - 6,
-                y + BAR * 2
+                y + BAR * 2,
+                scenario.title
             );
             for (k, (path, colour)) in (0u32..).zip(&bars) {
-                let Some(f) = find(found, scenario, path, metric) else { continue };
-                let (width, y) = (f.ratio.clamp(0.0, 1.15) * FULL, y + k * BAR);
+                let of = find(found, scenario.name, path, metric);
+                let Some(ratio) = of.and_then(|f| f.ratio) else { continue };
+                let (width, y) = (ratio.clamp(0.0, 1.15) * FULL, y + k * BAR);
                 let _ = writeln!(
                     svg,
                     "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{width:.1}\" height=\"{}\" fill=\"{colour}\"/><text x=\"{:.1}\" y=\"{}\" font-size=\"9\">{:.2}</text>",
                     BAR - 1,
                     f64::from(LEFT) + width + 3.0,
                     y + BAR - 3,
-                    f.ratio
+                    ratio
                 );
             }
         }
@@ -192,7 +221,7 @@ impl Sheet {
     }
 
     /// Writes table and plot into docs/performance.md; `how` says how it was measured.
-    pub(super) fn write_docs(&self, how: &str, found: &[Found]) -> Result<()> {
+    fn write_docs(&self, how: &str, found: &[Found]) -> Result<()> {
         let docs = run::root().join("docs");
         let write = |name: &str, text: &str| {
             fs::write(docs.join(name), text).with_context(|| format!("cannot write docs/{name}"))
@@ -222,6 +251,12 @@ impl Sheet {
     }
 }
 
+/// How something was measured, for people.
+pub(super) fn how(kernel: &str, v6: bool, rounds: u32, millis: u64) -> String {
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    format!("Linux {kernel}, {family}, one core, medians of {rounds} rounds of {millis} ms")
+}
+
 /// The running kernel's version, for people.
 pub(super) fn kernel() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -235,7 +270,10 @@ mod tests {
 
     const SHEET: Sheet = Sheet {
         verb: "x",
-        scenarios: &[("same-node", "one node"), ("two-nodes", "two nodes")],
+        scenarios: &[
+            Scenario { name: "same-node", title: "one node", metrics: TRAFFIC },
+            Scenario { name: "many", title: "many", metrics: &[("mib", "memory", "MiB")] },
+        ],
         paths: &[
             ("veth", "bare veth", None),
             ("kernel", "kernel", Some("#9aa5b1")),
@@ -248,7 +286,9 @@ mod tests {
         let line = |path: &str, median: f64, ratio: f64| {
             json!({"scenario": "same-node", "path": path, "metric": "udp_pps", "median": median, "ratio_to_veth": ratio}).to_string() + "\n"
         };
-        parse(&[line("veth", 1e6, 1.0), line("kernel", 8e5, 0.8), line("ebpf", 5e5, 0.5)].concat()).unwrap()
+        let memory = json!({"scenario": "many", "path": "ebpf", "metric": "mib", "median": 7.5}).to_string();
+        parse(&[line("veth", 1e6, 1.0), line("kernel", 8e5, 0.8), line("ebpf", 5e5, 0.5), memory].concat())
+            .unwrap()
     }
 
     #[test]
@@ -256,6 +296,7 @@ mod tests {
         let mut found = found();
         assert_eq!(document(&found)["results"][2]["ratio_to_veth"], 0.5);
         assert!(document(&found)["results"][2].get("ratio_to_kernel_fou").is_none());
+        assert!(document(&found)["results"][3].get("ratio_to_veth").is_none());
         found[2].ratio_to_fou = Some(3.5);
         assert_eq!(document(&found)["results"][2]["ratio_to_kernel_fou"], 3.5);
         assert!(SHEET.table(&found).contains("| 500000 (0.50) | 3.5 | 2000 ns |"), "{}", SHEET.table(&found));
@@ -266,8 +307,9 @@ mod tests {
     #[test]
     fn the_table_has_a_line_for_each_metric_and_the_plot_a_bar_for_each_result() {
         let table = SHEET.table(&found());
-        assert_eq!(table.lines().count(), 2 + METRICS.len() * 2);
+        assert_eq!(table.lines().count(), 2 + 2, "what was not measured has none");
         assert!(table.contains("| 1000000 | 800000 (0.80) | 500000 (0.50) | 2000 ns |"), "{table}");
+        assert!(table.contains("| many | memory, MiB | | | 7.5 | |"), "{table}");
         assert_eq!(SHEET.plot(&found()).matches("<rect").count(), 1 + 2 + 2);
     }
 

@@ -79,7 +79,7 @@ fn add(archive: &mut Builder<impl io::Write>, image: &Image<'_>, layer: &[u8]) -
         &json!({
             "architecture": image.architecture,
             "os": "linux",
-            "config": {"Env": [format!("PATH=/{}", image.path)]},
+            "config": config(image),
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         }),
     );
@@ -115,6 +115,11 @@ fn add(archive: &mut Builder<impl io::Write>, image: &Image<'_>, layer: &[u8]) -
     Ok(())
 }
 
+/// How its programs are run; the Dockerfile says the same.
+pub(super) fn config(image: &Image<'_>) -> Value {
+    json!({"Env": [format!("PATH=/{}", image.path)]})
+}
+
 /// The name as containerd keeps it: with the registry that a name without one means.
 fn full_name(tag: &str) -> String {
     let has_registry = tag.split_once('/').is_some_and(|(first, _)| first.contains(['.', ':']));
@@ -126,7 +131,7 @@ fn full_name(tag: &str) -> String {
 }
 
 /// The files as one tar, not compressed.
-fn layer(rootfs: &Rootfs) -> io::Result<Vec<u8>> {
+pub(super) fn layer(rootfs: &Rootfs) -> io::Result<Vec<u8>> {
     let mut layer = Builder::new(Vec::new());
     for (path, entry) in &rootfs.0 {
         match entry {

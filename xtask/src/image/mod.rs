@@ -3,6 +3,8 @@
 mod archive;
 mod check;
 mod rootfs;
+#[cfg(test)]
+mod same;
 
 use std::{fs, path::PathBuf};
 

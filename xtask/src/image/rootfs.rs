@@ -39,7 +39,7 @@ impl Rootfs {
         rootfs
     }
 
-    fn file(&mut self, path: impl Into<PathBuf>, content: Vec<u8>, mode: u32) {
+    pub(super) fn file(&mut self, path: impl Into<PathBuf>, content: Vec<u8>, mode: u32) {
         let path = path.into();
         let above = path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
         let folders: Vec<PathBuf> = above.map(Path::to_owned).collect();

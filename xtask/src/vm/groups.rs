@@ -58,7 +58,10 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         name: "pods",
         about: "pods' networks: made, found again and removed, in each family",
-        payloads: &[Payload::Tests { package: "coil-agent", containing: "pods::" }],
+        payloads: &[
+            Payload::Tests { package: "coil-agent", containing: "pods::" },
+            Payload::Tests { package: "coil-agent", containing: "closed::" },
+        ],
     },
     Group {
         name: "takeover",

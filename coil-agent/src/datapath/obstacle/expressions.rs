@@ -164,7 +164,7 @@ impl Rule {
         match self.registers.get(&register) {
             // From here on the packet has this family, and its addresses are where that one has them.
             Some(Loaded::Family) if self.family == INET && matches!(value, [IPV4 | IPV6]) => {
-                self.family = value[0]
+                self.family = value[0];
             }
             Some(Loaded::Address { source, v4, mask }) => {
                 let net = net(*v4, value, mask);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use coil_netns::NetNs;
 
 use super::{
-    KernelError, nft,
+    KernelError, closed, nft,
     plan::{PREFIXES, TABLE_PRIVATE, TABLE_REST, Tunnel, Wanted},
     rules, tunnel,
 };
@@ -42,6 +42,9 @@ pub async fn apply(
 ) -> Result<(), KernelError> {
     let rtnl = Rtnl::open_in(ns)??;
     let eth0 = rtnl.link_by_name(ifname).await?.ok_or_else(|| KernelError::NoInterface(ifname.to_owned()))?;
+    // From here on what is meant for a tunnel goes by one or not at all, whatever happens to the tunnels.
+    closed::close(&rtnl, common.protocol, &wanted.closed).await?;
+    rules::sync(&rtnl, &wanted.rules).await?;
     // Where tunnels change, what they were goes first: their routes go with them. Those that an earlier agent made
     // are taken for what their names say.
     let mut there = BTreeSet::new();
@@ -88,7 +91,7 @@ pub async fn apply(
         }
         Owned { table, protocol: common.protocol }.sync(&rtnl, &routes).await?;
     }
-    rules::sync(&rtnl, &wanted.rules).await?;
+    closed::open_others(&rtnl, common.protocol, &wanted.closed).await?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@
 //! - [`apply`]: all of it, inside a pod's namespace.
 
 pub mod apply;
+mod closed;
 pub mod nft;
 pub mod plan;
 pub mod rules;

@@ -68,6 +68,8 @@ pub struct Wanted {
     pub rules: BTreeSet<Rule>,
     /// Routes by table and destination: the tunnel to take.
     pub routes: BTreeMap<(u32, IpNet), String>,
+    /// Destinations that the pod reaches by a tunnel or not at all, by table.
+    pub closed: BTreeSet<(u32, IpNet)>,
     /// The pod's addresses when it is a gateway, for masquerading.
     pub gateway: Vec<IpAddr>,
     /// What masquerading may use of ports, where the programs translate beside it.
@@ -123,6 +125,8 @@ pub fn client(
                 wanted.rules.insert(rule(RULE_IN_CLUSTER, Some(*net), TABLE_MAIN));
                 continue;
             };
+            let table = if is_private(*net) { TABLE_PRIVATE } else { TABLE_REST };
+            wanted.closed.insert((table, *net));
             let Some(via) = egresses.get(id) else { continue };
             let Some(remote) = via.service.iter().find(|a| a.is_ipv4() == local.is_ipv4()) else { continue };
             let name = tunnel_name(*remote);
@@ -130,7 +134,6 @@ pub fn client(
             wanted.rules.insert(rule(RULE_LINK_LOCAL, Some(IpNet::from(*remote)), TABLE_MAIN));
             let tunnel = Tunnel { local: *local, remote: *remote, sport_auto: via.sport_auto };
             wanted.tunnels.insert(name.clone(), tunnel);
-            let table = if is_private(*net) { TABLE_PRIVATE } else { TABLE_REST };
             wanted.routes.insert((table, *net), name);
         }
     }

@@ -57,8 +57,10 @@ const PARTS: [Part; 4] = [
         modules: [&["fou"], &["fou6"]],
         make: |v6| {
             let of = usize::from(v6);
+            // Both families' links are in one namespace.
+            let name = ["fou4", "fou6"][of];
             tunnel::add_tunnel(
-                "fou",
+                name,
                 &Tunnel { local: LOCAL[of], remote: REMOTE[of], sport_auto: false },
                 PORT,
             )

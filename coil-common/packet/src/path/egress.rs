@@ -8,7 +8,7 @@ use crate::{
     wire::{Header, Kind, Packet, UDP, quoted, udp},
 };
 
-use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, neighbour};
+use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, neighbour};
 
 /// First port and number of ports of hashed FOU source ports.
 const AUTO_FIRST: u16 = 32768;
@@ -156,6 +156,7 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
                     hop = hops::note(way, tables);
                     reason
                 }
+                ELSEWHERE => by_stack(packet, passage, tables, outcome),
                 REFUSED => outcome.drop(Reason::EgressNotRouted),
                 mtu => {
                     let mtu = (mtu & !TOO_BIG).saturating_sub(A::HEADER + UDP);
@@ -395,6 +396,8 @@ pub(super) const fn outer_query<A: Addr>(packet: &Packet<A>, outer: &Outer<A>) -
         sport: outer.sport,
         dport: outer.dport,
         len: packet.segment + A::HEADER + UDP,
+        // Of the inner header nothing but ECN is taken over.
+        tos: 0,
     }
 }
 

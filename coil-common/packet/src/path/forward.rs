@@ -2,7 +2,7 @@
 
 use super::query;
 use crate::{
-    Addr, Decision, Draft, Fib, Insert, Reason, Tables,
+    Addr, Decision, Draft, Fib, FibQuery, Insert, Reason, Tables,
     abi::{Config, PodValue, Way, config_flag, way_kind},
     flow,
     wire::Packet,
@@ -88,6 +88,9 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
         return outcome.next(Reason::ForwardTooBig);
     }
     way.to_pod(pod);
+    if flow::begins(packet, tables) && !answers_come_by(packet, pod, tables) {
+        return outcome.next(Reason::NotRouted);
+    }
     draft(decision, NETWORK, tables);
     match enter(decision, true, tables) {
         Reason::ToPod => decision.outcome.forward(Reason::ToPod),
@@ -192,6 +195,22 @@ fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &
         flow::KERNEL => Reason::KernelFlow,
         _ => Reason::NotFastFlow,
     }
+}
+
+/// True when what the pod answers to a packet from the network leaves by an uplink: elsewhere it would be the kernel's, which
+/// has not seen what it answers.
+#[inline(never)]
+fn answers_come_by<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> bool {
+    let back = FibQuery {
+        ifindex: pod.ifindex,
+        src: packet.dst,
+        dst: packet.src,
+        sport: packet.dport,
+        dport: packet.sport,
+        len: 0,
+        ..query(packet)
+    };
+    matches!(tables.fib(&back), Fib::Forward { ifindex, .. } if tables.is_uplink(ifindex))
 }
 
 /// The state of the packet's flow, 0 without one. Keeps it alive, and stores the decision in a fast one.

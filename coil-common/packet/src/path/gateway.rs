@@ -1,6 +1,6 @@
 //! A gateway pod of this node: what its clients send goes out in its name, what comes back goes to them.
 
-use super::{REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, neighbour, peer, query};
+use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, neighbour, peer, query};
 use crate::{
     Addr, Decision, Deliver, End, FibQuery, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
     abi::{ClientKey, PodValue, Way, config_flag, way_kind},
@@ -146,7 +146,7 @@ fn send_out<A: Addr, T: Tables<A>>(
             plan.deliver = neighbour(way);
             return outcome.send(Reason::Out, plan);
         }
-        REFUSED => {}
+        REFUSED | ELSEWHERE => {}
         mtu => {
             if passage.tell && packet.kind != Kind::Error {
                 return egress::too_big(packet, passage.gateway, mtu & !TOO_BIG, outcome);
@@ -280,7 +280,7 @@ fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, routed: Routed, tabl
         let mtu = (routed & !TOO_BIG).saturating_sub(A::HEADER + UDP);
         return egress::too_big(packet, packet.dst, mtu, outcome);
     }
-    let deliver = if config.is_by_host_stack() {
+    let deliver = if config.is_by_host_stack() || routed == ELSEWHERE {
         // As if the gateway pod had sent it.
         let Some(pod) = tables.pod(&packet.dst) else { return outcome.drop(Reason::EgressNotRouted) };
         Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac }

@@ -61,11 +61,13 @@ const fn peer(pod: &PodValue) -> Deliver {
     Deliver::Peer { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac }
 }
 
-/// What the routing said, as one number, which fits a register: [`REFUSED`], [`ROUTED`], or an MTU that is too small and
-/// [`TOO_BIG`].
+/// What the routing said, as one number, which fits a register: [`REFUSED`], [`ROUTED`], [`ELSEWHERE`], or an MTU that is
+/// too small and [`TOO_BIG`].
 type Routed = u32;
 const REFUSED: Routed = 0;
 const ROUTED: Routed = 1;
+/// Out of a link that is no uplink, by which answers would pass the programs by: the kernel's way.
+const ELSEWHERE: Routed = 2;
 const TOO_BIG: Routed = 1 << 31;
 
 /// Asks the routing for a way out of an uplink. A function of its own, as the answer is large.
@@ -78,7 +80,8 @@ fn ask<A: Addr, T: Tables<A>>(question: &FibQuery<A>, tables: &T, way: &mut Way)
             ROUTED
         }
         Fib::TooBig { mtu } => TOO_BIG | mtu,
-        _ => REFUSED,
+        Fib::Forward { .. } => ELSEWHERE,
+        Fib::Refused => REFUSED,
     }
 }
 
@@ -106,5 +109,6 @@ const fn query<A: Addr>(packet: &Packet<A>) -> FibQuery<A> {
         sport: packet.sport,
         dport: packet.dport,
         len: packet.segment,
+        tos: packet.tos,
     }
 }

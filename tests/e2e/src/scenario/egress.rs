@@ -1,5 +1,5 @@
-//! Egress NAT: from clients on one node through gateways on another to a world on a third; where there is none, the
-//! gateways' node itself has the world's addresses.
+//! Egress NAT: from clients on one node through gateways on another to a world on a third; where there is none, or another
+//! plugin translates what leaves a node, the gateways' node itself has the world's addresses.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -86,9 +86,10 @@ async fn serve_world(cluster: &Cluster, gateways: &str) -> Result<()> {
     route_to_world(cluster, "route", gateways, gateways).await
 }
 
-/// The node that has the world's addresses: a third one where there is one, else that of the gateways.
+/// The node that has the world's addresses: a third one where there is one, else that of the gateways. Behind another
+/// plugin it is that of the gateways, too: such plugins translate what leaves a node, and the world would see the node.
 fn world_node<'a>(cluster: &'a Cluster, gateways: &'a str) -> &'a str {
-    cluster.nodes.get(2).map_or(gateways, String::as_str)
+    cluster.nodes.get(2).filter(|_| cluster.ipam).map_or(gateways, String::as_str)
 }
 
 /// Routes to the world on a node that is another than the world's.

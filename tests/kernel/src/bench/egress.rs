@@ -6,11 +6,11 @@
 //!                    gateway
 //! ```
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use coil_agent::{
-    datapath::{Datapath, Desired, Egress, EgressId, Gateway, LocalPod},
+    datapath::{Datapath, Desired, Egress, EgressId, Gateway, LocalPod, Reading},
     egress::{
         kernel::{
             apply::{self, Common},
@@ -21,6 +21,7 @@ use coil_agent::{
     },
 };
 use coil_kernel_tests::{MARK, Pins};
+use coil_packet::{Class, Reason};
 use ipnet::IpNet;
 
 use crate::place::{End, Space, UPLINK, address, block, forwards, join, local_pod, nodad};
@@ -43,6 +44,7 @@ const CLIENT: u8 = 1;
 const GATEWAY: u8 = 2;
 /// Network of the world: see [`address`].
 const WORLD: u8 = 7;
+const WORLD_MAC: &str = "02:00:00:00:07:02";
 const COMMON: Common = Common { port: 5555, protocol: 30 };
 const EGRESS: EgressId = 1;
 
@@ -50,6 +52,8 @@ const EGRESS: EgressId = 1;
 pub(crate) struct Journey {
     pub(crate) client: End,
     pub(crate) world: End,
+    /// An address beside the world's, where datagrams come to nothing.
+    pub(crate) nobody: IpAddr,
     gateway: End,
     nodes: [Space; 2],
     datapaths: Vec<(Datapath, Pins)>,
@@ -67,7 +71,7 @@ impl Journey {
             nodes[1].file()
         ))?;
         nodes[1].ip(&format!(
-            "link add eth1 index {OUTSIDE} type veth peer name eth0 netns {}",
+            "link add eth1 index {OUTSIDE} type veth peer name eth0 address {WORLD_MAC} netns {}",
             world.space.file()
         ))?;
         let (len, nodad) = (if v4 { 24 } else { 120 }, nodad(v4));
@@ -80,13 +84,15 @@ impl Journey {
         nodes[1].ip(&format!("addr add {}/{len} dev eth1 {nodad}", address(v4, WORLD, 1)))?;
         world.space.ip("link set eth0 up")?;
         world.space.ip(&format!("addr add {}/{len} dev eth0 {nodad}", world.address))?;
+        let nobody = address(v4, WORLD, 9);
+        nodes[1].ip(&format!("neigh replace {nobody} lladdr {WORLD_MAC} dev eth1 nud permanent"))?;
         // The world knows the gateway alone.
         world.space.ip(&format!("route add {} via {}", gateway.address, address(v4, WORLD, 1)))?;
         nodes[0].ip(&format!("route add {} via {}", block(v4, 1)?, address(v4, 8, 2)))?;
         nodes[1].ip(&format!("route add {} via {}", block(v4, 0)?, address(v4, 8, 1)))?;
         join(&nodes[0], &client.space, CLIENT, client.address, v4)?;
         join(&nodes[1], &gateway.space, GATEWAY, gateway.address, v4)?;
-        let mut journey = Self { client, world, gateway, nodes, datapaths: vec![] };
+        let mut journey = Self { client, world, nobody, gateway, nodes, datapaths: vec![] };
         match by {
             By::KernelWithoutTunnel => journey.without_tunnel(v4)?,
             By::KernelFou => journey.with_fou(v4)?,
@@ -184,6 +190,31 @@ impl Journey {
     /// Packets that the programs sent on, on both nodes.
     pub(crate) fn fast(&self) -> Result<u64> {
         crate::place::fast(self.datapaths.iter().map(|(datapath, _)| datapath))
+    }
+}
+
+impl Journey {
+    /// Packets with a reason, on the gateway's node.
+    pub(crate) fn count(&self, reason: Reason) -> Result<u64> {
+        Ok(self.readings()?.iter().filter(|r| r.reason == reason).map(|r| r.packets).sum())
+    }
+
+    /// What was dropped there, for messages.
+    pub(crate) fn drops(&self) -> Result<String> {
+        let dropped = |r: &Reading| r.packets > 0 && r.reason.class() == Class::Drop;
+        let lines = self.readings()?.into_iter().filter(dropped);
+        Ok(lines.map(|r| format!("{}: {}", r.reason.name(), r.packets)).collect::<Vec<_>>().join(", "))
+    }
+
+    fn readings(&self) -> Result<Vec<Reading>> {
+        let (datapath, _) = self.datapaths.last().context("no programs run here")?;
+        Ok(datapath.counters()?)
+    }
+
+    /// Where the gateway's node has its maps.
+    pub(crate) fn maps(&self) -> PathBuf {
+        let root = self.datapaths.last().map(|(_, pins)| pins.config().pin_root);
+        root.unwrap_or_default().join("maps")
     }
 }
 

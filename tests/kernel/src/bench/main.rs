@@ -11,6 +11,7 @@
 //! core that the two ends share: what else the machine does meets all of them. Prints one measurement a line.
 
 mod egress;
+mod flows;
 mod measure;
 mod place;
 mod traffic;
@@ -45,6 +46,9 @@ struct Args {
     /// With --egress: the kernel's FOU, too, for which it needs modules
     #[arg(long, requires = "egress")]
     fou: bool,
+    /// With --egress: up to a million flows, too
+    #[arg(long, requires = "egress")]
+    flows: bool,
 }
 
 fn main() -> ExitCode {
@@ -65,7 +69,7 @@ fn run(args: &Args) -> Result<()> {
     let (rounds, time, v4) = (args.rounds, std::time::Duration::from_millis(args.millis), !args.v6);
     let chosen = measure::Chosen { metrics: &args.metric, paths: &args.path };
     let lines = if args.egress {
-        measure::egress(rounds, time, v4, args.fou, &chosen)?
+        measure::egress(rounds, time, v4, args.fou, args.flows, &chosen)?
     } else {
         measure::pods(rounds, time, v4, &chosen)?
     };

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     egress::{self, Journey},
+    flows,
     place::{self, By, Cluster, End},
     traffic,
 };
@@ -95,12 +96,13 @@ pub(crate) fn pods(rounds: u32, time: Duration, v4: bool, chosen: &Chosen<'_>) -
 }
 
 /// Measures from a client through a gateway to the world; with the kernel's FOU only when `fou`, for which it needs
-/// its modules.
+/// its modules, and beside a million flows when `flows`.
 pub(crate) fn egress(
     rounds: u32,
     time: Duration,
     v4: bool,
     fou: bool,
+    flows: bool,
     chosen: &Chosen<'_>,
 ) -> Result<Vec<Value>> {
     const SCENARIO: &str = "egress";
@@ -131,6 +133,10 @@ pub(crate) fn egress(
     let mut lines = found.lines();
     if fou {
         add_ratios(&mut lines);
+    }
+    if flows {
+        let journey = Journey::new("flows", egress::By::Ebpf, v4)?;
+        lines.extend(flows::many(&journey, &bare, v4, time)?);
     }
     Ok(lines)
 }

@@ -4,7 +4,8 @@
 use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    ops::Range,
     os::fd::AsRawFd as _,
     sync::{
         Mutex,
@@ -90,6 +91,44 @@ impl Batch {
             full if full.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
             error => Err(error).context("cannot send datagrams"),
         }
+    }
+}
+
+/// Flows that begin with a datagram each: sockets of a client, and what they send to.
+pub(crate) struct Flows {
+    sockets: Vec<UdpSocket>,
+    to: IpAddr,
+}
+
+/// Ports of the remote that each socket sends to.
+const PORTS_OF_SOCKET: u32 = 50_000;
+const FIRST_SOCKET: u16 = 20_000;
+const FIRST_REMOTE: u16 = 10_000;
+const SOCKETS: u16 = 20;
+
+impl Flows {
+    pub(crate) fn new(from: &End, to: IpAddr) -> Result<Self> {
+        let bind = |n| UdpSocket::bind(SocketAddr::new(from.address, FIRST_SOCKET + n));
+        let sockets = from.space.run(|| (0..SOCKETS).map(bind).collect::<Result<_, _>>())??;
+        Ok(Self { sockets, to })
+    }
+
+    /// Begins the flows with these numbers, of a million; the answer is how long that took.
+    pub(crate) fn begin(&mut self, from: &End, numbers: Range<u32>) -> Result<Duration> {
+        let (sockets, to) = (&self.sockets, self.to);
+        from.space.run(|| -> Result<Duration> {
+            have_the_core()?;
+            let start = Instant::now();
+            for number in numbers {
+                let socket = sockets.get((number / PORTS_OF_SOCKET) as usize).context("no more sockets")?;
+                let port = FIRST_REMOTE + u16::try_from(number % PORTS_OF_SOCKET)?;
+                match socket.send_to(&[7; SMALL], SocketAddr::new(to, port)) {
+                    Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            Ok(start.elapsed())
+        })?
     }
 }
 

@@ -65,14 +65,15 @@ fn bare(frame: &[u8], v4: bool, by_kernel: bool) -> Vec<u8> {
         packet[10..12].fill(0);
     }
     packet[limit] += u8::from(by_kernel);
-    let free: &[std::ops::Range<usize>] = match packet[protocol] {
-        6 => &[0..2, 16..18],
-        17 => &[0..2, 6..8],
-        1 | 58 => &[2..6],
+    // Where they begin, and how long they are: a port, a checksum, or both beside each other.
+    let free: &[(usize, usize)] = match packet[protocol] {
+        6 => &[(0, 2), (16, 2)],
+        17 => &[(0, 2), (6, 2)],
+        1 | 58 => &[(2, 4)],
         _ => &[],
     };
-    for range in free {
-        if let Some(bytes) = packet.get_mut(header + range.start..header + range.end) {
+    for (at, len) in free {
+        if let Some(bytes) = packet.get_mut(header + at..header + at + len) {
             bytes.fill(0);
         }
     }

@@ -29,7 +29,7 @@ const RARE: &[(&str, &str)] = &[
     ("coil-ipam-controller get addressblocks", "a block that is there already: another leader's"),
 ];
 
-/// Roles that are for people, or for gateways, whose program asks for nothing on the eBPF path.
+/// Roles that are for people, or for gateways of Coil v2 during an upgrade.
 fn is_for_others(role: &str) -> bool {
     role.ends_with("-viewer-role") || role == "coil-egress"
 }

@@ -1,0 +1,108 @@
+//! Egress by the kernel fails closed: what is meant for a tunnel goes by one or not at all.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use coil_agent::egress::kernel::{
+    apply::{self, Common},
+    plan::{self, Via, Wanted},
+};
+use ipnet::IpNet;
+
+use crate::topology::TestNs;
+
+const OWN: [&str; 2] = ["10.64.0.1", "fd64::1"];
+const SERVICES: [&str; 2] = ["10.96.0.7", "fd96::7"];
+/// Destinations of the Egress, private ones among them, and addresses of each.
+const WORLD: [(&str, &str); 4] = [
+    ("198.51.100.0/24", "198.51.100.1"),
+    ("10.20.0.0/16", "10.20.0.1"),
+    ("2001:db8:9::/64", "2001:db8:9::1"),
+    ("fdaa::/64", "fdaa::1"),
+];
+const COMMON: Common = Common { port: 5555, protocol: 30 };
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// A client whose Egress has a Service with these addresses.
+fn client(services: &[&str], sport_auto: bool) -> Wanted {
+    let net = |text: &str| -> IpNet { text.parse().unwrap() };
+    let mut policy: BTreeMap<IpNet, Option<_>> = WORLD.iter().map(|(of, _)| (net(of), Some(1))).collect();
+    policy.extend([(net("10.0.0.0/8"), None), (net("fc00::/7"), None)]);
+    let via = Via { service: addresses(services), sport_auto };
+    let mut wanted = Wanted::default();
+    plan::client(&mut wanted, &addresses(&OWN), &policy, &[(1, via)].into());
+    wanted
+}
+
+/// A pod's namespace, with a way to everywhere.
+fn pod() -> (TestNs, TestNs) {
+    let (pod, node) = (TestNs::new("client"), TestNs::new("node"));
+    let path = node.path();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    pod.ip(&format!("link add eth0 type veth peer name host netns {name}"));
+    pod.ip("link set eth0 up");
+    node.ip("link set host up");
+    pod.ip(&format!("addr add {}/32 dev eth0", OWN[0]));
+    pod.ip(&format!("addr add {}/128 dev eth0 nodad", OWN[1]));
+    pod.ip("route add default dev eth0");
+    pod.ip("-6 route add default dev eth0");
+    (pod, node)
+}
+
+/// The link by which a packet leaves; none when it does not.
+fn way(pod: &TestNs, to: &str) -> Option<String> {
+    let route = |args: &[&str]| {
+        let output = pod.0.run(|| std::process::Command::new("ip").args(args).output()).unwrap().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = route(&["route", "get", to]);
+    text.split(" dev ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .map(str::to_owned)
+        .filter(|_| !text.contains("unreachable"))
+}
+
+fn apply(pod: &TestNs, before: Option<&Wanted>, wanted: &Wanted) -> bool {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(apply::apply(&pod.0, "eth0", COMMON, before, wanted)).is_ok()
+}
+
+/// Where the kernel has FOU, what leaves does so by a tunnel; where it has none, nothing leaves. What else the pod sends is
+/// as ever.
+#[test]
+fn a_client_leaves_by_a_tunnel_or_not_at_all() {
+    let (pod, _node) = pod();
+    for (_, to) in WORLD {
+        assert_eq!(way(&pod, to).as_deref(), Some("eth0"), "{to} before all");
+    }
+    let whole = client(&SERVICES, false);
+    let made = apply(&pod, None, &whole);
+    for (_, to) in WORLD {
+        let way = way(&pod, to);
+        let by_tunnel = way.as_deref().is_some_and(|link| link.starts_with("fou"));
+        assert!(by_tunnel == made && way.is_none() != made, "{to} by {way:?}; tunnels: {made}");
+    }
+    for to in ["10.1.2.3", "203.0.113.9", "fdbb::1", "2001:db8:8::1", SERVICES[0], SERVICES[1]] {
+        assert_eq!(way(&pod, to).as_deref(), Some("eth0"), "{to} is no egress");
+    }
+    // Another kind of source ports: the tunnels are made anew.
+    let other = client(&SERVICES, true);
+    assert_eq!(apply(&pod, made.then_some(&whole), &other), made);
+    for (_, to) in WORLD {
+        assert_ne!(way(&pod, to).as_deref(), Some("eth0"), "{to} while tunnels change");
+    }
+    // A Service of one family.
+    let v4 = client(&SERVICES[..1], true);
+    assert_eq!(apply(&pod, made.then_some(&other), &v4), made);
+    for (_, to) in &WORLD[2..] {
+        assert_eq!(way(&pod, to), None, "{to} without a gateway of its family");
+    }
+    // No client any more.
+    assert!(apply(&pod, made.then_some(&v4), &Wanted::default()));
+    for (_, to) in WORLD {
+        assert_eq!(way(&pod, to).as_deref(), Some("eth0"), "{to} after all");
+    }
+}
