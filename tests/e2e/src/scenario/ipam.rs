@@ -99,14 +99,13 @@ pub(super) async fn pools(cluster: &Cluster) -> Result<Outcome> {
         Ok(there.map_or(Ok(()), |pool| Err(format!("it has {:?}", pool.finalizers()))))
     })
     .await?;
-    // Blocks of 32 addresses do not fit into four: the definition itself says so, before any webhook is asked; where
-    // it is Coil v2's, the webhook does.
+    // Blocks of 32 addresses do not fit into four: the definition itself may say so, before any webhook is asked.
     let subnets = SubnetSet { ipv4: Some("10.233.0.0/30".into()), ipv6: None };
     let wrong = AddressPoolSpec { block_size_bits: 5, subnets: vec![subnets] };
     refused(&api, wrong, "a subnet is smaller than one block").await?;
     // What the tests' pool has: only the webhook can know.
     let pool = api.get(POOL).await.context("cannot read the tests' pool")?;
-    let (code, message) = refused(&api, pool.spec, "overlaps").await?;
+    let (code, message) = refused(&api, pool.spec, &format!("AddressPool \"{POOL}\"")).await?;
     ensure!(is_webhooks(code, &message), "an overlap was not refused by {WEBHOOK}: {code}: {message}");
     Ok(Outcome::Passed)
 }
