@@ -284,7 +284,7 @@ impl Node {
 
     /// What the node itself contributes, as it is now.
     fn facts(&self) -> NodeFacts {
-        NodeFacts { knows_clients: self.feed.knows_clients(), ..lock(&self.facts).clone() }
+        NodeFacts { knows_clients: self.feed.follows_clients(), ..lock(&self.facts).clone() }
     }
 
     /// Adds one pod to a datapath that has all others already.

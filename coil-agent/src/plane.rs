@@ -1,6 +1,7 @@
 //! The datapath as the rest of the agent uses it: the eBPF one, or none, and why.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Mutex, PoisonError},
 };
@@ -34,6 +35,9 @@ pub trait Dataplane: Send {
     /// # Errors
     /// When the kernel refuses; what worked stays.
     fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<(), PlaneError>;
+
+    /// Addresses of the clients that it has: at first those of a run before.
+    fn clients(&self) -> BTreeSet<IpAddr>;
 
     /// An address of a gateway pod as it is now.
     ///
@@ -88,6 +92,10 @@ impl Dataplane for Datapath {
         let report = Self::take_out(self, ifindex, addresses)?;
         debug!(?report, "taken out of the datapath");
         Ok(())
+    }
+
+    fn clients(&self) -> BTreeSet<IpAddr> {
+        Self::clients(self)
     }
 
     fn gateway(&self, address: IpAddr) -> Result<GatewayNow, PlaneError> {

@@ -178,6 +178,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
             originating_only: options.enable_originating_only,
             addresses_of_others: !options.enable_ipam,
             quota: options.egress_quota,
+            former_clients: plane.with(|plane| plane.clients()).unwrap_or_default(),
             ..NodeFacts::default()
         },
     };
@@ -241,7 +242,7 @@ fn kernel_egress(enabled: bool, by_kernel: bool) -> Option<Support> {
     match support.missing() {
         None => info!("the kernel has what egress needs"),
         Some(missing) if by_kernel => warn!(reason = missing, "no egress by the kernel"),
-        Some(missing) => info!(reason = missing, "no egress by the kernel; eBPF does it without"),
+        Some(missing) => info!(reason = missing, "no egress by the kernel, only by eBPF"),
     }
     Some(support)
 }

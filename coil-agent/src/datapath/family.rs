@@ -127,6 +127,11 @@ impl<A: HostAddr> FamilyTables<A> {
         Ok(changes)
     }
 
+    /// Addresses of the clients that the maps have.
+    pub(super) fn clients(&self) -> impl Iterator<Item = IpAddr> {
+        self.pods.iter().filter(|(_, pod)| pod.is_client()).map(|(address, _)| address.into())
+    }
+
     /// Pods whose packets will be the kernel's, and are not yet.
     pub(super) fn become_slow(&self, image: &FamilyImage<A>) -> Vec<A> {
         let is_slow = |pod: &PodValue| pod.is_by_kernel();

@@ -39,7 +39,12 @@ mod table;
 mod usage;
 mod walk;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -303,6 +308,12 @@ impl Datapath {
         report.entries.removed += self.v6.take_out(ifindex, addresses)?;
         self.forget_decisions_after(&report)?;
         Ok(report)
+    }
+
+    /// Addresses of the clients of Egresses that the maps have: right after [`Self::open`] those of the agent before.
+    #[must_use]
+    pub fn clients(&self) -> BTreeSet<IpAddr> {
+        self.v4.clients().chain(self.v6.clients()).collect()
     }
 
     /// Compares maps and attachments with what this agent has made of them. What differs is made good by the next

@@ -152,6 +152,11 @@ impl<K: Copy, V: Copy + PartialEq, S: Store<K, V>> Table<K, V, S> {
         self.mirror.get(&(self.identify)(key)).map(|(_, value)| *value)
     }
 
+    /// What the map has.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (K, V)> {
+        self.mirror.values().copied()
+    }
+
     /// Removes the entries of some keys; the answer is how many there were.
     pub(super) fn remove(&mut self, keys: &[K]) -> Result<usize, DatapathError> {
         let mut removed = 0;

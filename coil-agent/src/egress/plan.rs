@@ -61,6 +61,8 @@ pub struct NodeFacts {
     pub fou_port: u16,
     /// `--mark`.
     pub mark: u32,
+    /// Addresses that were clients' when this agent started.
+    pub former_clients: BTreeSet<IpAddr>,
     /// The pools that were known when [`Self::obstacle`] was looked for.
     pub pools: BTreeSet<IpNet>,
     /// What on the node keeps all pods' packets with the kernel, if something does.
@@ -145,7 +147,8 @@ pub fn desired<'a>(
     let mut sets: BTreeSet<&[EgressRef]> = BTreeSet::new();
     for attached in attached {
         let egresses = attached.pod.as_ref().map(egresses_of).unwrap_or_default();
-        let client = !egresses.is_empty() && !attached.kernel_client;
+        let shut = is_shut(attached, node);
+        let client = (!egresses.is_empty() || shut) && !attached.kernel_client;
         let gateway = attached.pod.as_ref().is_some_and(|p| p.gateway_of.is_some());
         let shaped = attached.pod.as_ref().is_some_and(|p| p.shaped);
         // Nothing can be delivered past the host's stack to whom nobody knows the hardware address of. What a
@@ -156,7 +159,9 @@ pub fn desired<'a>(
         }
         // Of a client by the kernel, the programs know its gateways alone.
         let some_client = client || attached.kernel_client && !egresses.is_empty();
-        if some_client {
+        if shut {
+            shut_policy(&mut desired, index, node, &in_cluster);
+        } else if some_client {
             sets.insert(egresses);
         }
         desired.pods.push(LocalPod {
@@ -169,7 +174,7 @@ pub fn desired<'a>(
             mac: attached.link.mac.0,
             host_mac: attached.link.host.mac.0,
             mtu: attached.link.host.mtu,
-            policy: if some_client { policy_id(egresses) } else { 0 },
+            policy: if some_client || shut { policy_id(egresses) } else { 0 },
             client,
             originating_only: client && egresses.iter().any(|egress| originating_only(index, node, egress)),
             kernel_client: attached.kernel_client,
@@ -201,6 +206,22 @@ pub fn desired<'a>(
         }
     }
     desired
+}
+
+/// True for a client of a run before whose Egresses nobody knows: its annotation has become wrong, or the API has the pod no
+/// more while its containers still run.
+fn is_shut(attached: &Attached, node: &NodeFacts) -> bool {
+    let unknown = attached.pod.as_ref().is_none_or(|pod| pod.egresses.is_err());
+    unknown && attached.link.addresses().iter().any(|address| node.former_clients.contains(address))
+}
+
+/// What any Egress takes leads nowhere: no Egress has the number of no name.
+fn shut_policy(desired: &mut Desired, index: &Index, node: &NodeFacts, in_cluster: &BTreeSet<IpNet>) {
+    let nowhere = number("");
+    let all: Vec<IpNet> = index.egresses.values().flat_map(|egress| &egress.destinations).copied().collect();
+    let inputs = Inputs { egresses: &[(nowhere, &all)], in_cluster, own_addresses: &node.own_addresses };
+    let policy = compile(&inputs).into_iter().map(|(net, egress)| ((policy_id(&[]), net), egress));
+    desired.policies.extend(policy);
 }
 
 /// Most pairs of a gateway and a client: what `coil_clients4` holds, with room for those who come before others go.
@@ -361,6 +382,30 @@ mod tests {
         assert_eq!(of(policies[0], "192.0.2.1/32"), Some(None), "so do nodes");
         assert_eq!(of(policies[0], "::/0"), None);
         assert_eq!(of(policies[2], "::/0"), Some(Some(egress_id(&egress("six")))));
+    }
+
+    #[test]
+    fn a_former_client_whose_egresses_nobody_knows_is_shut_in() {
+        let index = index();
+        let wrong = PodInfo {
+            egresses: Err(coil_api::annotation::AnnotationError::Name { key: "k".into(), name: ",".into() }),
+            ..attached(2, &[], false).pod.unwrap()
+        };
+        let with = |pod: Option<PodInfo>| Attached { pod, ..attached(2, &[], false) };
+        let former =
+            NodeFacts { former_clients: ["203.0.113.7".parse().unwrap()].into(), ..NodeFacts::default() };
+        for pod in [Some(wrong.clone()), None] {
+            let shut = desired(&index, &former, &[with(pod.clone())]);
+            let of = |net: &str| shut.policies.get(&(shut.pods[0].policy, net.parse().unwrap())).copied();
+            assert!(shut.pods[0].client && shut.egresses.is_empty());
+            assert!(matches!(of("0.0.0.0/0"), Some(Some(egress)) if !shut.egresses.contains_key(&egress)));
+            assert_eq!(of("203.0.113.0/24"), Some(None), "pools stay in the cluster");
+            // Whoever was no client stays none.
+            let open = desired(&index, &NodeFacts::default(), &[with(pod)]);
+            assert!(!open.pods[0].client && open.policies.is_empty());
+        }
+        let known = desired(&index, &former, &[attached(2, &[], false)]);
+        assert!(!known.pods[0].client, "the API says that it is none any more");
     }
 
     #[test]

@@ -62,7 +62,8 @@ impl Node {
         let beside = self.plane.serves_egress()
             && self.settings.kernel_egress_missing.is_none()
             && pod.gateway_of.is_some();
-        if !self.by_kernel() && !beside {
+        // An annotation that has become wrong changes nothing of what is there.
+        if !beside && (!self.by_kernel() || pod.egresses.is_err()) {
             return Ok(None);
         }
         let facts = self.facts();

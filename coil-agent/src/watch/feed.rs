@@ -46,12 +46,14 @@ pub struct Feed {
 
 /// The kind that a gateway alone waits for: nothing else needs it.
 const CLIENTS: &str = "clients";
+const SERVICE_RANGES: &str = "servicecidrs";
 
 struct Inner {
     index: Mutex<Index>,
     /// Kinds whose first list has not come.
     waiting: Mutex<BTreeSet<&'static str>>,
     watching_clients: AtomicBool,
+    following_clients: AtomicBool,
     changes: watch::Sender<u64>,
 }
 
@@ -61,6 +63,7 @@ impl Default for Inner {
             index: Mutex::default(),
             waiting: Mutex::default(),
             watching_clients: AtomicBool::new(false),
+            following_clients: AtomicBool::new(false),
             changes: watch::Sender::new(0),
         }
     }
@@ -156,15 +159,19 @@ impl Feed {
 
     /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
     fn watch_service_ranges(&self, client: &Client, config: watcher::Config) {
+        // Without them a Service may pass for the world.
+        lock(&self.inner.waiting).insert(SERVICE_RANGES);
         let (feed, client) = (self.clone(), client.clone());
         tokio::spawn(async move {
             let ranges: Api<ServiceCIDR> = Api::all(client.clone());
             match ranges.list(&kube::api::ListParams::default().limit(1)).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
+                    lock(&feed.inner.waiting).remove(SERVICE_RANGES);
+                    feed.announce();
                 }
                 _ => feed.watch(
-                    "servicecidrs",
+                    SERVICE_RANGES,
                     Api::all(client),
                     config,
                     objects::service_range,
@@ -193,6 +200,7 @@ impl Feed {
         let feed = self.clone();
         tokio::spawn(async move {
             let mut listed: Store<T> = Store::new();
+            let mut unreadable: BTreeSet<ObjectKey> = BTreeSet::new();
             let mut events = watcher(api, config).default_backoff().boxed();
             let part = |object: &DeserializeGuard<K>| -> (ObjectKey, Option<T>) {
                 match &object.0 {
@@ -208,16 +216,29 @@ impl Feed {
             };
             while let Some(event) = events.next().await {
                 match event {
-                    Err(e) => warn!(%kind, error = %e, "cannot watch; what is known stays in use"),
-                    Ok(watcher::Event::Init) => listed.clear(),
+                    Err(e) => {
+                        warn!(%kind, error = %e, "cannot watch; what is known stays in use");
+                        feed.follows(kind, false);
+                    }
+                    Ok(watcher::Event::Init) => {
+                        listed.clear();
+                        unreadable.clear();
+                    }
                     Ok(watcher::Event::InitApply(object)) => {
                         let (key, value) = part(&object);
+                        if object.0.is_err() {
+                            unreadable.insert(key.clone());
+                        }
                         listed.extend(value.map(|value| (key, value)));
                     }
                     Ok(watcher::Event::InitDone) => {
-                        let list = std::mem::take(&mut listed);
+                        let mut list = std::mem::take(&mut listed);
+                        feed.follows(kind, true);
                         let new = feed.update(|index| {
                             let store = store(index);
+                            // What cannot be read any more stays as it was.
+                            let kept = unreadable.iter().filter_map(|key| store.remove_entry(key));
+                            list.extend(kept);
                             let new = *store != list;
                             *store = list;
                             new
@@ -230,6 +251,7 @@ impl Feed {
                     // What cannot be read any more stays as it was.
                     Ok(watcher::Event::Apply(object)) if object.0.is_err() => drop(part(&object)),
                     Ok(watcher::Event::Apply(object)) => {
+                        feed.follows(kind, true);
                         let (key, value) = part(&object);
                         feed.update(|index| {
                             let store = store(index);
@@ -239,12 +261,27 @@ impl Feed {
                         });
                     }
                     Ok(watcher::Event::Delete(object)) => {
+                        feed.follows(kind, true);
                         let (key, _) = part(&object);
                         feed.update(|index| put(store(index), key, None));
                     }
                 }
             }
         });
+    }
+
+    /// Notes whether the clients of all nodes are being followed: a gateway must not take those that started meanwhile for
+    /// strangers.
+    fn follows(&self, kind: &'static str, now: bool) {
+        if kind == CLIENTS && self.inner.following_clients.swap(now, Ordering::Relaxed) != now {
+            self.announce();
+        }
+    }
+
+    /// Whether all clients of all nodes are known, as far as the API server tells in time.
+    #[must_use]
+    pub fn follows_clients(&self) -> bool {
+        self.knows_clients() && self.inner.following_clients.load(Ordering::Relaxed)
     }
 
     /// Changes the index; announces it when `change` says that it is another one.

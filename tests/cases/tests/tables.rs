@@ -189,6 +189,16 @@ fn fragments_come_in_turns() {
 #[test]
 fn segmentation_of_anything_but_tcp_is_not_egress() {
     let (net, mut node) = node();
+    // An answer in one piece, which somebody on the gateway's own node gives.
+    let inner = wire::udp(Ip::new(net.remote_client, net.world_local), 40000, 53, b"question");
+    let question = from(UPLINK, &wire::fou((net.remote_client, net.gateway), 0, 5555, &inner));
+    let outcome = node.run(Path::FromNet, UPLINK, &question, 0);
+    let port = source_port(&outcome.frame);
+    let answer = from(
+        coil_cases::world::GATEWAY,
+        &wire::udp(Ip::new(net.world_local, net.gateway), 53, port, &[0; 3000]),
+    );
+    assert_eq!(node.run(Path::ToPod, coil_cases::world::GATEWAY, &answer, 1000).reason, Reason::EgressGso);
     let udp = from(CLIENT, &wire::udp(Ip::new(net.client, net.world), 1, 2, &[0; 3000]));
     assert_eq!(node.run(Path::FromPod, CLIENT, &udp, 1000).reason, Reason::EgressGso);
     let tcp = from(CLIENT, &wire::tcp(Ip::new(net.client, net.world), 1, 2, tcp::ACK, &[0; 3000]));

@@ -272,6 +272,10 @@ fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, routed: Routed, tabl
     if routed == ROUTED && way.kind == way_kind::POD {
         return outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(into_pod(way)) });
     }
+    // Segmentation of datagrams does not survive the tunnel.
+    if packet.gso != 0 && packet.kind != Kind::Tcp {
+        return outcome.drop(Reason::EgressGso);
+    }
     let config = tables.config();
     let outer = back_outer(packet, to, config.fou_port);
     let Some(encap) = egress::fill(packet, &outer) else { return outcome.drop(Reason::EgressTooBig) };
