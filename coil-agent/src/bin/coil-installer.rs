@@ -10,7 +10,8 @@ use coil_agent::installer::{Settings, install};
 /// Environment: CNI_CONF_NAME (10-coil.conflist), CNI_ETC_DIR (/host/etc/cni/net.d), CNI_BIN_DIR
 /// (/host/opt/cni/bin), COIL_PATH (/usr/local/coil/coil), and CNI_NETCONF or CNI_NETCONF_FILE, the network
 /// configuration or a file with it. With CNI_CHAIN=true the configuration that is in CNI_ETC_DIR is copied to
-/// CNI_CONF_NAME, which must come before it, with coil after its plugins.
+/// CNI_CONF_NAME, which must come before it, with coil after its plugins; CNI_CHAIN_NAME, the name of that network or of its
+/// file, says which one to wait for where there may be others.
 #[derive(Parser)]
 #[command(name = "coil-installer", version)]
 struct Args {
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         Ok(installed) => {
             installed.written.iter().for_each(|path| println!("installed {}", path.display()));
             installed.removed.iter().for_each(|path| println!("removed {}", path.display()));
-            if installed.written.is_empty() {
+            if installed.written.is_empty() && installed.removed.is_empty() {
                 println!("everything was in place");
             } else if !args.no_wait {
                 sleep(KUBELET_PERIOD);

@@ -41,6 +41,12 @@ pub(super) fn remove(path: &Path) -> Result<(), FileError> {
     fs::remove_file(path).map_err(failed("remove", path))
 }
 
+/// A file's permissions.
+pub(super) fn mode(path: &Path) -> Result<u32, FileError> {
+    let metadata = fs::metadata(path).map_err(failed("look at", path))?;
+    Ok(metadata.permissions().mode() & 0o777)
+}
+
 /// Makes a folder and those above it, unless they are there.
 pub(super) fn make_folder(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(failed("make the folder", path))

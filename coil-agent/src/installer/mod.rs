@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use chain::Chained;
 use coil_api::names::DEFAULT_SOCKET;
 use serde_json::Value;
 
@@ -45,7 +46,10 @@ pub enum Netconf {
     /// A file with the text.
     File(PathBuf),
     /// `CNI_CHAIN`: the configuration that is there, with coil after its plugins.
-    Chain,
+    Chain {
+        /// `CNI_CHAIN_NAME`: which one, by its network's name or its file's; else the one that comes first.
+        after: Option<String>,
+    },
 }
 
 /// What an installation changed.
@@ -100,8 +104,13 @@ impl Settings {
         }
         let given = |name| variable(name).filter(|value| !value.is_empty());
         let chain = text("CNI_CHAIN", "false")?;
+        let after = Some(text("CNI_CHAIN_NAME", "")?).filter(|name| !name.is_empty());
+        if after.is_some() && chain != "true" {
+            let problem = "says which plugin to come after, which CNI_CHAIN=true alone does".into();
+            return Err(InstallError::Setting { variable: "CNI_CHAIN_NAME", problem });
+        }
         let netconf = match (given("CNI_NETCONF"), given("CNI_NETCONF_FILE")) {
-            _ if chain == "true" => Netconf::Chain,
+            _ if chain == "true" => Netconf::Chain { after },
             _ if chain != "false" => {
                 let problem = format!("{chain:?} is neither true nor false");
                 return Err(InstallError::Setting { variable: "CNI_CHAIN", problem });
@@ -132,12 +141,16 @@ impl Settings {
 pub fn install(settings: &Settings) -> Result<Installed, InstallError> {
     let target = settings.etc_dir.join(&settings.conf_name);
     let netconf = match &settings.netconf {
-        Netconf::Text(text) => Some((text.clone(), "CNI_NETCONF".to_owned())),
-        Netconf::File(path) => Some((files::read_text(path)?, path.display().to_string())),
-        Netconf::Chain => chain::list(&settings.etc_dir, &target, DEFAULT_SOCKET)?
-            .map(|list| (list, "CNI_CHAIN".to_owned())),
+        Netconf::Text(text) => Some((text.clone(), 0o644, "CNI_NETCONF".to_owned())),
+        Netconf::File(path) => Some((files::read_text(path)?, 0o644, path.display().to_string())),
+        Netconf::Chain { after } => {
+            match chain::look(&settings.etc_dir, &target, after.as_deref(), DEFAULT_SOCKET)? {
+                Chained::Copy { list, mode } => Some((list, mode, "CNI_CHAIN".to_owned())),
+                Chained::ByHand => None,
+            }
+        }
     };
-    let network = netconf.as_ref().map(|(netconf, origin)| network_of(netconf, origin)).transpose()?;
+    let network = netconf.as_ref().map(|(netconf, _, origin)| network_of(netconf, origin)).transpose()?;
     let plugin = files::read(&settings.coil_path)?;
     files::make_folder(&settings.bin_dir)?;
     files::make_folder(&settings.etc_dir)?;
@@ -148,10 +161,14 @@ pub fn install(settings: &Settings) -> Result<Installed, InstallError> {
         installed.written.push(binary);
     }
     // Without one, the list that is there has coil in it already.
-    let Some((netconf, network)) = netconf.map(|(netconf, _)| netconf).zip(network) else {
+    let Some(((netconf, mode, _), network)) = netconf.zip(network) else {
+        if let Some(copy) = chain::stale(&target) {
+            files::remove(&copy)?;
+            installed.removed.push(copy);
+        }
         return Ok(installed);
     };
-    if files::replace(&target, netconf.as_bytes(), 0o644)? {
+    if files::replace(&target, netconf.as_bytes(), mode)? {
         installed.written.push(target.clone());
     }
     for other in files::list(&settings.etc_dir)? {

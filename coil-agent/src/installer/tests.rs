@@ -263,7 +263,7 @@ fn settings_come_from_the_environment() {
 #[test]
 fn behind_another_plugin() {
     let (_root, mut settings) = node();
-    settings.netconf = Netconf::Chain;
+    settings.netconf = Netconf::Chain { after: None };
     settings.conf_name = "00-coil.conflist".into();
     let own = settings.etc_dir.join("00-coil.conflist");
     let error = install(&settings).unwrap_err().to_string();
@@ -293,9 +293,9 @@ fn behind_another_plugin() {
     put("10-kindnet.conflist", r#"{"cniVersion":"0.3.1","name":"kindnet","type":"ptp"}"#);
     assert_eq!(install(&settings).unwrap().written, std::slice::from_ref(&own));
     assert_eq!(types(&read(&own)), ["ptp", "coil"]);
-    // A list that somebody has put coil into is used as it is.
-    fs::remove_file(&own).unwrap();
+    // A list that somebody has put coil into is used as it is: the copy would hide it.
     put("10-kindnet.conflist", CHAINED);
+    assert_eq!(install(&settings).unwrap().removed, std::slice::from_ref(&own));
     assert_eq!(install(&settings).unwrap(), Installed::default());
     // The copy must come first.
     settings.conf_name = "50-coil.conflist".into();
@@ -305,10 +305,54 @@ fn behind_another_plugin() {
 }
 
 #[test]
-fn the_variable_of_a_chain() {
+fn behind_the_plugin_that_is_named() {
+    let (_root, mut settings) = node();
+    settings.conf_name = "00-coil.conflist".into();
+    let own = settings.etc_dir.join("00-coil.conflist");
+    let put = |name: &str, text: &str| fs::write(settings.etc_dir.join(name), text).unwrap();
+    put("10-bridge.conflist", r#"{"cniVersion":"1.0.0","name":"left-over","plugins":[{"type":"bridge"}]}"#);
+    let after = |name: &str| Netconf::Chain { after: Some(name.into()) };
+    // What is there first is another's: the named one is waited for.
+    settings.netconf = after("calico-network");
+    let error = install(&settings).unwrap_err().to_string();
+    assert!(error.starts_with("CNI_CHAIN_NAME") && error.contains("10-bridge.conflist"), "{error}");
+    assert!(!own.exists() && names(&settings.bin_dir).is_empty());
+
+    let theirs = r#"{"cniVersion":"1.0.0","name":"calico-network","plugins":[{"type":"calico"}]}"#;
+    put("20-calico.conflist", theirs);
+    // A token may be in it: who may not read the original may not read the copy.
+    let original = settings.etc_dir.join("20-calico.conflist");
+    fs::set_permissions(&original, fs::Permissions::from_mode(0o600)).unwrap();
+    for name in ["calico-network", "20-calico.conflist"] {
+        settings.netconf = after(name);
+        install(&settings).unwrap();
+        let list: Value = serde_json::from_str(&fs::read_to_string(&own).unwrap()).unwrap();
+        assert_eq!(plugin_types(&list).collect::<Vec<_>>(), ["calico", "coil"]);
+        assert_eq!(mode(&own), 0o600);
+        assert_eq!(install(&settings).unwrap(), Installed::default());
+    }
+    // With coil in it by hand, but behind another's, no runtime would look at it.
+    put("20-calico.conflist", &CHAINED.replace("k8s-pod-network", "calico-network"));
+    let error = install(&settings).unwrap_err().to_string();
+    assert!(error.contains("10-bridge.conflist comes first"), "{error}");
+    fs::remove_file(settings.etc_dir.join("10-bridge.conflist")).unwrap();
+    assert_eq!(install(&settings).unwrap().removed, [own]);
+}
+
+#[test]
+fn the_variables_of_a_chain() {
     let env =
         |value: &'static str| Settings::from_env(move |name| (name == "CNI_CHAIN").then(|| value.into()));
-    assert_eq!(env("true").unwrap().netconf, Netconf::Chain);
+    assert_eq!(env("true").unwrap().netconf, Netconf::Chain { after: None });
+    let named = |chain: &'static str| {
+        Settings::from_env(move |name| match name {
+            "CNI_CHAIN" => Some(chain.into()),
+            "CNI_CHAIN_NAME" => Some("kindnet".into()),
+            _ => None,
+        })
+    };
+    assert_eq!(named("true").unwrap().netconf, Netconf::Chain { after: Some("kindnet".into()) });
+    assert!(named("false").unwrap_err().to_string().starts_with("CNI_CHAIN_NAME"));
     assert!(env("yes").unwrap_err().to_string().starts_with("CNI_CHAIN"));
     assert!(env("false").unwrap_err().to_string().starts_with("CNI_NETCONF: not set"));
 }

@@ -41,6 +41,8 @@ pub(crate) struct Cluster {
     pub(crate) egress: bool,
     pub(crate) image: String,
     pub(crate) limit: Duration,
+    /// What every node is said to forward by.
+    pub(crate) datapath: Option<String>,
     pool: SubnetSet,
     world: Vec<IpAddr>,
 }
@@ -86,6 +88,7 @@ impl Cluster {
             egress: has("egresses").await?,
             image: options.image.clone(),
             limit: options.limit(),
+            datapath: options.datapath.clone(),
             pool: SubnetSet { ipv4: subnet(Family::V4), ipv6: subnet(Family::V6) },
             world,
             families,

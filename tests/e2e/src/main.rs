@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Everything goes through the Kubernetes API, by objects alone: no exec, no logs, no node is logged into. What it makes
-//! is in namespaces and pools whose names begin with `coil-e2e`, and is gone at the end, also after a failure.
+//! is in namespaces and pools whose names begin with `coil-e2e`, and is gone at the end, also after a failure or a signal.
 
 mod cleanup;
 mod cluster;
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
-use tokio::signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use cluster::Cluster;
 use options::Options;
@@ -47,9 +47,11 @@ async fn run(options: &Options) -> Result<bool> {
         scenario::ALL.iter().for_each(|scenario| println!("{:<20} {}", scenario.name, scenario.what));
         return Ok(true);
     }
-    if chosen.is_empty() {
-        bail!("no scenario is called {:?}: --list shows them", options.only);
+    if let Some(name) = options.unknown(|name| scenario::ALL.iter().any(|scenario| scenario.name == name)) {
+        bail!("no scenario is called {name:?}: --list shows them");
     }
+    let (mut interrupted, mut terminated) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let cluster = Cluster::find(options).await?;
     println!("{cluster}");
     // An earlier run may have been killed.
@@ -58,13 +60,14 @@ async fn run(options: &Options) -> Result<bool> {
     let scenarios = async {
         cluster.prepare().await?;
         for scenario in chosen {
-            report.run(scenario, &cluster).await;
+            report.run(scenario, &cluster, options.requires(scenario.name)).await;
         }
         Ok(())
     };
     let ended = tokio::select! {
         ended = scenarios => ended,
-        _ = signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminated.recv() => Err(anyhow::anyhow!("terminated")),
     };
     let cleaned = cleanup::all(&cluster.client).await;
     if let Some(path) = &options.junit {

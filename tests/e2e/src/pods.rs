@@ -21,6 +21,9 @@ pub(crate) const PORT: u16 = 17770;
 pub(crate) const ECHO: u16 = PORT + 1;
 pub(crate) const WHOAMI: u16 = PORT + 2;
 
+/// Seconds after which a pod in the node's network ends by itself.
+const HOST_LIFE: u32 = 3600;
+
 /// A pod to be.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Traffic {
@@ -63,7 +66,7 @@ impl Traffic {
         if self.host {
             container["securityContext"] = json!({"runAsUser": 0, "capabilities": {"add": ["NET_ADMIN"]}});
         }
-        json!({
+        let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": self.name, "labels": {LABEL: self.name}, "annotations": self.annotations},
             "spec": {
@@ -71,7 +74,12 @@ impl Traffic {
                 "automountServiceAccountToken": false, "hostNetwork": self.host,
                 "tolerations": [{"operator": "Exists"}], "containers": [container],
             },
-        })
+        });
+        if self.host {
+            // Tests that were killed must not leave addresses and routes on a node for ever.
+            pod["spec"]["activeDeadlineSeconds"] = HOST_LIFE.into();
+        }
+        pod
     }
 }
 

@@ -23,15 +23,11 @@ enum Verdict {
 }
 
 impl Report {
-    /// Runs one scenario.
-    pub(crate) async fn run(&mut self, scenario: &Scenario, cluster: &Cluster) {
+    /// Runs one scenario; one that is required fails where it is not possible.
+    pub(crate) async fn run(&mut self, scenario: &Scenario, cluster: &Cluster, required: bool) {
         let began = Instant::now();
         println!("== {}: {}", scenario.name, scenario.what);
-        let verdict = match (scenario.run)(cluster).await {
-            Ok(Outcome::Passed) => Verdict::Passed,
-            Ok(Outcome::NotHere(why)) => Verdict::NotHere(why),
-            Err(error) => Verdict::Failed(format!("{error:#}")),
-        };
+        let verdict = verdict((scenario.run)(cluster).await, required);
         if let Verdict::Failed(error) = &verdict {
             println!("   FAILED: {error}");
             // What it left must not fail the next one.
@@ -86,6 +82,17 @@ impl Report {
     }
 }
 
+fn verdict(outcome: Result<Outcome>, required: bool) -> Verdict {
+    match outcome {
+        Ok(Outcome::Passed) => Verdict::Passed,
+        Ok(Outcome::NotHere(why)) if required => {
+            Verdict::Failed(format!("required, and not possible here: {why}"))
+        }
+        Ok(Outcome::NotHere(why)) => Verdict::NotHere(why),
+        Err(error) => Verdict::Failed(format!("{error:#}")),
+    }
+}
+
 /// Text as the value of an XML attribute.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -106,6 +113,14 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_required_must_be_possible() {
+        let not_here = || Ok(Outcome::NotHere("no modules"));
+        assert!(matches!(verdict(not_here(), false), Verdict::NotHere("no modules")));
+        assert!(matches!(verdict(not_here(), true), Verdict::Failed(why) if why.contains("no modules")));
+        assert!(matches!(verdict(Ok(Outcome::Passed), true), Verdict::Passed));
+    }
 
     #[test]
     fn junit_counts_and_escapes() {

@@ -1,7 +1,7 @@
 //! The Helm chart renders what the overlays say.
 //!
 //! helm itself does it where it is on the path. Elsewhere the few words of its language that the chart uses are read here:
-//! `if`, `else`, `end`, `range` on lines of their own, and values, as they are or as JSON.
+//! `if`, `else`, `end`, `range` and `fail` on lines of their own, and values, as they are, as whole numbers or as JSON.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -58,8 +58,13 @@ fn merge(into: &mut Value, from: &Value) {
 
 /// The chart with some values set.
 fn chart(set: &Value) -> Objects {
+    rendered(set).unwrap_or_else(|refusal| panic!("{set}: {refusal}"))
+}
+
+/// The same, or why the chart refuses the values.
+fn rendered(set: &Value) -> Result<Objects, String> {
     if let Some(rendered) = by_helm(set) {
-        return objects(&rendered);
+        return rendered.map(|text| objects(&text));
     }
     let mut values: Value = serde_yaml_ng::from_str(&read("chart/values.yaml")).unwrap();
     merge(&mut values, set);
@@ -68,13 +73,13 @@ fn chart(set: &Value) -> Objects {
         for entry in std::fs::read_dir(Path::new(DEPLOY).join("chart").join(dir)).unwrap() {
             let template = std::fs::read_to_string(entry.unwrap().path()).unwrap();
             text += "---\n";
-            text += &if dir == "crds" { template } else { render(&template, &values) };
+            text += &if dir == "crds" { template } else { render(&template, &values)? };
         }
     }
-    objects(&text)
+    Ok(objects(&text))
 }
 
-fn by_helm(set: &Value) -> Option<String> {
+fn by_helm(set: &Value) -> Option<Result<String, String>> {
     let dir = tempfile::tempdir().unwrap();
     let values = dir.path().join("values.json");
     std::fs::write(&values, set.to_string()).unwrap();
@@ -82,8 +87,8 @@ fn by_helm(set: &Value) -> Option<String> {
     let mut command = Command::new("helm");
     command.args(["template", "coil", "--namespace", "kube-system", "--include-crds", "--values"]);
     let done = command.arg(values).arg(chart).output().ok()?;
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    Some(String::from_utf8(done.stdout).unwrap())
+    let said = |bytes| String::from_utf8(bytes).unwrap();
+    Some(if done.status.success() { Ok(said(done.stdout)) } else { Err(said(done.stderr)) })
 }
 
 /// What `{{ … }}` of an expression gives.
@@ -91,6 +96,10 @@ fn value(expression: &str, values: &Value, item: &Value) -> Value {
     let expression = expression.trim();
     if let Some(of) = expression.strip_suffix("| toJson") {
         return value(of, values, item).to_string().into();
+    }
+    if let Some(of) = expression.strip_suffix("| int64") {
+        let number = value(of, values, item);
+        return json!(number.as_str().map_or_else(|| number.as_i64().unwrap(), |text| text.parse().unwrap()));
     }
     if expression == "." {
         return item.clone();
@@ -102,10 +111,20 @@ fn value(expression: &str, values: &Value, item: &Value) -> Value {
 }
 
 fn holds(condition: &str, values: &Value) -> bool {
-    match condition.trim().strip_prefix("not ") {
-        Some(not) => !holds(not, values),
-        None => value(condition, values, &Value::Null) == true,
+    let condition = condition.trim();
+    let of = |expression| value(expression, values, &Value::Null);
+    if let Some(not) = condition.strip_prefix("not ") {
+        return !holds(not.trim_start_matches('(').trim_end_matches(')'), values);
     }
+    if let Some(text) = condition.strip_prefix("kindIs \"string\" ") {
+        return of(text).is_string();
+    }
+    if let Some(text) =
+        condition.strip_prefix("hasKey (fromJson ").and_then(|c| c.strip_suffix(") \"Error\""))
+    {
+        return !serde_json::from_str::<Value>(of(text).as_str().unwrap()).is_ok_and(|json| json.is_object());
+    }
+    of(condition) == true
 }
 
 fn inline(line: &str, values: &Value, item: &Value) -> String {
@@ -118,11 +137,11 @@ fn inline(line: &str, values: &Value, item: &Value) -> String {
     format!("{before}{text}{}", inline(after, values, item))
 }
 
-fn render(template: &str, values: &Value) -> String {
+fn render(template: &str, values: &Value) -> Result<String, String> {
     let lines: Vec<&str> = template.lines().collect();
     let mut out = String::new();
-    block(&lines, values, &Value::Null, &mut out);
-    out
+    block(&lines, values, &Value::Null, &mut out)?;
+    Ok(out)
 }
 
 /// A directive that has a line to itself.
@@ -130,7 +149,7 @@ fn directive(line: &str) -> Option<&str> {
     line.trim().strip_prefix("{{- ")?.strip_suffix(" }}")
 }
 
-fn block(lines: &[&str], values: &Value, item: &Value, out: &mut String) {
+fn block(lines: &[&str], values: &Value, item: &Value, out: &mut String) -> Result<(), String> {
     let mut at = 0;
     while let Some(line) = lines.get(at) {
         at += 1;
@@ -139,14 +158,17 @@ fn block(lines: &[&str], values: &Value, item: &Value, out: &mut String) {
             out.push('\n');
             continue;
         };
+        if let Some(refusal) = words.strip_prefix("fail ") {
+            return Err(refusal.trim_matches('"').to_owned());
+        }
         // The end, and the else, of this one.
         let (mut depth, mut middle, mut end) = (1, None, at);
         while depth > 0 {
             match directive(lines.get(end).expect("a directive without an end")) {
                 Some("end") => depth -= 1,
                 Some("else") if depth == 1 => middle = Some(end),
-                Some("else") | None => {}
-                Some(_) => depth += 1,
+                Some(word) if word.starts_with("if ") || word.starts_with("range ") => depth += 1,
+                _ => {}
             }
             end += 1;
         }
@@ -154,15 +176,16 @@ fn block(lines: &[&str], values: &Value, item: &Value, out: &mut String) {
             (&lines[at..middle.unwrap_or(end - 1)], middle.map(|middle| &lines[middle + 1..end - 1]));
         if let Some(list) = words.strip_prefix("range ") {
             for item in value(list, values, item).as_array().unwrap() {
-                block(first, values, item, out);
+                block(first, values, item, out)?;
             }
         } else if holds(words.strip_prefix("if ").unwrap(), values) {
-            block(first, values, item, out);
+            block(first, values, item, out)?;
         } else if let Some(second) = second {
-            block(second, values, item, out);
+            block(second, values, item, out)?;
         }
         at = end;
     }
+    Ok(())
 }
 
 /// A number is as good with a fraction of nothing.
@@ -229,6 +252,35 @@ fn further_flags_come_last() {
     assert_eq!(args.as_array().unwrap().last().unwrap(), "--in-cluster-cidrs=100.64.0.0/10");
 }
 
+/// As `--set` makes a number of them.
+#[test]
+fn numbers_are_as_good_as_text_where_they_are_one() {
+    let args = |table: Value| {
+        let rendered = chart(&json!({"ipam": {"enabled": false}, "chained": {"podTableId": table}}));
+        let key = ("DaemonSet".to_owned(), "kube-system".to_owned(), "coild".to_owned());
+        rendered[&key]["spec"]["template"]["spec"]["containers"][0]["args"].clone()
+    };
+    assert!(args(json!(255)).as_array().unwrap().contains(&json!("--pod-table-id=255")));
+    assert_eq!(args(json!("255")), args(json!(255)));
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_words() {
+    let off = json!({"enabled": false});
+    for (set, words) in [
+        (json!({"ipam": off, "egress": off}), "enable one"),
+        (json!({"image": {"tag": 1.0}}), "--set-string image.tag"),
+        (json!({"netconf": "{"}), "netconf is not a JSON object"),
+        (json!({"netconf": "[]"}), "netconf is not a JSON object"),
+    ] {
+        let refusal = rendered(&set).unwrap_err();
+        assert!(refusal.contains(words), "{set}: {refusal}");
+    }
+    let schema: Value = serde_json::from_str(&read("chart/values.schema.json")).unwrap();
+    let chained = &schema["properties"]["chained"]["properties"];
+    assert_eq!(chained["confName"]["pattern"], r"^[^/]+\.conflist$", "a name, and no path");
+}
+
 /// Every value has a type, nothing else is let in, and the defaults are all there.
 #[test]
 fn the_schema_knows_every_value_and_no_other() {
@@ -240,11 +292,17 @@ fn the_schema_knows_every_value_and_no_other() {
                     check(&schema["properties"][key], value, &format!("{path}.{key}"));
                 }
             }
-            Value::Bool(_) => assert_eq!(schema["type"], "boolean", "{path}"),
-            Value::String(_) => assert_eq!(schema["type"], "string", "{path}"),
-            Value::Array(_) => assert_eq!(schema["type"], "array", "{path}"),
-            other => panic!("{path} is {other}"),
+            Value::Bool(_) => has(schema, "boolean", path),
+            Value::String(_) => has(schema, "string", path),
+            Value::Number(_) => has(schema, "integer", path),
+            Value::Array(_) => has(schema, "array", path),
+            Value::Null => panic!("{path} is nothing"),
         }
+    }
+    fn has(schema: &Value, wanted: &str, path: &str) {
+        let types = &schema["type"];
+        let any = types.as_array().is_some_and(|types| types.contains(&wanted.into()));
+        assert!(any || types == wanted, "{path} is {wanted}, and {types} is let in");
     }
     let schema: Value = serde_json::from_str(&read("chart/values.schema.json")).unwrap();
     check(&schema, &serde_yaml_ng::from_str(&read("chart/values.yaml")).unwrap(), "values");

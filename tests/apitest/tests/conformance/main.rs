@@ -6,6 +6,7 @@
 mod admission;
 mod cel;
 mod chart;
+mod from_v2;
 mod kubectl;
 mod lists;
 mod manifests;

@@ -76,12 +76,14 @@ async fn every_overlay_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_takes_coil_off_nodes_is_accepted() {
+async fn what_is_applied_beside_an_overlay_is_accepted() {
     let cluster = Cluster::start().await;
-    let objects = objects(&kustomize(&Path::new(DEPLOY).join("cleanup")));
-    assert_eq!(objects.len(), 1);
-    for object in &objects {
-        dry_run(&cluster, object).await.unwrap_or_else(|error| panic!("{}: {error}", object.name_any()));
+    for (folder, count) in [("cleanup", 1), ("from-v2", 8)] {
+        let objects = objects(&kustomize(&Path::new(DEPLOY).join(folder)));
+        assert_eq!(objects.len(), count, "{folder}");
+        for object in &objects {
+            dry_run(&cluster, object).await.unwrap_or_else(|error| panic!("{}: {error}", object.name_any()));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pools and blocks.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use coil_api::{
@@ -99,17 +99,52 @@ pub(super) async fn pools(cluster: &Cluster) -> Result<Outcome> {
         Ok(there.map_or(Ok(()), |pool| Err(format!("it has {:?}", pool.finalizers()))))
     })
     .await?;
+    // Blocks of 32 addresses do not fit into four: the definition itself may say so, before any webhook is asked.
     let subnets = SubnetSet { ipv4: Some("10.233.0.0/30".into()), ipv6: None };
     let wrong = AddressPoolSpec { block_size_bits: 5, subnets: vec![subnets] };
-    match api.create(&PostParams::default(), &AddressPool::new("coil-e2e-wrong", wrong)).await {
-        Ok(pool) => {
-            api.delete(&pool.name_any(), &DeleteParams::default()).await?;
-            anyhow::bail!("a /30 with blocks of 32 addresses was taken")
-        }
-        Err(error) => println!("   refused: {error}"),
-    }
+    refused(&api, wrong, "a subnet is smaller than one block").await?;
+    // What the tests' pool has: only the webhook can know.
+    let pool = api.get(POOL).await.context("cannot read the tests' pool")?;
+    let (code, message) = refused(&api, pool.spec, &format!("AddressPool \"{POOL}\"")).await?;
+    ensure!(is_webhooks(code, &message), "an overlap was not refused by {WEBHOOK}: {code}: {message}");
     Ok(Outcome::Passed)
 }
+
+/// Who judges pools.
+const WEBHOOK: &str = "vaddresspool.kb.io";
+
+/// A webhook's own judgement; one that cannot be reached is an error of the server's.
+fn is_webhooks(code: u16, message: &str) -> bool {
+    let denied = format!("admission webhook \"{WEBHOOK}\" denied the request");
+    (400..500).contains(&code) && message.contains(&denied)
+}
+
+/// A pool that is refused, by a webhook or by its definition, for the reason that there is; code and message.
+async fn refused(api: &Api<AddressPool>, spec: AddressPoolSpec, reason: &str) -> Result<(u16, String)> {
+    let mut pool = AddressPool::new("coil-e2e-wrong", spec);
+    pool.labels_mut().insert(LABEL.to_owned(), "true".to_owned());
+    match api.create(&PostParams::default(), &pool).await {
+        Ok(pool) => {
+            api.delete(&pool.name_any(), &DeleteParams::default()).await.context("cannot delete a pool")?;
+            anyhow::bail!("a pool was taken that is to be refused ({reason}): {:?}", pool.spec)
+        }
+        Err(kube::Error::Api(status)) if status.message.contains(reason) => {
+            let by_rule = status.code == 422 && status.reason == "Invalid";
+            ensure!(
+                by_rule || is_webhooks(status.code, &status.message),
+                "neither the webhook nor the definition refused: {}: {}",
+                status.code,
+                status.message
+            );
+            println!("   refused: {}", status.message);
+            Ok((status.code, status.message.clone()))
+        }
+        Err(error) => anyhow::bail!("refused, but not because of {reason:?}: {error}"),
+    }
+}
+
+/// How soon the leader finds a block of a node that is not there, once it leads.
+const COLLECTED: Duration = Duration::from_secs(20);
 
 /// A block of a node that never was goes when the leader looks, which it does at its start.
 pub(super) async fn orphan(cluster: &Cluster) -> Result<Outcome> {
@@ -145,7 +180,7 @@ pub(super) async fn orphan(cluster: &Cluster) -> Result<Outcome> {
         .await
         .with_context(|| format!("cannot create AddressBlock {name}"))?;
     cluster.restart("coil-ipam-controller", |_| true).await?;
-    until("the orphan is gone", cluster.limit, async || {
+    until("the orphan is gone", COLLECTED, async || {
         let there = api.get_opt(&name).await.context("cannot read a block")?;
         Ok(there.map_or(Ok(()), |_| Err("it is there".into())))
     })

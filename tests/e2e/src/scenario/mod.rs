@@ -41,6 +41,7 @@ scenarios! {
     "ready", "Coil's pods are ready", control::ready;
     "traffic", "pods reach each other on a node and between nodes", network::traffic;
     "metrics", "every program has metrics", control::metrics;
+    "datapath", "every node forwards as --datapath says", control::datapath;
     "leases", "each controller has a leader", control::leases;
     "blocks", "pods take blocks, table 119 has them, coild's restart keeps them, and they come back", ipam::blocks;
     "pools", "pools come and go, and wrong ones are refused", ipam::pools;
