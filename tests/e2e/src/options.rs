@@ -64,7 +64,7 @@ impl Options {
     }
 
     /// A name that is given and means no scenario.
-    pub(crate) fn unknown<'a>(&'a self, mut known: impl FnMut(&str) -> bool) -> Option<&'a str> {
+    pub(crate) fn unknown(&self, mut known: impl FnMut(&str) -> bool) -> Option<&str> {
         let all = self.require.iter().filter(|name| *name != ALL).chain(&self.only);
         all.map(String::as_str).find(|name| !known(name))
     }
