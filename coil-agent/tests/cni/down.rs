@@ -74,7 +74,12 @@ fn del_waits_for_a_coild_that_is_about_to_end() {
         cluster.terminate();
         // Until it takes no more plugins.
         let start = Instant::now();
-        while tokio::time::timeout(Duration::from_secs(2), cluster.check("a", &ns)).await.is_ok() {
+        let serves =
+            async || match tokio::time::timeout(Duration::from_secs(2), cluster.check("a", &ns)).await {
+                Ok(answer) => answer.map_or_else(|e| e.code != 0, |()| true),
+                Err(_) => false,
+            };
+        while serves().await {
             assert!(start.elapsed() < Duration::from_secs(20), "it serves on");
         }
 

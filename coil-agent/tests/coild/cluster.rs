@@ -242,8 +242,12 @@ impl Cluster {
     }
 }
 
+/// Without an answer, as while coild ends, the code is 0.
 fn error(status: &Status) -> CniError {
-    status::error_of(status).unwrap_or_else(|| panic!("an error without CNI details: {status}"))
+    status::error_of(status).unwrap_or_else(|| CniError {
+        msg: format!("an error without CNI details: {status}"),
+        ..CniError::default()
+    })
 }
 
 fn spawn(directory: &TempDir, setup: Setup) -> Child {
