@@ -75,25 +75,27 @@ fn other(commit: &str) -> Result<PathBuf> {
     tar::Archive::new(file)
         .unpack(&source)
         .with_context(|| format!("cannot unpack {}", archive.display()))?;
-    build(&source)?;
+    let target = kept.join("target");
+    build(&source, &target)?;
     // Complete under another name first: what is there is whole.
     let new = kept.join("new");
     generated::clear(&new)?;
-    keep(&new)?;
+    keep(&target, &new)?;
     fs::rename(new.join("static"), kept.join("static"))?;
     fs::rename(new.join("programs"), &programs)?;
     generated::clear(&new)?;
     generated::clear(&source)?;
+    generated::clear(&target)?;
     fs::remove_file(&archive)?;
     Ok(programs)
 }
 
-/// Builds a version by its own commands, in this one's build folder: what both depend on is built once. This
-/// version's programs are built after it.
-fn build(source: &Path) -> Result<()> {
+/// Builds a version by its own commands, in a folder of its own: in a shared one cargo takes this version's eBPF programs for
+/// the other's.
+fn build(source: &Path, target: &Path) -> Result<()> {
     let cargo = || {
         let mut command = run::cargo();
-        command.current_dir(source).env("CARGO_TARGET_DIR", run::target_dir());
+        command.current_dir(source).env("CARGO_TARGET_DIR", target);
         command
     };
     run::run(cargo().args(["run", "--quiet", "--package", "xtask", "--", "build-ebpf"]))?;
@@ -107,9 +109,9 @@ fn build(source: &Path) -> Result<()> {
     run::run(cargo().args(["build", "--package", "coil-cni", "--bin", "coil"]))
 }
 
-/// Copies what was built to where this version's programs do not overwrite it.
-fn keep(dir: &Path) -> Result<()> {
-    let built = run::target_dir().join("debug");
+/// Copies what was built to where it is kept.
+fn keep(target: &Path, dir: &Path) -> Result<()> {
+    let built = target.join("debug");
     for (folder, names) in [("programs", &PROGRAMS[..]), ("static", &["coil"])] {
         let folder = dir.join(folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
