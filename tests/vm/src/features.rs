@@ -15,7 +15,7 @@ use crate::bpf::{self, Insn, add, call, copy, exchange, exit, load, set, store, 
 
 /// One thing that a kernel may offer.
 pub(crate) struct Feature {
-    /// As docs/kernels.md names it.
+    /// Its name.
     pub(crate) name: &'static str,
     /// Whether Coil cannot do its work without; else it has another way.
     pub(crate) required: bool,

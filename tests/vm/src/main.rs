@@ -2,8 +2,8 @@
 //!
 //! Prints one line for each feature: the word `feature`, the answer (`yes`, `no` or `?`) and the name,
 //! divided by tabs. Fails when something is missing that Coil cannot do without, or when a question
-//! got no answer. `cargo xtask vm --only probe` runs it on every kernel and makes the table of
-//! docs/kernels.md from the lines. Loads modules, so it is for a machine that is thrown away.
+//! got no answer. `cargo xtask vm --only probe` runs it on every kernel. Loads modules, so it is for a
+//! machine that is thrown away.
 
 use std::process::ExitCode;
 

@@ -29,7 +29,7 @@ enum Payload {
 pub(super) const GROUPS: &[Group] = &[
     Group {
         name: "probe",
-        about: "what the kernel offers of what Coil uses; makes the table of docs/kernels.md",
+        about: "what the kernel offers of what Coil uses",
         payloads: &[Payload::Program { package: "coil-kernel-probe" }],
     },
     Group {
