@@ -24,7 +24,14 @@ use serde_json::json;
 use go::{Go, SERVICES};
 
 /// Turns of an echo, 20 ms apart: longer than coild takes to take over.
-const TURNS: &str = "--times 400 --pause 20 --bytes 1000 --timeout 10";
+fn turns() -> &'static str {
+    // Where the machine is emulated, coild takes a minute to start.
+    if std::env::var_os("COIL_EMULATED").is_some() {
+        "--times 4000 --pause 20 --bytes 1000 --timeout 20"
+    } else {
+        "--times 400 --pause 20 --bytes 1000 --timeout 10"
+    }
+}
 
 /// The traffic tool in a pod.
 fn traffic(cluster: &Cluster, pod: &Sandbox, words: &str) -> Result<Child> {
@@ -120,7 +127,7 @@ fn a_node_of_the_go_version_is_taken_over() -> Result<()> {
         // The kernel stops a link's queue while it gets its first programs: TCP sends again what that costs.
         for address in Go::addresses(0) {
             let to = std::net::SocketAddr::new(address, 5002);
-            running.push((to, traffic(&cluster, &client, &format!("tcp-echo {TURNS} {to}"))?));
+            running.push((to, traffic(&cluster, &client, &format!("tcp-echo {} {to}", turns()))?));
         }
         let open = async || {
             let sockets =
