@@ -31,6 +31,7 @@ pub(crate) mod netlink;
 mod object;
 pub mod obstacle;
 mod outgrown;
+mod pairs;
 mod pins;
 mod ports;
 mod state;

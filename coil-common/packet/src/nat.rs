@@ -322,7 +322,7 @@ pub fn outbound_error<A: Addr, T: Tables<A>>(tables: &T, gateway: &A, quoted: &P
 }
 
 #[inline(always)]
-const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
+pub const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
     NatRevKey {
         gateway: key.gateway,
         remote: key.remote,
@@ -333,7 +333,7 @@ const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
 }
 
 #[inline(always)]
-fn points_back<A: Addr>(lease: &NatRevValue<A>, key: &NatKey<A>) -> bool {
+pub fn points_back<A: Addr>(lease: &NatRevValue<A>, key: &NatKey<A>) -> bool {
     lease.client.same(key.client) && lease.client_port == key.client_port
 }
 
@@ -341,6 +341,7 @@ fn points_back<A: Addr>(lease: &NatRevValue<A>, key: &NatKey<A>) -> bool {
 const MOST: u32 = u16::MAX as u32;
 /// Answers without a port.
 const NO_PORT: u32 = 0x1_0000;
+/// True for the lease of a translation, which counts for nothing with another's.
 const NO_ROOM: u32 = 0x2_0000;
 const NO_QUOTA: u32 = 0x3_0000;
 const NO_FIRST: u32 = 0x4_0000;
