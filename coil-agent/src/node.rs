@@ -456,6 +456,7 @@ mod tests {
         }
     }
 
+            ports: BTreeSet::new(),
     #[test]
     fn a_pod_follows_its_annotations_but_not_into_the_open() {
         let link = PodLink { host: Link::default(), mac: Mac::default(), ipv4: None, ipv6: None };

@@ -31,6 +31,7 @@ pub(crate) mod netlink;
 mod object;
 pub mod obstacle;
 mod outgrown;
+mod own_ports;
 mod pairs;
 mod pins;
 mod ports;
@@ -62,6 +63,7 @@ use load::{load, require_kernel};
 use lock::Lock;
 use log::Log;
 use outgrown::Outgrown;
+use own_ports::OwnPorts;
 use ports::Ports;
 use state::{Counters, Survey};
 use table::Table;
@@ -134,6 +136,7 @@ pub struct Datapath {
     v4: FamilyTables<[u8; 4]>,
     v6: FamilyTables<[u8; 16]>,
     ports: Ports,
+    own_ports: OwnPorts,
     /// As of the last pass over all translations.
     usage: Usage,
     /// The pass that is under way.
@@ -187,6 +190,7 @@ impl Datapath {
             v4: FamilyTables::adopt(&mut ebpf, &family::V4)?,
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             ports: Ports::adopt(&mut ebpf)?,
+            own_ports: OwnPorts::adopt(&mut ebpf)?,
             usage: Usage::new(),
             survey: None,
             counters: Counters::adopt(&mut ebpf)?,
@@ -243,6 +247,7 @@ impl Datapath {
         report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
         report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
         report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
+        report.entries.removed += self.own_ports.set(&desired.own_ports)?;
         self.forget_decisions_after(&report)?;
         self.leave_behind()?;
         Ok(report)
@@ -272,6 +277,7 @@ impl Datapath {
         // What becomes fast now waits until the kernel's flows are marked.
         let starts = config.flags & !self.read_config()?.flags & FAST_FLAGS;
         report.entries.put += self.put_config(Config { flags: config.flags & !starts, ..config })?;
+        report.entries.put += self.own_ports.put(&part.own_ports)?;
         let (v4, v6) = (image::family(part), image::family(part));
         let (slow4, slow6) = (self.v4.become_slow(&v4), self.v6.become_slow(&v6));
         report.entries += self.v4.put_all(&v4)?;
@@ -324,7 +330,7 @@ impl Datapath {
     /// When the kernel cannot be asked.
     pub fn check(&mut self) -> Result<Drift, DatapathError> {
         let programs = self.attachments.check(&mut self.ebpf)?;
-        let mut entries = self.uplinks.check()? + self.v4.check()? + self.v6.check()?;
+        let mut entries = self.uplinks.check()? + self.own_ports.check()? + self.v4.check()? + self.v6.check()?;
         let there = self.read_config()?;
         if self.stated.is_some_and(|stated| Config { epoch: there.epoch, ..stated } != there) {
             entries += 1;

@@ -170,6 +170,8 @@ pub fn desired<'a>(
                 .as_ref()
                 .map_or_else(|| attached.link.host.name.clone(), |p| p.key.to_string()),
             addresses: attached.link.addresses(),
+    let gateways = attached.iter().filter_map(|a| a.pod.as_ref().filter(|pod| pod.gateway_of.is_some()));
+    desired.own_ports = gateways.flat_map(|pod| pod.ports.iter().copied().chain([node.fou_port])).collect();
             ifindex: attached.link.host.index,
             mac: attached.link.mac.0,
             host_mac: attached.link.host.mac.0,
@@ -382,6 +384,7 @@ mod tests {
         assert_eq!(of(policies[0], "192.0.2.1/32"), Some(None), "so do nodes");
         assert_eq!(of(policies[0], "::/0"), None);
         assert_eq!(of(policies[2], "::/0"), Some(Some(egress_id(&egress("six")))));
+                ports: BTreeSet::new(),
     }
 
     #[test]
@@ -472,4 +475,5 @@ mod tests {
         assert_eq!(desired.pods[0].policy, policy_id(&[egress("nat")]));
         assert_eq!(policy(&index(), &NodeFacts::default(), &[egress("gone")]), BTreeMap::new());
     }
+                ports: BTreeSet::new(),
 }

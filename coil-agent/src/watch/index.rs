@@ -50,6 +50,8 @@ pub struct PodInfo {
     pub shaped: bool,
     /// `status.podIPs`.
     pub addresses: Vec<IpAddr>,
+    /// Of a gateway: the ports of its containers, which it has for itself.
+    pub ports: BTreeSet<u16>,
 }
 
 /// An Egress, as far as clients go.
