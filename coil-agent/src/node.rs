@@ -70,8 +70,6 @@ pub struct Settings {
     pub kernel_egress_missing: Option<String>,
     /// The flag for which every packet passes the host's stack, if there is one.
     pub by_host_stack: Option<&'static str>,
-    /// `--protocol-id`.
-    pub protocol: u8,
     /// `--devices`; empty to find the uplinks.
     pub devices: Vec<String>,
     /// Priority of the rule to the routes to pods; none when those are another plugin's.

@@ -151,7 +151,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let support = kernel_egress(options.enable_egress, by_kernel);
     let kernel_egress_missing =
         support.as_ref().map_or_else(|| Some(NO_EGRESS.to_owned()), Support::obstacle);
-    let kernel_egress = by_kernel && kernel_egress_missing.is_none();
+    // Clients that the Go version made dial the Services of their Egresses, whatever serves the others.
+    let kernel_egress =
+        by_kernel && kernel_egress_missing.is_none() || found.iter().any(|pod| pod.kernel_client);
     feed.start(
         &client,
         &options.node_name,
@@ -165,7 +167,6 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         egress: options.enable_egress,
         kernel_egress_lacks: support.map_or_else(|| Some(NO_EGRESS.to_owned()), |support| support.missing()),
         kernel_egress_missing,
-        protocol: options.protocol_id,
         devices: options.devices.clone(),
         pod_rule: options.enable_ipam.then_some(options.pod_rule_prio),
         facts: NodeFacts {

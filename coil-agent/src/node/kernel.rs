@@ -62,14 +62,17 @@ impl Node {
         let beside = self.plane.serves_egress()
             && self.settings.kernel_egress_missing.is_none()
             && pod.gateway_of.is_some();
+        // A client of the Go version goes on by its own tunnels, also where the programs serve all others.
+        let by_tunnels = self.plane.serves_egress() && self.settings.egress && attached.kernel_client;
         // An annotation that has become wrong changes nothing of what is there.
-        if !beside && (!self.by_kernel() || pod.egresses.is_err()) {
+        if !beside && (!self.by_kernel() && !by_tunnels || pod.egresses.is_err()) {
             return Ok(None);
         }
         let facts = self.facts();
         let own = attached.link.addresses();
-        let egresses = if beside { &[] } else { plan::egresses_of(pod) };
-        let mut wanted = Wanted { ports: beside.then_some(OWN_PORTS), ..Wanted::default() };
+        let egresses = if beside && !by_tunnels { &[] } else { plan::egresses_of(pod) };
+        let adopted = by_tunnels && pod.gateway_of.is_none();
+        let mut wanted = Wanted { ports: beside.then_some(OWN_PORTS), adopted, ..Wanted::default() };
         self.feed.read(|index| {
             let mut vias = BTreeMap::new();
             for egress in egresses {
@@ -117,7 +120,7 @@ impl Node {
                 return;
             }
             (Ok(Some(wanted)), Some(netns)) => {
-                let common = Common { port: self.settings.facts.fou_port, protocol: self.settings.protocol };
+                let common = Common { port: self.settings.facts.fou_port };
                 let made = async {
                     let ns = NetNs::open(&netns)?;
                     apply::apply(&ns, &owner.ifname, common, before.as_ref(), &wanted).await

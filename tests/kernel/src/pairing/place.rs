@@ -33,7 +33,7 @@ pub(crate) const FAR_MTU: u32 = 1280;
 /// Whether links of tunnel modules are in the first namespace alone.
 const FALLBACK_LINKS: &str = "/proc/sys/net/core/fb_tunnels_only_for_init_net";
 /// `--egress-port` and `--protocol-id`.
-pub(crate) const COMMON: Common = Common { port: 5555, protocol: 30 };
+pub(crate) const COMMON: Common = Common { port: 5555 };
 
 /// The namespaces of a pair.
 pub(crate) struct Place {
