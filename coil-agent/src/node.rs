@@ -7,6 +7,7 @@ mod kernel;
 mod leftover;
 mod ports;
 mod resync;
+mod tell;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -108,6 +109,8 @@ pub struct Node {
     told: Mutex<String>,
     /// Clients for which programs of an earlier run stay, as last said.
     waiting: Mutex<String>,
+    /// Egresses that are not understood, and their clients, as last said.
+    shut_in: Mutex<BTreeMap<EgressRef, Vec<String>>>,
     /// Gateways whose ports were said to run out.
     port_warnings: Mutex<BTreeSet<IpAddr>>,
 }
@@ -204,6 +207,7 @@ impl Node {
             drift: drift_counter(),
             told: Mutex::default(),
             waiting: Mutex::default(),
+            shut_in: Mutex::default(),
             port_warnings: Mutex::default(),
         })
     }
@@ -358,6 +362,7 @@ impl Node {
             }
             plan::desired(index, &facts, pods.values().map(|entry| &entry.attached))
         });
+        self.tell_of_unknown();
         let result = self.plane.with(|plane| plane.apply(&desired)).unwrap_or(Ok(()));
         self.applied.store(result.is_ok(), Ordering::Relaxed);
         result.map_err(ApplyError)
@@ -451,10 +456,10 @@ mod tests {
             gateway_of: None,
             shaped: false,
             addresses: Vec::new(),
+            ports: BTreeSet::new(),
         }
     }
 
-            ports: BTreeSet::new(),
     #[test]
     fn a_pod_follows_its_annotations_but_not_into_the_open() {
         let link = PodLink { host: Link::default(), mac: Mac::default(), ipv4: None, ipv6: None };

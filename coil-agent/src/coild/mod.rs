@@ -180,6 +180,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
             addresses_of_others: !options.enable_ipam,
             quota: options.egress_quota,
             former_clients: plane.with(|plane| plane.clients()).unwrap_or_default(),
+            former_destinations: plane.with(|plane| plane.destinations()).unwrap_or_default(),
             ..NodeFacts::default()
         },
     };

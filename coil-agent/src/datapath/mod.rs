@@ -323,6 +323,12 @@ impl Datapath {
         self.v4.clients().chain(self.v6.clients()).collect()
     }
 
+    /// What leads through which Egress in the maps: right after [`Self::open`] as the agent before had it.
+    #[must_use]
+    pub fn destinations(&self) -> BTreeSet<(EgressId, IpNet)> {
+        self.v4.destinations().chain(self.v6.destinations()).collect()
+    }
+
     /// Compares maps and attachments with what this agent has made of them. What differs is made good by the next
     /// [`Self::apply`]. To be called after a first [`Self::apply`] only.
     ///

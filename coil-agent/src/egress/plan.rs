@@ -6,7 +6,7 @@ use std::{
 };
 
 use coil_api::annotation::EgressRef;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::policy::{Inputs, compile, private_ranges};
 use crate::{
@@ -63,6 +63,8 @@ pub struct NodeFacts {
     pub mark: u32,
     /// Addresses that were clients' when this agent started.
     pub former_clients: BTreeSet<IpAddr>,
+    /// What led through which Egress then.
+    pub former_destinations: BTreeSet<(EgressId, IpNet)>,
     /// The pools that were known when [`Self::obstacle`] was looked for.
     pub pools: BTreeSet<IpNet>,
     /// What on the node keeps all pods' packets with the kernel, if something does.
@@ -99,17 +101,42 @@ fn policy_within(
     in_cluster: &BTreeSet<IpNet>,
     egresses: &[EgressRef],
 ) -> BTreeMap<IpNet, Option<EgressId>> {
-    let known: Vec<(EgressId, &[IpNet])> = egresses
+    let known: Vec<(EgressId, Vec<IpNet>)> = egresses
         .iter()
         .filter_map(|egress| {
             let info = index.egresses.get(&key(egress))?;
-            Some((egress_id(egress), info.destinations.as_slice()))
+            let id = egress_id(egress);
+            Some((id, if info.unknown { unknown_destinations(node, id) } else { info.destinations.clone() }))
         })
         .collect();
     if known.is_empty() {
         return BTreeMap::new();
     }
+    let known: Vec<(EgressId, &[IpNet])> = known.iter().map(|(id, nets)| (*id, nets.as_slice())).collect();
     compile(&Inputs { egresses: &known, in_cluster, own_addresses: &node.own_addresses })
+}
+
+/// What an Egress that nobody understands may have led to: what it led to before this agent started, or else everything.
+/// It leads nowhere.
+fn unknown_destinations(node: &NodeFacts, id: EgressId) -> Vec<IpNet> {
+    let former = node.former_destinations.iter().filter(|(of, _)| *of == id).map(|(_, net)| *net);
+    let former: Vec<IpNet> = former.collect();
+    if former.is_empty() { vec![IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())] } else { former }
+}
+
+/// Egresses that are not understood, with clients on this node: those are shut in.
+pub fn unknown_egresses<'a>(
+    index: &Index,
+    attached: impl IntoIterator<Item = &'a Attached>,
+) -> BTreeMap<EgressRef, Vec<String>> {
+    let mut unknown: BTreeMap<EgressRef, Vec<String>> = BTreeMap::new();
+    for pod in attached.into_iter().filter_map(|attached| attached.pod.as_ref()) {
+        let of = egresses_of(pod).iter().filter(|e| index.egresses.get(&key(e)).is_some_and(|i| i.unknown));
+        for egress in of {
+            unknown.entry(egress.clone()).or_default().push(pod.key.to_string());
+        }
+    }
+    unknown
 }
 
 /// The same, for the routes inside the pod.
@@ -143,6 +170,8 @@ pub fn desired<'a>(
     desired.any_sender = node.addresses_of_others;
     desired.quota = node.quota;
     let attached: Vec<&Attached> = attached.into_iter().collect();
+    let gateways = attached.iter().filter_map(|a| a.pod.as_ref().filter(|pod| pod.gateway_of.is_some()));
+    desired.own_ports = gateways.flat_map(|pod| pod.ports.iter().copied().chain([node.fou_port])).collect();
     let senders = Senders::of(index, node, &attached);
     let mut sets: BTreeSet<&[EgressRef]> = BTreeSet::new();
     for attached in attached {
@@ -170,8 +199,6 @@ pub fn desired<'a>(
                 .as_ref()
                 .map_or_else(|| attached.link.host.name.clone(), |p| p.key.to_string()),
             addresses: attached.link.addresses(),
-    let gateways = attached.iter().filter_map(|a| a.pod.as_ref().filter(|pod| pod.gateway_of.is_some()));
-    desired.own_ports = gateways.flat_map(|pod| pod.ports.iter().copied().chain([node.fou_port])).collect();
             ifindex: attached.link.host.index,
             mac: attached.link.mac.0,
             host_mac: attached.link.host.mac.0,
@@ -193,7 +220,8 @@ pub fn desired<'a>(
         let compiled = policy_within(index, node, &in_cluster, egresses);
         desired.policies.extend(compiled.into_iter().map(|(net, egress)| ((id, net), egress)));
         for egress in egresses {
-            let Some(info) = index.egresses.get(&key(egress)) else { continue };
+            let info = index.egresses.get(&key(egress)).filter(|info| !info.unknown);
+            let Some(info) = info else { continue };
             desired.egresses.entry(egress_id(egress)).or_insert_with(|| Egress {
                 name: egress.to_string(),
                 gateways: index
@@ -328,6 +356,7 @@ mod tests {
                 sport_auto: name == "six",
                 client_affinity: true,
                 originating_only: None,
+                unknown: false,
             };
             index.egresses.insert(ObjectKey::new("internet", name), info);
         }
@@ -355,6 +384,7 @@ mod tests {
                 gateway_of: gateway.then(|| egress("nat")),
                 shaped: false,
                 addresses: Vec::new(),
+                ports: BTreeSet::new(),
             }),
             kernel_client: false,
             kernel_gateway: false,
@@ -384,7 +414,6 @@ mod tests {
         assert_eq!(of(policies[0], "192.0.2.1/32"), Some(None), "so do nodes");
         assert_eq!(of(policies[0], "::/0"), None);
         assert_eq!(of(policies[2], "::/0"), Some(Some(egress_id(&egress("six")))));
-                ports: BTreeSet::new(),
     }
 
     #[test]
@@ -412,6 +441,30 @@ mod tests {
     }
 
     #[test]
+    fn clients_of_an_egress_that_is_not_understood_are_shut_in() {
+        let mut index = index();
+        index.egresses.insert(ObjectKey::new("internet", "nat"), EgressInfo::unknown());
+        let pods = [attached(2, &["nat", "six"], false), attached(3, &["six"], false)];
+        let of = |facts: &NodeFacts, net: &str| {
+            let desired = desired(&index, facts, &pods);
+            let id = desired.policies.get(&(desired.pods[0].policy, net.parse().unwrap())).copied();
+            (id, id.flatten().map(|id| desired.egresses.contains_key(&id)))
+        };
+        let nat = egress_id(&egress("nat"));
+        assert_eq!(of(&NodeFacts::default(), "0.0.0.0/0"), (Some(Some(nat)), Some(false)), "it leads nowhere");
+        assert_eq!(of(&NodeFacts::default(), "::/0"), (Some(Some(nat)), Some(false)), "nor does IPv6");
+        assert_eq!(of(&NodeFacts::default(), "203.0.113.0/24").0, Some(None), "pools stay in the cluster");
+        let former = ["10.20.0.0/16", "192.0.2.0/24"].map(|net| (nat, net.parse().unwrap()));
+        let former = NodeFacts { former_destinations: former.into(), ..NodeFacts::default() };
+        assert_eq!(of(&former, "10.20.0.0/16"), (Some(Some(nat)), Some(false)), "private ones, too");
+        assert_eq!(of(&former, "0.0.0.0/0").0, None, "what never led there is open");
+        let six = egress_id(&egress("six"));
+        assert_eq!(of(&former, "::/0"), (Some(Some(six)), Some(true)), "the other Egress goes on");
+        let names: Vec<_> = unknown_egresses(&index, &pods).into_iter().collect();
+        assert_eq!(names, [(egress("nat"), vec!["a/p2".to_owned()])]);
+    }
+
+    #[test]
     fn gateways_know_their_clients() {
         let mut index = index();
         let mut client = |name: &str, of: &str, addresses: &[&str]| {
@@ -422,6 +475,7 @@ mod tests {
                 gateway_of: None,
                 shaped: false,
                 addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                ports: BTreeSet::new(),
             };
             index.clients.insert(pod.key.clone(), pod);
         };
@@ -475,5 +529,4 @@ mod tests {
         assert_eq!(desired.pods[0].policy, policy_id(&[egress("nat")]));
         assert_eq!(policy(&index(), &NodeFacts::default(), &[egress("gone")]), BTreeMap::new());
     }
-                ports: BTreeSet::new(),
 }

@@ -77,7 +77,8 @@ impl Node {
             let mut vias = BTreeMap::new();
             for egress in egresses {
                 let key = ObjectKey::new(&egress.namespace, &egress.name);
-                let Some(info) = index.egresses.get(&key) else { continue };
+                // What leads nowhere has no tunnel.
+                let Some(info) = index.egresses.get(&key).filter(|info| !info.unknown) else { continue };
                 let service = index.services.get(&key).cloned().unwrap_or_default();
                 if service.is_empty() {
                     return Err(format!("Egress {egress} has no Service with an address yet"));

@@ -131,6 +131,7 @@ pub fn egress(egress: &Egress) -> Option<EgressInfo> {
         sport_auto: spec.fou_source_port_auto,
         client_affinity: spec.session_affinity == SessionAffinity::ClientIP,
         originating_only: spec.originating_only,
+        unknown: false,
     })
 }
 
@@ -224,7 +225,6 @@ mod tests {
         };
         assert_eq!(gateway("egress").unwrap().to_string(), "internet/nat");
         assert_eq!(gateway("ipam"), None);
-        assert_eq!(
         assert!(client.ports.is_empty(), "only a gateway's count");
         let sidecars = pod(&from(json!({
             "metadata": {"namespace": "internet", "name": "g", "labels": labels("egress")},
@@ -238,6 +238,7 @@ mod tests {
             },
         })));
         assert_eq!(sidecars.unwrap().ports, [2000, 8080, 9090, 9091, 9092].into());
+        assert_eq!(
             pod(&from(json!({"metadata": {"name": "h"}, "spec": {"hostNetwork": true, "containers": []}}))),
             None
         );
