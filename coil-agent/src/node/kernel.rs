@@ -41,6 +41,13 @@ impl Node {
             .and_then(|entry| entry.kernel_trouble.clone())
     }
 
+    /// Why a gateway's kernel does not do what the programs leave to it; empty when it does, or will.
+    pub(super) fn lacks_beside_programs(&self, owner: &AttachmentId) -> String {
+        let missing = self.settings.kernel_egress_missing.clone();
+        let trouble = || lock(&self.pods).get(owner).and_then(|entry| entry.kernel_trouble.clone());
+        missing.or_else(trouble).unwrap_or_default()
+    }
+
     /// Why a gateway that the kernel is takes no clients; empty when it does.
     pub(super) fn kernel_reason(&self, owner: &AttachmentId) -> String {
         if !self.feed.knows_clients() {

@@ -392,3 +392,6 @@ fn put<T: PartialEq>(store: &mut Store<T>, key: ObjectKey, value: Option<T>) -> 
         None => store.remove(&key).is_some(),
     }
 }
+
+#[cfg(test)]
+mod tests;

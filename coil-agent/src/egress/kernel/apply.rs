@@ -12,7 +12,7 @@ use super::{
     rules, tunnel,
 };
 use crate::net::{
-    Rtnl, RtnlError,
+    Rtnl, RtnlError, run_inside,
     plan::{OVERHEAD_V4, OVERHEAD_V6},
     route::{Owned, Path, Routes},
     sysctl,
@@ -70,7 +70,8 @@ pub async fn apply(
         }
     }
     if !wanted.adopted || wanted.tunnels.keys().any(|name| !there.contains(name)) {
-        ns.run(|| settings_and_tunnels(ifname, common.port, &there, wanted))??;
+        let (ifname, wanted) = (ifname.to_owned(), wanted.clone());
+        run_inside(ns, move || settings_and_tunnels(&ifname, common.port, &there, &wanted)).await??;
     }
     for (kernels, ours) in tunnel::OTHERS {
         // Made by the module; another name keeps it from being taken for somebody's tunnel.
