@@ -113,8 +113,8 @@ impl Go {
                     names[0], SERVICES[0]
                 ),
                 format!(
-                    "link add {} type ip6tnl mode ip6ip6 local {v6} remote {} hoplimit 225 encap fou encap-sport 5555 \
-                     encap-dport 5555",
+                    "link add {} type ip6tnl mode ip6ip6 local {v6} remote {} hoplimit 225 encaplimit 0 encap fou \
+                     encap-sport 5555 encap-dport 5555 noencap-udp6-csum",
                     names[1], SERVICES[1]
                 ),
                 "link add coil_ipip4 type ipip external".into(),
