@@ -45,6 +45,9 @@ pub async fn apply(
 ) -> Result<(), KernelError> {
     let rtnl = Rtnl::open_in(ns)??;
     let eth0 = rtnl.link_by_name(ifname).await?.ok_or_else(|| KernelError::NoInterface(ifname.to_owned()))?;
+    // Who connected it tells what it has.
+    let with_mtu = ways(&rtnl).await?.iter().any(|(_, path)| path.mtu != 0);
+    let wanted = &Wanted { adopted: wanted.is_of_go(&rules::list(&rtnl).await?, with_mtu), ..wanted.clone() };
     // From here on what is meant for a tunnel goes by one or not at all, whatever happens to the tunnels.
     closed::close(&rtnl, PROTOCOL, &not_open(&rtnl, wanted).await?).await?;
     if !wanted.adopted {
@@ -103,15 +106,23 @@ pub async fn apply(
     Ok(())
 }
 
+/// Routes into tunnels, by table and destination.
+async fn ways(rtnl: &Rtnl) -> Result<Vec<((u32, IpNet), Path)>, RtnlError> {
+    let mut ways = Vec::new();
+    for table in [TABLE_PRIVATE, TABLE_REST] {
+        let routes = Owned { table, protocol: PROTOCOL }.list(rtnl).await?;
+        ways.extend(routes.into_iter().map(|(net, path)| ((table, net), path)));
+    }
+    Ok(ways)
+}
+
 /// What is to be closed: behind the routes of a client that the Go version made there is nothing, so of those only what has
 /// no route yet.
 async fn not_open(rtnl: &Rtnl, wanted: &Wanted) -> Result<BTreeSet<(u32, IpNet)>, RtnlError> {
     let mut closed = wanted.closed.clone();
     if wanted.adopted {
-        for table in [TABLE_PRIVATE, TABLE_REST] {
-            for (net, _) in (Owned { table, protocol: PROTOCOL }).list(rtnl).await? {
-                closed.remove(&(table, net));
-            }
+        for (way, _) in ways(rtnl).await? {
+            closed.remove(&way);
         }
     }
     Ok(closed)

@@ -74,8 +74,28 @@ pub struct Wanted {
     pub gateway: Vec<IpAddr>,
     /// What masquerading may use of ports, where the programs translate beside it.
     pub ports: Option<RangeInclusive<u16>>,
-    /// A client as Coil v2's Go version made it: its rules and tunnels stay as they are, and its routes follow.
+    /// A client that may be as Coil v2's Go version made it ([`Self::is_of_go`]): then its rules and tunnels stay as they are,
+    /// and its routes follow.
     pub adopted: bool,
+}
+
+impl Wanted {
+    /// Whether a client with these rules, and routes into tunnels of which some have an MTU of their own or none has, is as the
+    /// Go version made it. What this version makes has one.
+    #[must_use]
+    pub fn is_of_go(&self, rules: &BTreeSet<Rule>, with_mtu: bool) -> bool {
+        let leads = |v6, priority, table| {
+            rules.iter().any(|rule| {
+                (rule.v6, rule.priority, rule.table, rule.to, rule.iif.as_ref())
+                    == (v6, priority, table, None, None)
+            })
+        };
+        self.adopted
+            && !with_mtu
+            && self.closed.iter().map(|(_, net)| net.addr().is_ipv6()).all(|v6| {
+                leads(v6, RULE_PRIVATE, TABLE_PRIVATE) && leads(v6, RULE_REST, TABLE_REST)
+            })
+    }
 }
 
 /// The name of the link to a peer, as Coil v2 has it.
@@ -225,6 +245,20 @@ mod tests {
         let before = wanted.clone();
         client(&mut wanted, &own, &[(net("0.0.0.0/0"), None)].into(), &BTreeMap::new());
         assert_eq!(wanted, before, "no client of anything");
+    }
+
+    #[test]
+    fn a_client_of_the_go_version_is_known_by_its_rules_and_routes() {
+        let rule = |v6, priority, table| Rule { priority, to: None, v6, iif: None, icmp: false, table };
+        let of = |v6| [rule(v6, 1900, 117), rule(v6, 2100, 118)];
+        let closed = [(118, net("0.0.0.0/0")), (118, net("::/0"))].into();
+        let wanted = Wanted { adopted: true, closed, ..Wanted::default() };
+        let both: BTreeSet<Rule> = [of(false), of(true)].concat().into_iter().collect();
+        assert!(wanted.is_of_go(&both, false));
+        assert!(!wanted.is_of_go(&both, true), "this version's routes");
+        assert!(!wanted.is_of_go(&of(false).into(), false), "without rules nothing leads there");
+        assert!(!wanted.is_of_go(&BTreeSet::new(), false));
+        assert!(!Wanted { adopted: false, ..wanted }.is_of_go(&both, false));
     }
 
     #[test]

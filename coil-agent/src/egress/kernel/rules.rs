@@ -11,11 +11,11 @@ use rtnetlink::packet_route::{
 use super::plan::{RULES, Rule};
 use crate::net::{Rtnl, RtnlError, rtnl::Mode};
 
-/// Makes the rules between priorities 1800 and 2100 exactly the wanted ones.
+/// The rules between priorities 1800 and 2100.
 ///
 /// # Errors
-/// When the kernel refuses; the message names the rule.
-pub async fn sync(rtnl: &Rtnl, wanted: &BTreeSet<Rule>) -> Result<(), RtnlError> {
+/// When the kernel cannot be asked.
+pub(super) async fn list(rtnl: &Rtnl) -> Result<BTreeSet<Rule>, RtnlError> {
     let mut found = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut filter = RuleMessage::default();
@@ -26,6 +26,15 @@ pub async fn sync(rtnl: &Rtnl, wanted: &BTreeSet<Rule>) -> Result<(), RtnlError>
             _ => None,
         }));
     }
+    Ok(found)
+}
+
+/// Makes the rules between priorities 1800 and 2100 exactly the wanted ones.
+///
+/// # Errors
+/// When the kernel refuses; the message names the rule.
+pub async fn sync(rtnl: &Rtnl, wanted: &BTreeSet<Rule>) -> Result<(), RtnlError> {
+    let found = list(rtnl).await?;
     // What keeps traffic in the cluster is there before what lets it out, and goes after it.
     for rule in wanted.difference(&found) {
         let doing = || format!("add the routing rule {} to table {}", rule.priority, rule.table);
