@@ -1,7 +1,7 @@
 //! Who may do what: roles and bindings, as kube-apiserver's RBAC reads them.
 //!
 //! Members of `system:masters` may do everything. Everybody who is known may read what the server says of itself,
-//! and ask what they may. Rules say the rest. Aggregated roles have the rules that were written into them.
+//! and ask what they may. Rules say the rest.
 
 mod policy;
 mod record;
@@ -27,8 +27,6 @@ use crate::verbs::Place;
 const GROUP: &str = "rbac.authorization.k8s.io";
 /// Its resources.
 const RESOURCES: [&str; 4] = ["clusterroles", "clusterrolebindings", "roles", "rolebindings"];
-/// Whose members nobody restricts.
-const MASTERS: &str = "system:masters";
 
 /// The rules in force.
 #[derive(Default)]
@@ -56,7 +54,7 @@ impl Authorizer {
 
     /// Whether a user may; every question that rules decide is recorded.
     pub(crate) fn allows(&self, user: &User, asked: &Attributes) -> bool {
-        if user.groups.iter().any(|group| group == MASTERS) {
+        if user.is_master() {
             return true;
         }
         let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -103,8 +101,9 @@ pub(crate) fn check_binding(place: Place<'_>, binding: &Value) -> Result<()> {
     let role = backend
         .get(&backend.registry.builtin(GROUP, plural), role_namespace, &name)
         .map_err(|_| ApiError::not_allowed(GROUP, plural, &name, &asked))?;
-    let within =
-        policy::granted(role.value(), &asked).all(|each| backend.authorizer.allows(&caller.user, &each));
+    let others = backend.store.list(&TableId::new(GROUP, "clusterroles"), None).0;
+    let rules = policy::rules_of(role.value(), others.iter().map(|other| other.value()));
+    let within = policy::granted(&rules, &asked).all(|each| backend.authorizer.allows(&caller.user, &each));
     if within {
         return Ok(());
     }

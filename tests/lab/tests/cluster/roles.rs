@@ -18,15 +18,6 @@ use crate::common::{LIMIT, check, end, name, program};
 
 /// Permissions for moments that a test cannot bring about: what would ask, and when.
 const RARE: &[(&str, &str)] = &[
-    ("coil-ipam-controller-events patch events", "the same Event again, which is told once a minute"),
-    ("coild get pods", "ADD before the watch has told of the pod"),
-    ("coild-ipam get namespaces", "ADD before the watch has told of the namespace"),
-    ("coild-egress get egresses", "ADD before the watch has told of the Egress"),
-    ("coild-egress list services", "egress by the kernel, which needs its modules"),
-    ("coild-egress watch services", "egress by the kernel, which needs its modules"),
-    ("coil-egress-controller patch events", "the same Event again"),
-    ("coild-ipam get addresspools", "a request that nobody answers"),
-    ("coil-ipam-controller get addressblocks", "a block that is there already: another leader's"),
 ];
 
 /// Roles that are for people, or for gateways of Coil v2 during an upgrade.
