@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::status::{ApiError, Result};
 
-/// The path's last segment.
-pub(crate) const HELD_WATCHES: &str = "held-watches";
+/// Where watches are held back and let go: `POST` and `DELETE`.
+pub const HELD_WATCHES: &str = "/faults/held-watches";
 
 /// The faults in force.
 pub(crate) struct Faults {

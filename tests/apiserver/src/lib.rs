@@ -79,6 +79,7 @@ mod tls;
 mod verbs;
 
 pub use auth::User;
+pub use faults::HELD_WATCHES;
 pub use kubeconfig::kubeconfig;
 pub use rbac::{Attributes, Policy, Question};
 pub use server::{ApiServer, Config, ServiceResolver, StartError};

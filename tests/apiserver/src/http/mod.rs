@@ -57,7 +57,7 @@ async fn route(backend: &Arc<Backend>, request: Request<Incoming>) -> Result<Res
         }
         return review(backend, &user, (*group).to_owned(), (*plural).to_owned(), request).await;
     }
-    if let ["faults", HELD_WATCHES] = parts.as_slice() {
+    if path == HELD_WATCHES {
         return hold_watches(backend, &user, request).await;
     }
     let target = route::target(&backend.registry, &segments)?;
@@ -106,11 +106,7 @@ async fn review(
     answer.map(|answer| body::json(StatusCode::CREATED, &answer)).ok_or_else(ApiError::no_such_path)
 }
 
-async fn hold_watches(
-    backend: &Backend,
-    user: &User,
-    request: Request<Incoming>,
-) -> Result<Response<Body>> {
+async fn hold_watches(backend: &Backend, user: &User, request: Request<Incoming>) -> Result<Response<Body>> {
     if !user.is_master() {
         return Err(ApiError::no_such_path());
     }

@@ -138,6 +138,7 @@ impl Watch {
     async fn let_go(&self) -> bool {
         let faults = &self.backend.faults;
         tokio::select! {
+            biased;
             () = faults.until_let_go(&self.options.user.name, self.resource.table.as_str()) => true,
             () = tokio::time::sleep_until(self.ends) => false,
         }
