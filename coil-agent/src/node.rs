@@ -1,12 +1,15 @@
 //! The node's pods: what is connected, and making kernel and datapath follow the index.
 
 mod attachments;
+mod entry;
 mod gateways;
+mod in_time;
 mod inside;
 mod kernel;
 mod leftover;
 mod ports;
 mod resync;
+mod tell;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +26,7 @@ use coil_api::annotation::{AnnotationError, EgressRef};
 use kube::Client;
 use prometheus::{IntCounterVec, Opts};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::{
     egress::{
@@ -43,7 +46,7 @@ use crate::{
     plane::{Plane, PlaneError},
     watch::{
         Feed,
-        index::{ObjectKey, PodInfo},
+        index::ObjectKey,
     },
 };
 
@@ -70,8 +73,6 @@ pub struct Settings {
     pub kernel_egress_missing: Option<String>,
     /// The flag for which every packet passes the host's stack, if there is one.
     pub by_host_stack: Option<&'static str>,
-    /// `--protocol-id`.
-    pub protocol: u8,
     /// `--devices`; empty to find the uplinks.
     pub devices: Vec<String>,
     /// Priority of the rule to the routes to pods; none when those are another plugin's.
@@ -103,6 +104,10 @@ pub struct Node {
     applying: tokio::sync::Mutex<()>,
     /// Held while the insides of pods follow the index.
     following: tokio::sync::Mutex<()>,
+    /// Pods whose insides take long: they are followed again when that has ended.
+    late: Mutex<BTreeSet<AttachmentId>>,
+    /// One of them has ended.
+    again: tokio::sync::Notify,
     applied: AtomicBool,
     /// What was not as it was left, by kind.
     pub drift: IntCounterVec,
@@ -110,6 +115,8 @@ pub struct Node {
     told: Mutex<String>,
     /// Clients for which programs of an earlier run stay, as last said.
     waiting: Mutex<String>,
+    /// Egresses that are not understood, and their clients, as last said.
+    shut_in: Mutex<BTreeMap<EgressRef, Vec<String>>>,
     /// Gateways whose ports were said to run out.
     port_warnings: Mutex<BTreeSet<IpAddr>>,
 }
@@ -135,6 +142,8 @@ struct Entry {
     kernel: Option<Wanted>,
     /// Why that could not be done.
     kernel_trouble: Option<String>,
+    /// Held while something is done inside it.
+    inside: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A pod that ADD has connected.
@@ -202,10 +211,13 @@ impl Node {
             pods: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
             following: tokio::sync::Mutex::default(),
+            late: Mutex::default(),
+            again: tokio::sync::Notify::new(),
             applied: AtomicBool::new(false),
             drift: drift_counter(),
             told: Mutex::default(),
             waiting: Mutex::default(),
+            shut_in: Mutex::default(),
             port_warnings: Mutex::default(),
         })
     }
@@ -234,6 +246,7 @@ impl Node {
                 complaint: None,
                 kernel: None,
                 kernel_trouble: None,
+                inside: Arc::default(),
                 attached: Attached {
                     link: pod.link,
                     pod: None,
@@ -263,6 +276,7 @@ impl Node {
             complaint: None,
             kernel: None,
             kernel_trouble: None,
+            inside: Arc::default(),
         };
         let link = entry.attached.link.host.index;
         let before = lock(&self.pods).insert(pod.owner.clone(), entry);
@@ -337,11 +351,8 @@ impl Node {
             return Ok(());
         }
         let result = self.apply().await;
-        let owners: Vec<AttachmentId> = lock(&self.pods).keys().cloned().collect();
         let _one_at_a_time = self.following.lock().await;
-        for owner in owners {
-            self.follow_inside(&owner).await;
-        }
+        self.follow_all_inside().await;
         result
     }
 
@@ -360,6 +371,7 @@ impl Node {
             }
             plan::desired(index, &facts, pods.values().map(|entry| &entry.attached))
         });
+        self.tell_of_unknown();
         let result = self.plane.with(|plane| plane.apply(&desired)).unwrap_or(Ok(()));
         self.applied.store(result.is_ok(), Ordering::Relaxed);
         result.map_err(ApplyError)
@@ -398,6 +410,7 @@ impl Node {
                         tokio::time::sleep(SETTLE).await;
                         break;
                     }
+                    () = self.again.notified() => break,
                     // Each pod that comes or goes is such a change, too: they are looked at together.
                     () = monitor.changed(is_about_node), if next_look > soon => next_look = soon,
                     () = tokio::time::sleep_until(next_look) => break,
@@ -405,83 +418,5 @@ impl Node {
             }
             changes.mark_unchanged();
         }
-    }
-}
-
-impl Entry {
-    /// Takes over what the index knows of the pod. A pod that the index does not have (any more)
-    /// stays as it was until DEL: its containers may still run.
-    fn follow(&mut self, known: Option<&PodInfo>) {
-        let Some(known) = known else { return };
-        let mut now = known.clone();
-        if let (Err(e), Some(PodInfo { egresses: Ok(before), .. })) = (&known.egresses, &self.attached.pod) {
-            // An annotation that became wrong must not let a client's packets out without a gateway.
-            if self.complaint.as_ref() != Some(e) {
-                warn!(pod = %known.key, error = %e, "the pod's Egresses stay as they were");
-                self.complaint = Some(e.clone());
-            }
-            now.egresses = Ok(before.clone());
-        } else {
-            self.complaint = None;
-        }
-        if self.attached.link.addresses().is_empty() {
-            // Of a pod that another plugin connected, and whose namespace was not found.
-            for address in &now.addresses {
-                match address {
-                    IpAddr::V4(a) => self.attached.link.ipv4 = Some(*a),
-                    IpAddr::V6(a) => self.attached.link.ipv6 = Some(*a),
-                }
-            }
-        }
-        self.attached.pod = Some(now);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        net::{Link, Mac, pod::PodLink},
-        watch::index::ObjectKey,
-    };
-
-    fn pod(egresses: Result<Vec<EgressRef>, AnnotationError>) -> PodInfo {
-        PodInfo {
-            key: ObjectKey::new("a", "p"),
-            uid: "1".into(),
-            egresses,
-            gateway_of: None,
-            shaped: false,
-            addresses: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_pod_follows_its_annotations_but_not_into_the_open() {
-        let link = PodLink { host: Link::default(), mac: Mac::default(), ipv4: None, ipv6: None };
-        let mut entry = Entry {
-            attached: Attached { link, pod: None, kernel_client: false, kernel_gateway: false },
-            uid: None,
-            attachment: Attachment { name: String::new(), network: None },
-            since: Instant::now(),
-            netns: None,
-            routes: None,
-            segments_udp: None,
-            gateway: None,
-            complaint: None,
-            kernel: None,
-            kernel_trouble: None,
-        };
-        let egresses = |entry: &Entry| plan::egresses_of(entry.attached.pod.as_ref().unwrap()).to_vec();
-        let nat = EgressRef { namespace: "internet".into(), name: "nat".into() };
-        let wrong = AnnotationError::Name { key: "egress.coil.cybozu.com/internet".into(), name: ",".into() };
-        entry.follow(Some(&pod(Ok(vec![nat.clone()]))));
-        assert_eq!(egresses(&entry), std::slice::from_ref(&nat));
-        entry.follow(Some(&pod(Err(wrong.clone()))));
-        assert_eq!((egresses(&entry), entry.complaint.as_ref()), (vec![nat.clone()], Some(&wrong)));
-        entry.follow(None);
-        assert_eq!(egresses(&entry), [nat], "a pod that is deleted in the API runs on for a while");
-        entry.follow(Some(&pod(Ok(Vec::new()))));
-        assert_eq!((egresses(&entry).len(), &entry.complaint), (0, &None));
     }
 }

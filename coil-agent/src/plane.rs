@@ -6,10 +6,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use ipnet::IpNet;
 use tracing::{debug, info};
 
 use crate::datapath::{
-    Datapath, DatapathError, Desired, Drift, GatewayNow, Leftover, Reading, Removed, Report, Usage,
+    Datapath, DatapathError, Desired, Drift, EgressId, GatewayNow, Leftover, Reading, Removed, Report, Usage,
     monotonic_seconds,
 };
 
@@ -38,6 +39,9 @@ pub trait Dataplane: Send {
 
     /// Addresses of the clients that it has: at first those of a run before.
     fn clients(&self) -> BTreeSet<IpAddr>;
+
+    /// What leads through which Egress: at first as a run before had it.
+    fn destinations(&self) -> BTreeSet<(EgressId, IpNet)>;
 
     /// An address of a gateway pod as it is now.
     ///
@@ -96,6 +100,10 @@ impl Dataplane for Datapath {
 
     fn clients(&self) -> BTreeSet<IpAddr> {
         Self::clients(self)
+    }
+
+    fn destinations(&self) -> BTreeSet<(EgressId, IpNet)> {
+        Self::destinations(self)
     }
 
     fn gateway(&self, address: IpAddr) -> Result<GatewayNow, PlaneError> {

@@ -61,6 +61,46 @@ fn stand_in(socket: &str, status: Arc<Mutex<GatewayStatus>>) {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_coild_that_hangs() {
+    let socket = format!("coil-gateway-hangs-{}", std::process::id());
+    let listener = UnixListener::bind_addr(&UnixAddr::from_abstract_name(&socket).unwrap()).unwrap();
+    let (asked, was_asked) = std::sync::mpsc::channel();
+    // It takes every question, and answers none.
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming().map_while(Result::ok) {
+            open.push(stream);
+            let _ = asked.send(());
+        }
+    });
+    let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let (metrics, health) = (listen(), listen());
+    let health_at = health.local_addr().unwrap();
+    let settings = Settings {
+        namespace: "internet".into(),
+        egress: "nat".into(),
+        pod: "nat-1".into(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let program = tokio::spawn(run(settings, Endpoints { metrics, health, socket }, LIMIT, async {
+        stopped.await.unwrap();
+    }));
+    tokio::task::spawn_blocking(move || was_asked.recv_timeout(LIMIT)).await.unwrap().unwrap();
+    // A kubelet waits a second for an answer.
+    let since = Instant::now();
+    for path in ["/healthz", "/readyz"] {
+        wait_for(health_at, path, &["HTTP/1.1"]).await;
+    }
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?} for two answers", since.elapsed());
+    // Nor does its end.
+    stop.send(()).unwrap();
+    let since = Instant::now();
+    tokio::time::timeout(LIMIT, program).await.expect("it ends").unwrap().unwrap();
+    assert!(since.elapsed() < Duration::from_millis(1500), "{:?} until the end", since.elapsed());
+}
+
+#[tokio::test]
 async fn a_gateway_from_start_to_end() {
     let socket = format!("coil-gateway-test-{}", std::process::id());
     let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
@@ -99,6 +139,7 @@ async fn a_gateway_from_start_to_end() {
             flows: vec![FlowCount { protocol: "tcp".into(), state: "established".into(), flows: 7 }],
             busiest: Some(Busiest { remote: "198.51.100.1:443/tcp".into(), ports: 6, of: 59973 }),
             failures: [("no-port".to_owned(), 2)].into(),
+            lacks: "this kernel lacks FOU for IPv4".into(),
         },
     }));
     stand_in(&socket, status.clone());
@@ -109,7 +150,7 @@ async fn a_gateway_from_start_to_end() {
         status.ready = true;
         status.flows = 7;
     }
-    wait_for(health_at, "/readyz", &["200 OK"]).await;
+    wait_for(health_at, "/readyz", &["200 OK", "ok; protocols", "this kernel lacks FOU for IPv4"]).await;
     wait_for(
         metrics_at,
         "/metrics",

@@ -15,6 +15,7 @@ use coil_packet::{
         UplinkValue, Way,
     },
     counter_index,
+    ports::OWN_WORDS,
 };
 
 // Most entries. The agent may ask for more when it creates a map.
@@ -149,6 +150,8 @@ static UPLINK_LINKS: HashMap<u32, UplinkValue, UPLINKS> = HashMap::new();
 static LOST: Array<Lost, 1> = Array::new();
 #[btf_map(name = "coil_ports")]
 static PORTS: Array<PortRow, { PORT_ROWS as usize }> = Array::new();
+#[btf_map(name = "coil_own_ports")]
+static OWN_PORTS: Array<u64, { OWN_WORDS as usize }> = Array::new();
 #[btf_map(name = "coil_hops")]
 static NEXT_HOPS: Array<Way, { HOPS as usize }> = Array::new();
 #[btf_map(name = "coil_counters")]
@@ -310,6 +313,12 @@ pub(crate) fn ports(word: u32) -> Option<*mut u64> {
     let column = (word % PORT_WORDS_OF_ROW) as usize;
     // SAFETY: a pointer into the map's value, which has more words than the column's number.
     Some(unsafe { (&raw mut (*row).words).cast::<u64>().add(column) })
+}
+
+/// A word of the ports that gateway pods have for themselves.
+#[inline(always)]
+pub(crate) fn own_ports(word: u32) -> Option<*const u64> {
+    OWN_PORTS.get_ptr(word)
 }
 
 /// A slot of the hops.

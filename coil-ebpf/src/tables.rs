@@ -320,6 +320,12 @@ impl<A: Side> Tables<A> for Kernel {
     }
 
     #[inline(always)]
+    fn own_ports(&self, word: u32) -> u64 {
+        // SAFETY: a pointer into the map's value; the agent alone writes it.
+        maps::own_ports(word).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
     fn tally(&mut self, gateway: &A, what: Tallied, len: u32) {
         if A::tally().get_ptr(gateway).is_none() {
             // Another CPU may be first, which is as good; without room nothing is counted.

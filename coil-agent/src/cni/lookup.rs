@@ -117,7 +117,8 @@ async fn pool(node: &Node, namespace: &str) -> Result<String, Failure> {
 
 async fn must_exist(node: &Node, egress: &EgressRef) -> Result<(), Failure> {
     let key = ObjectKey::new(&egress.namespace, &egress.name);
-    if node.feed.read(|index| index.egresses.contains_key(&key)) {
+    // What is not understood is asked for again, so that the answer says why.
+    if node.feed.read(|index| index.egresses.get(&key).is_some_and(|info| !info.unknown)) {
         return Ok(());
     }
     let api: Api<Egress> = Api::namespaced(node.client.clone(), &egress.namespace);
@@ -125,7 +126,7 @@ async fn must_exist(node: &Node, egress: &EgressRef) -> Result<(), Failure> {
         Ok(Some(found)) => {
             node.feed.update(|index| {
                 let info = objects::egress(&found);
-                info.is_some_and(|info| index.egresses.insert(key, info).is_none())
+                info.is_some_and(|info| index.egresses.insert(key, info).is_none_or(|before| before.unknown))
             });
             Ok(())
         }

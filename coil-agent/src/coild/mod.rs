@@ -151,8 +151,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let support = kernel_egress(options.enable_egress, by_kernel);
     let kernel_egress_missing =
         support.as_ref().map_or_else(|| Some(NO_EGRESS.to_owned()), Support::obstacle);
-    // Whether or not this kernel can: what coild asks for, and so whether its role is enough, is no matter of modules.
-    let kernel_egress = options.enable_egress && by_kernel;
+    // Clients that the Go version made dial the Services of their Egresses, whatever serves the others. Whether or not this
+    // kernel can: what coild asks for, and so whether its role is enough, is no matter of modules.
+    let kernel_egress = by_kernel || found.iter().any(|pod| pod.kernel_client);
     feed.start(
         &client,
         &options.node_name,
@@ -166,7 +167,6 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
         egress: options.enable_egress,
         kernel_egress_lacks: support.map_or_else(|| Some(NO_EGRESS.to_owned()), |support| support.missing()),
         kernel_egress_missing,
-        protocol: options.protocol_id,
         devices: options.devices.clone(),
         pod_rule: options.enable_ipam.then_some(options.pod_rule_prio),
         facts: NodeFacts {
@@ -180,6 +180,7 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
             addresses_of_others: !options.enable_ipam,
             quota: options.egress_quota,
             former_clients: plane.with(|plane| plane.clients()).unwrap_or_default(),
+            former_destinations: plane.with(|plane| plane.destinations()).unwrap_or_default(),
             ..NodeFacts::default()
         },
     };

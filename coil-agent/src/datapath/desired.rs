@@ -33,6 +33,8 @@ pub struct Desired {
     pub clients: BTreeSet<(IpAddr, IpAddr)>,
     /// True when new clients may have any address, because another plugin gives them.
     pub any_sender: bool,
+    /// Ports that gateway pods of this node have for themselves, besides those that all have.
+    pub own_ports: BTreeSet<u16>,
     /// Most ports that one client may have of this node's gateways, 0 for no limit.
     pub quota: u32,
     /// Interface indices of the links to other nodes and the world; `from_net` is attached to each.

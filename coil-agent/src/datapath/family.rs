@@ -7,9 +7,11 @@ use aya::{
     maps::{HashMap, LpmTrie, MapData},
 };
 use coil_packet::{
-    abi::{ClientKey, ClientValue, GatewayKey, GatewayValue, Maglev, PodValue, PolicyKey, PoolValue},
+    abi::{ClientKey, ClientValue, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey, PoolValue},
     flow::Limits,
 };
+
+use ipnet::IpNet;
 
 use super::{
     DatapathError,
@@ -130,6 +132,15 @@ impl<A: HostAddr> FamilyTables<A> {
     /// Addresses of the clients that the maps have.
     pub(super) fn clients(&self) -> impl Iterator<Item = IpAddr> {
         self.pods.iter().filter(|(_, pod)| pod.is_client()).map(|(address, _)| address.into())
+    }
+
+    /// What leads through which Egress, of whatever policy.
+    pub(super) fn destinations(&self) -> impl Iterator<Item = (u32, IpNet)> {
+        self.policy.iter().filter_map(|((len, key), egress)| {
+            let len = u8::try_from(len.checked_sub(u32::BITS)?).ok()?;
+            let net = IpNet::new(key.destination.into(), len).ok()?;
+            (egress != NONE).then_some((egress, net))
+        })
     }
 
     /// Pods whose packets will be the kernel's, and are not yet.

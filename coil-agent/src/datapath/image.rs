@@ -224,6 +224,7 @@ mod tests {
             all_gateways: ["10.64.0.9".parse().unwrap()].into(),
             clients: [("10.64.0.9".parse().unwrap(), "10.64.0.1".parse().unwrap())].into(),
             any_sender: false,
+            own_ports: [].into(),
             quota: 0,
             uplinks: [2].into(),
             forward: true,

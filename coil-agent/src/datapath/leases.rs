@@ -19,21 +19,22 @@ use super::{
     DatapathError,
     image::HostAddr,
     outgrown::Outgrown,
+    pairs::{self, Store as _, Turn},
     state::{NatEntry, StateNames, Survey, all, remove},
     take,
-    walk::{self, Walk},
+    walk::Walked,
 };
 
 /// The translations of one family.
 pub(super) struct Leases<A: Addr> {
     names: StateNames,
-    forward: HashMap<MapData, NatKey<A>, NatValue>,
-    forward_walk: Walk,
-    reverse: HashMap<MapData, NatRevKey<A>, NatRevValue<A>>,
-    reverse_walk: Walk,
+    forward: Walked<NatKey<A>, NatValue>,
+    reverse: Walked<NatRevKey<A>, NatRevValue<A>>,
     pin: HashMap<MapData, PinKey<A>, PinValue<A>>,
     /// Ports that each client was ever lent, as the programs count.
-    lent: HashMap<MapData, A, u32>,
+    lent: Walked<A, u32>,
+    /// The programs had no room to count what some client was lent.
+    uncounted: bool,
     /// How many of these it has no more.
     returned: HashMap<MapData, A, u32>,
     /// What each gateway did for new flows.
@@ -49,9 +50,40 @@ struct Pass<A> {
     gone: Vec<A>,
     /// What clients were lent before it began: what is lent meanwhile counts as in use until the next one.
     lent: Vec<(A, u32)>,
-    in_use: BTreeMap<IpAddr, u32>,
+    /// When it began, in seconds of the monotonic clock.
+    began: u32,
+    in_use: BTreeMap<IpAddr, InUse>,
     /// All leases were seen.
     forward: bool,
+}
+
+impl<A: HostAddr> Pass<A> {
+    /// Whether a lease is over.
+    fn takes(&self, key: &NatRevKey<A>, lease: &NatRevValue<A>, now: u32) -> bool {
+        let is_gone = |address: A| self.gone.iter().any(|gone| gone.same(address));
+        let protocol = u8::try_from(key.protocol).unwrap_or(0);
+        nat::expired(protocol, lease, now) || is_gone(key.gateway) || is_gone(lease.client)
+    }
+}
+
+/// Ports that a client has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct InUse {
+    /// All that were seen.
+    seen: u32,
+    /// Those of them that may have been lent since the pass began: they were used since.
+    recent: u32,
+}
+
+impl InUse {
+    /// How many of the ports that a client was ever lent have come back. The programs count what it was lent since the
+    /// pass began by themselves: those of them that the pass has seen are not to count twice. Which these are nobody
+    /// knows; with the most that they can be, a client may have as many too much as it was lent during one pass, and is
+    /// never refused what it may have.
+    fn returned(self, lent_before: u32, lent_now: u32) -> u32 {
+        let twice = self.recent.min(lent_now.wrapping_sub(lent_before));
+        lent_before.wrapping_sub(self.seen).wrapping_add(twice)
+    }
 }
 
 /// What a step did.
@@ -67,16 +99,14 @@ pub(super) struct Stepped {
 
 impl<A: HostAddr> Leases<A> {
     pub(super) fn adopt(ebpf: &mut Ebpf, names: StateNames) -> Result<Self, DatapathError> {
-        let (forward, forward_walk) = walk::take(ebpf, names.nat)?;
-        let (reverse, reverse_walk) = walk::take(ebpf, names.nat_rev)?;
         Ok(Self {
             names,
-            forward,
-            forward_walk,
-            reverse,
-            reverse_walk,
+            forward: Walked::adopt(ebpf, names.nat)?,
+            reverse: Walked::adopt(ebpf, names.nat_rev)?,
             pin: take(ebpf, names.pin)?,
-            lent: take(ebpf, names.lent)?,
+            lent: Walked::adopt(ebpf, names.lent)?,
+            // What came before is not known.
+            uncounted: true,
             returned: take(ebpf, names.returned)?,
             tally: take(ebpf, names.tally)?,
             pass: None,
@@ -86,17 +116,17 @@ impl<A: HostAddr> Leases<A> {
 
     /// Moves in what maps of before hold. The reverse entries first: without its own a forward entry counts for nothing.
     pub(super) fn take_over(&mut self, outgrown: &Outgrown) -> Result<usize, DatapathError> {
-        Ok(outgrown.move_to(self.names.nat_rev, &mut self.reverse)?
-            + outgrown.move_to(self.names.nat, &mut self.forward)?
+        Ok(outgrown.move_to(self.names.nat_rev, &mut self.reverse.map)?
+            + outgrown.move_to(self.names.nat, &mut self.forward.map)?
             + outgrown.move_to(self.names.pin, &mut self.pin)?
-            + outgrown.move_to(self.names.lent, &mut self.lent)?
+            + outgrown.move_to(self.names.lent, &mut self.lent.map)?
             + outgrown.move_to(self.names.returned, &mut self.returned)?)
     }
 
     /// The live ones.
     pub(super) fn live(&self, now: u32) -> Result<Vec<NatEntry>, DatapathError> {
         let mut entries = vec![];
-        for (key, value) in all(&self.reverse, self.names.nat_rev)? {
+        for (key, value) in all(&self.reverse.map, self.names.nat_rev)? {
             let protocol = u8::try_from(key.protocol).unwrap_or(0);
             if nat::expired(protocol, &value, now) {
                 continue;
@@ -135,7 +165,7 @@ impl<A: HostAddr> Leases<A> {
     ) -> Result<Stepped, DatapathError> {
         let mut pass = match self.pass.take() {
             Some(pass) => pass,
-            None => self.begin(std::mem::take(gone), survey)?,
+            None => self.begin(now, std::mem::take(gone), survey)?,
         };
         let stepped = if pass.forward {
             self.step_forward(&mut pass)?
@@ -160,44 +190,54 @@ impl<A: HostAddr> Leases<A> {
 
     /// The next step begins a pass; the answer is whose leases the one under way was to remove.
     pub(super) fn restart(&mut self) -> Vec<A> {
-        self.reverse_walk.restart();
-        self.forward_walk.restart();
+        self.reverse.restart();
+        self.forward.restart();
         self.pass.take().map(|pass| pass.gone).unwrap_or_default()
     }
 
     /// Removes the leases of some addresses, all at once: the addresses are to be others'. A pass that is under way
-    /// begins anew.
+    /// begins anew, unless none of its addresses has any.
     pub(super) fn forget(&mut self, now: u32, mut gone: Vec<A>) -> Result<usize, DatapathError> {
-        self.cut = true;
-        gone.extend(self.restart());
-        for address in &gone {
-            remove(&mut self.tally, address, self.names.tally)?;
-        }
-        let mut pass =
-            Pass { gone, lent: all(&self.lent, self.names.lent)?, in_use: BTreeMap::new(), forward: false };
-        let mut removed = 0;
-        loop {
-            let stepped = if pass.forward {
-                self.step_forward(&mut pass)?
-            } else {
-                self.step_leases(now, &mut pass, None)?
-            };
-            removed += stepped.removed;
-            if stepped.ended {
-                return Ok(removed);
+        gone.extend(self.pass.iter_mut().flat_map(|pass| std::mem::take(&mut pass.gone)));
+        let mut with_leases = vec![];
+        for address in gone {
+            if self.may_have_leases(address)? {
+                with_leases.push(address);
             }
         }
+        if with_leases.is_empty() {
+            return Ok(0);
+        }
+        self.cut = true;
+        self.restart();
+        let mut pass = self.pass(now, with_leases)?;
+        let mut removed = 0;
+        // Each lease takes its forward entry with it.
+        while !pass.forward {
+            removed += self.step_leases(now, &mut pass, None)?.removed;
+        }
+        Ok(removed)
     }
 
-    fn begin(&mut self, gone: Vec<A>, survey: &mut Survey) -> Result<Pass<A>, DatapathError> {
-        for address in &gone {
-            remove(&mut self.tally, address, self.names.tally)?;
-        }
+    /// False for an address that was neither lent a port nor has lent one, as far as that is counted.
+    fn may_have_leases(&self, address: A) -> Result<bool, DatapathError> {
+        Ok(self.uncounted || self.lent.look(&address)?.is_some() || self.tally.get(&address, 0).is_ok())
+    }
+
+    fn begin(&mut self, now: u32, gone: Vec<A>, survey: &mut Survey) -> Result<Pass<A>, DatapathError> {
+        let pass = self.pass(now, gone)?;
         for (gateway, tally) in all(&self.tally, self.names.tally)? {
-            survey.counting.begins(gateway.into(), tally.lent.packets);
+            if !pass.gone.iter().any(|gone| gone.same(gateway)) {
+                survey.counting.begins(gateway.into(), tally.lent.packets);
+            }
         }
-        let lent = all(&self.lent, self.names.lent)?;
-        Ok(Pass { gone, lent, in_use: BTreeMap::new(), forward: false })
+        Ok(pass)
+    }
+
+    fn pass(&mut self, now: u32, gone: Vec<A>) -> Result<Pass<A>, DatapathError> {
+        let lent = all(&self.lent.map, self.names.lent)?;
+        self.uncounted = lent.len() >= self.lent.most as usize;
+        Ok(Pass { gone, lent, began: now, in_use: BTreeMap::new(), forward: false })
     }
 
     fn step_leases(
@@ -206,19 +246,26 @@ impl<A: HostAddr> Leases<A> {
         pass: &mut Pass<A>,
         mut survey: Option<&mut Survey>,
     ) -> Result<Stepped, DatapathError> {
-        let part = self.reverse_walk.step::<NatRevKey<A>, NatRevValue<A>>()?;
+        let part = self.reverse.step()?;
         let mut stepped = Stepped { seen: part.entries.len(), ..Stepped::default() };
-        for (key, value) in part.entries {
-            let protocol = u8::try_from(key.protocol).unwrap_or(0);
-            let is_gone = |addr: A| pass.gone.iter().any(|gone| gone.same(addr));
-            if nat::expired(protocol, &value, now) || is_gone(key.gateway) || is_gone(value.client) {
-                remove(&mut self.reverse, &key, self.names.nat_rev)?;
-                stepped.removed += 1;
+        for (key, read) in part.entries {
+            let over = |lease: &NatRevValue<A>| pass.takes(&key, lease, now);
+            let turn = if over(&read) {
+                pairs::end(&mut self.reverse, &mut self.forward, &key, over)?
             } else {
-                *pass.in_use.entry(value.client.into()).or_default() += 1;
-                if let Some(survey) = &mut survey {
-                    survey.look.saw(&key);
-                    survey.counting.saw(&key, &value);
+                Turn::Stays(read)
+            };
+            match turn {
+                Turn::Over => stepped.removed += 1,
+                Turn::Absent => {}
+                Turn::Stays(lease) => {
+                    let in_use = pass.in_use.entry(lease.client.into()).or_default();
+                    in_use.seen += 1;
+                    in_use.recent += u32::from(lease.seen >= pass.began);
+                    if let Some(survey) = &mut survey {
+                        survey.look.saw(&key);
+                        survey.counting.saw(&key, &lease);
+                    }
                 }
             }
         }
@@ -229,24 +276,13 @@ impl<A: HostAddr> Leases<A> {
         Ok(stepped)
     }
 
-    /// A forward entry counts only while its reverse entry points back. The programs insert that first, so an entry
-    /// without one is left over.
+    /// What is left over of forward entries: a lease takes its own with it.
     fn step_forward(&mut self, pass: &mut Pass<A>) -> Result<Stepped, DatapathError> {
-        let part = self.forward_walk.step::<NatKey<A>, NatValue>()?;
+        let part = self.forward.step()?;
         let stepped = Stepped { seen: part.entries.len(), removed: 0, ended: part.last };
         for (key, value) in part.entries {
-            let reverse = NatRevKey {
-                gateway: key.gateway,
-                remote: key.remote,
-                port: value.port,
-                remote_port: key.remote_port,
-                protocol: key.protocol,
-            };
-            let lease = self.reverse.get(&reverse, 0);
-            let points_back = lease
-                .is_ok_and(|lease| lease.client.same(key.client) && lease.client_port == key.client_port);
-            if !points_back {
-                remove(&mut self.forward, &key, self.names.nat)?;
+            if !pairs::stands(&self.reverse, &key, value.port)? {
+                pairs::drop_translation(&self.reverse, &mut self.forward, &key)?;
             }
         }
         if part.last {
@@ -257,19 +293,48 @@ impl<A: HostAddr> Leases<A> {
 
     /// Tells the programs how many of the ports that they lent have come back.
     fn settle(&mut self, pass: &Pass<A>) -> Result<(), DatapathError> {
-        for (client, count) in &pass.lent {
+        for (client, before) in &pass.lent {
             let has = pass.in_use.get(&(*client).into()).copied().unwrap_or_default();
+            let Some(now) = self.lent.look(client)? else { continue };
             // What was lent since the pass began is not counted: then the client has some after all.
-            if has == 0 && self.lent.get(client, 0).is_ok_and(|now| now == *count) {
+            if has.seen == 0 && now == *before {
                 remove(&mut self.returned, client, self.names.returned)?;
-                remove(&mut self.lent, client, self.names.lent)?;
+                match self.lent.take(client)? {
+                    Some(taken) if taken != now => drop(self.lent.put_back(client, &taken)?),
+                    _ => {}
+                }
                 continue;
             }
             let name = self.names.returned;
             self.returned
-                .insert(*client, count.wrapping_sub(has), 0)
+                .insert(*client, has.returned(*before, now), 0)
                 .map_err(|source| DatapathError::Map { name, action: "change an entry", source })?;
         }
+        // Only now: an address without a tally counts as one that has lent nothing.
+        for address in &pass.gone {
+            remove(&mut self.tally, address, self.names.tally)?;
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lent_during_a_pass_counts_once() {
+        /// What the programs take for in use: they have lent `now` in all.
+        fn used(in_use: InUse, before: u32, now: u32) -> u32 {
+            now.wrapping_sub(in_use.returned(before, now))
+        }
+        let seen = |seen, recent| InUse { seen, recent };
+        assert_eq!(used(seen(300, 0), 1000, 1000), 300, "nothing was lent meanwhile");
+        assert_eq!(used(seen(300, 0), 1000, 1050), 350, "the pass came too early for what was lent meanwhile");
+        assert_eq!(used(seen(350, 50), 1000, 1050), 350, "the pass saw it");
+        assert_eq!(used(seen(350, 350), 1000, 1050), 350, "old ones are in use, too");
+        assert_eq!(used(seen(320, 20), 1000, 1050), 350, "it saw some of it");
+        assert_eq!(used(seen(30, 30), 5, 35), 30, "all of it is new, and what there was is over");
+        assert_eq!(used(seen(7, 2), u32::MAX - 1, 3), 10, "the count has begun anew");
     }
 }

@@ -27,10 +27,13 @@ mod load;
 mod lock;
 mod log;
 mod maglev;
+mod marks;
 pub(crate) mod netlink;
 mod object;
 pub mod obstacle;
 mod outgrown;
+mod own_ports;
+mod pairs;
 mod pins;
 mod ports;
 mod state;
@@ -52,7 +55,7 @@ use aya::{
 };
 use coil_packet::abi::{Config, Lost, UplinkValue, config_flag};
 use ipnet::IpNet;
-use tracing::{info, warn};
+use tracing::info;
 
 use attach::{Attachments, Hook, Program, classifier};
 use events::Events;
@@ -61,6 +64,7 @@ use load::{load, require_kernel};
 use lock::Lock;
 use log::Log;
 use outgrown::Outgrown;
+use own_ports::OwnPorts;
 use ports::Ports;
 use state::{Counters, Survey};
 use table::Table;
@@ -133,6 +137,7 @@ pub struct Datapath {
     v4: FamilyTables<[u8; 4]>,
     v6: FamilyTables<[u8; 16]>,
     ports: Ports,
+    own_ports: OwnPorts,
     /// As of the last pass over all translations.
     usage: Usage,
     /// The pass that is under way.
@@ -186,6 +191,7 @@ impl Datapath {
             v4: FamilyTables::adopt(&mut ebpf, &family::V4)?,
             v6: FamilyTables::adopt(&mut ebpf, &family::V6)?,
             ports: Ports::adopt(&mut ebpf)?,
+            own_ports: OwnPorts::adopt(&mut ebpf)?,
             usage: Usage::new(),
             survey: None,
             counters: Counters::adopt(&mut ebpf)?,
@@ -233,6 +239,13 @@ impl Datapath {
     /// # Errors
     /// Names the map, program or link. What was done before stays; calling again continues.
     pub fn apply(&mut self, desired: &Desired) -> Result<Report, DatapathError> {
+        let applied = self.try_apply(desired);
+        let report = self.decide_anew_after(applied)?;
+        self.leave_behind()?;
+        Ok(report)
+    }
+
+    fn try_apply(&mut self, desired: &Desired) -> Result<Report, DatapathError> {
         let mut report = self.add(desired, true)?;
         let (_, uplinks) = image::common(desired);
         let (v4, v6) = (image::family(desired), image::family(desired));
@@ -242,8 +255,7 @@ impl Datapath {
         report.entries.removed += self.v4.remove_others(&v4, now, &limits)?;
         report.entries.removed += self.v6.remove_others(&v6, now, &limits)?;
         report.entries.removed += self.uplinks.remove_others(&uplinks)?.len();
-        self.forget_decisions_after(&report)?;
-        self.leave_behind()?;
+        report.entries.removed += self.own_ports.set(&desired.own_ports)?;
         Ok(report)
     }
 
@@ -253,9 +265,8 @@ impl Datapath {
     /// # Errors
     /// As [`Self::apply`].
     pub fn put(&mut self, part: &Desired) -> Result<Report, DatapathError> {
-        let report = self.add(part, false)?;
-        self.forget_decisions_after(&report)?;
-        Ok(report)
+        let added = self.add(part, false);
+        self.decide_anew_after(added)
     }
 
     fn add(&mut self, part: &Desired, gone_ok: bool) -> Result<Report, DatapathError> {
@@ -271,6 +282,7 @@ impl Datapath {
         // What becomes fast now waits until the kernel's flows are marked.
         let starts = config.flags & !self.read_config()?.flags & FAST_FLAGS;
         report.entries.put += self.put_config(Config { flags: config.flags & !starts, ..config })?;
+        report.entries.put += self.own_ports.put(&part.own_ports)?;
         let (v4, v6) = (image::family(part), image::family(part));
         let (slow4, slow6) = (self.v4.become_slow(&v4), self.v6.become_slow(&v6));
         report.entries += self.v4.put_all(&v4)?;
@@ -301,12 +313,16 @@ impl Datapath {
     /// # Errors
     /// As [`Self::apply`].
     pub fn take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
+        let taken = self.try_take_out(ifindex, addresses);
+        self.decide_anew_after(taken)
+    }
+
+    fn try_take_out(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Result<Report, DatapathError> {
         let mut detached = self.attachments.detach_from(Program::FromPod, ifindex)?;
         detached += self.attachments.detach_from(Program::ToPod, ifindex)?;
         let mut report = Report { detached, ..Report::default() };
         report.entries.removed += self.v4.take_out(ifindex, addresses)?;
         report.entries.removed += self.v6.take_out(ifindex, addresses)?;
-        self.forget_decisions_after(&report)?;
         Ok(report)
     }
 
@@ -316,6 +332,12 @@ impl Datapath {
         self.v4.clients().chain(self.v6.clients()).collect()
     }
 
+    /// What leads through which Egress in the maps: right after [`Self::open`] as the agent before had it.
+    #[must_use]
+    pub fn destinations(&self) -> BTreeSet<(EgressId, IpNet)> {
+        self.v4.destinations().chain(self.v6.destinations()).collect()
+    }
+
     /// Compares maps and attachments with what this agent has made of them. What differs is made good by the next
     /// [`Self::apply`]. To be called after a first [`Self::apply`] only.
     ///
@@ -323,7 +345,7 @@ impl Datapath {
     /// When the kernel cannot be asked.
     pub fn check(&mut self) -> Result<Drift, DatapathError> {
         let programs = self.attachments.check(&mut self.ebpf)?;
-        let mut entries = self.uplinks.check()? + self.v4.check()? + self.v6.check()?;
+        let mut entries = self.uplinks.check()? + self.own_ports.check()? + self.v4.check()? + self.v6.check()?;
         let there = self.read_config()?;
         if self.stated.is_some_and(|stated| Config { epoch: there.epoch, ..stated } != there) {
             entries += 1;
@@ -382,47 +404,17 @@ impl Datapath {
         self.write_config(Config { epoch: config.epoch.wrapping_add(1).max(1), ..config })
     }
 
-    fn forget_decisions_after(&mut self, report: &Report) -> Result<(), DatapathError> {
-        if *report == Report::default() { Ok(()) } else { self.forget_decisions() }
-    }
-
-    /// Marks the flows that the kernel tracks. False when not all of them could be marked: UDP must not be
-    /// fast then.
-    fn mark_connections(&mut self) -> bool {
-        match self.try_mark_connections() {
-            Ok(all) => all,
-            Err(error) => {
-                warn!(%error, "cannot read the kernel's connections: UDP between pods stays with the kernel");
-                // Not all marks are there: no datagram begins a fast flow, and the next sweep tries again.
-                if let Err(error) = self.set_lost(1) {
-                    warn!(%error, "cannot keep in mind that marks are missing");
-                }
-                false
-            }
+    /// The same when something was changed, also where that then failed: what was decided by half of it must not last.
+    fn decide_anew_after(
+        &mut self,
+        changed: Result<Report, DatapathError>,
+    ) -> Result<Report, DatapathError> {
+        if changed.as_ref().is_ok_and(|report| *report == Report::default()) {
+            return changed;
         }
-    }
-
-    fn try_mark_connections(&mut self) -> Result<bool, DatapathError> {
-        // First, so that what is lost meanwhile counts for the next time.
-        self.set_lost(0)?;
-        let now = monotonic_seconds();
-        let mut all = true;
-        for connection in conntrack::dump().map_err(DatapathError::Conntrack)? {
-            all &= self.v4.flows.mark(&connection, &self.pools, now)?;
-            all &= self.v6.flows.mark(&connection, &self.pools, now)?;
-        }
-        if !all {
-            self.set_lost(1)?;
-        }
-        Ok(all)
-    }
-
-    fn set_lost(&mut self, marks: u32) -> Result<(), DatapathError> {
-        self.lost.set(0, Lost { marks }, 0).map_err(|source| DatapathError::Map {
-            name: "coil_lost",
-            action: "write it",
-            source,
-        })
+        let forgotten = self.forget_decisions();
+        let report = changed?;
+        forgotten.map(|()| report)
     }
 
     /// All counters of the programs, those at zero too.

@@ -8,7 +8,7 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/coi
 /// Names of the maps that outlive the agent, which are the names of their pins.
 ///
 /// `coil_scratch` is missing: a program's own memory for one packet.
-pub const PINNED_MAPS: [&str; 35] = [
+pub const PINNED_MAPS: [&str; 36] = [
     "coil_config",
     "coil_uplinks",
     "coil_counters",
@@ -28,6 +28,7 @@ pub const PINNED_MAPS: [&str; 35] = [
     "coil_datagrams6",
     "coil_lost",
     "coil_ports",
+    "coil_own_ports",
     "coil_nat4",
     "coil_nat6",
     "coil_nat_rev4",

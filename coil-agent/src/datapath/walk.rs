@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
@@ -12,10 +13,20 @@ use aya::{
 };
 use nix::libc;
 
-use super::DatapathError;
+use super::{
+    DatapathError,
+    pairs::Store,
+    state::{errno, remove},
+};
 
+/// `BPF_MAP_LOOKUP_AND_DELETE_ELEM` of `linux/bpf.h`, for hash maps since Linux 5.14 (commit 3e87f192b405).
+const LOOKUP_AND_DELETE: libc::c_long = 21;
 /// `BPF_MAP_LOOKUP_BATCH` of `linux/bpf.h`, since Linux 5.6.
 const LOOKUP_BATCH: libc::c_long = 24;
+/// `BPF_NOEXIST`.
+const NO_EXIST: u64 = 1;
+/// `ENOTSUPP` of the kernel, which has no name outside of it.
+const ENOTSUPP: i32 = 524;
 /// Entries of one call. All of a bucket must fit; then it grows.
 const ROOM: u32 = 4096;
 const MOST_ROOM: u32 = 1 << 20;
@@ -33,8 +44,27 @@ struct Batch {
     flags: u64,
 }
 
-/// Where a walk through one map is.
-pub(super) struct Walk {
+/// The part of `union bpf_attr` that is for one entry.
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// A map, and where a walk through it is.
+pub(super) struct Walked<K, V> {
+    pub(super) name: &'static str,
+    pub(super) map: HashMap<MapData, K, V>,
+    /// Most entries.
+    pub(super) most: u32,
+    walk: Walk,
+}
+
+/// Where a walk is.
+struct Walk {
     name: &'static str,
     fd: OwnedFd,
     at: Option<u32>,
@@ -48,29 +78,67 @@ pub(super) struct Step<K, V> {
     pub(super) last: bool,
 }
 
-/// Takes a map of the object, to use and to walk through.
-pub(super) fn take<K: Pod, V: Pod>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<(HashMap<MapData, K, V>, Walk), DatapathError> {
-    let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
-    let failed = |source: MapError| DatapathError::Map { name, action: "use it", source };
-    let fd = match &map {
-        Map::HashMap(data) => data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError),
-        _ => Err(MapError::InvalidMapType { map_type: 0 }),
-    };
-    let walk = Walk { name, fd: fd.map_err(failed)?, at: None, room: ROOM };
-    Ok((HashMap::try_from(map).map_err(failed)?, walk))
+impl<K: Pod, V: Pod> Walked<K, V> {
+    /// Takes a map of the object, to use and to walk through.
+    pub(super) fn adopt(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, DatapathError> {
+        let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
+        let failed = |source: MapError| DatapathError::Map { name, action: "use it", source };
+        let Map::HashMap(data) = &map else { return Err(failed(MapError::InvalidMapType { map_type: 0 })) };
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| failed(MapError::IoError(e)))?;
+        let most = data.info().map_err(failed)?.max_entries();
+        let walk = Walk { name, fd, at: None, room: ROOM };
+        Ok(Self { name, map: HashMap::try_from(map).map_err(failed)?, most, walk })
+    }
+
+    /// Begins anew.
+    pub(super) const fn restart(&mut self) {
+        self.walk.at = None;
+    }
+
+    /// The next entries.
+    pub(super) fn step(&mut self) -> Result<Step<K, V>, DatapathError> {
+        self.walk.step()
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(MapError) -> DatapathError + use<K, V> {
+        let name = self.name;
+        move |source| DatapathError::Map { name, action, source }
+    }
+}
+
+impl<K: Pod, V: Pod> Store<K, V> for Walked<K, V> {
+    fn look(&self, key: &K) -> Result<Option<V>, DatapathError> {
+        match self.map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(self.failed("read an entry")(error)),
+        }
+    }
+
+    fn take(&mut self, key: &K) -> Result<Option<V>, DatapathError> {
+        match self.walk.take(key) {
+            Err(error) if matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL)) => {
+                let value = self.look(key)?;
+                remove(&mut self.map, key, self.name)?;
+                Ok(value)
+            }
+            Err(error) => Err(self.failed("take an entry")(MapError::IoError(error))),
+            Ok(value) => Ok(value),
+        }
+    }
+
+    fn put_back(&mut self, key: &K, value: &V) -> Result<bool, DatapathError> {
+        match self.map.insert(key, value, NO_EXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(self.failed("put an entry back")(error)),
+        }
+    }
 }
 
 impl Walk {
-    /// Begins anew.
-    pub(super) const fn restart(&mut self) {
-        self.at = None;
-    }
-
     /// The next entries. `K` and `V` are those of the map.
-    pub(super) fn step<K: Pod, V: Pod>(&mut self) -> Result<Step<K, V>, DatapathError> {
+    fn step<K: Pod, V: Pod>(&mut self) -> Result<Step<K, V>, DatapathError> {
         loop {
             match self.call() {
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && self.room < MOST_ROOM => {
@@ -82,6 +150,29 @@ impl Walk {
                 }
                 Ok(step) => return Ok(step),
             }
+        }
+    }
+
+    /// Removes an entry, whose value is the answer. `K` and `V` are those of the map.
+    fn take<K: Pod, V: Pod>(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = MaybeUninit::<V>::uninit();
+        let mut element = Element {
+            map_fd: self.fd.as_raw_fd().cast_unsigned(),
+            pad: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the attributes, and all that they point to, outlive the call; the value has room for the map's.
+        let code =
+            unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_AND_DELETE, &raw mut element, size_of::<Element>()) };
+        if code == 0 {
+            // SAFETY: the kernel has written all of it, and any bytes are a value of a `Pod`.
+            return Ok(Some(unsafe { value.assume_init() }));
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            error => Err(error),
         }
     }
 

@@ -67,8 +67,11 @@ impl GatewayPod {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let status = status.clone();
                 tokio::spawn(async move {
+                    // It looks into the pod's namespace, on a thread that may wait.
+                    let status = tokio::task::spawn_blocking(move || status()).await;
                     // Numbers, strings and addresses are always JSON.
-                    let answer = serde_json::to_vec(&status()).unwrap_or_default();
+                    let answer = status.ok().and_then(|status| serde_json::to_vec(&status).ok());
+                    let answer = answer.unwrap_or_default();
                     if let Err(e) = stream.write_all(&answer).await {
                         debug!(error = %e, "coil-egress went away before the answer");
                     }

@@ -1,18 +1,22 @@
 use std::{
     net::TcpListener,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
-use coil_program::serve::{self, Readiness};
+use coil_api::gateway::GatewayStatus;
+use coil_program::serve::{self, NotedReadiness};
 use prometheus::Registry;
+use tokio::task::{JoinError, JoinHandle};
 use tracing::info;
 
 use super::{ask::ask, metrics::Metrics, settings::Settings, state::State};
 
 /// How often coild is asked.
 const PERIOD: Duration = Duration::from_millis(500);
+/// How long coild may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where the program listens and asks.
 #[derive(Debug)]
@@ -38,16 +42,21 @@ pub async fn run(
     let registry = Registry::new();
     let metrics = Metrics::new(&settings, &registry).context("cannot register metrics")?;
     let state = Arc::new(Mutex::new(State::new(settings)));
-    let readiness: Readiness = {
+    let readiness: NotedReadiness = {
         let state = state.clone();
-        Arc::new(move || state.lock().unwrap_or_else(PoisonError::into_inner).ready(Instant::now()))
+        Arc::new(move || {
+            let state = lock(&state);
+            state.ready(Instant::now()).map(|()| state.note())
+        })
     };
-    let health = serve::health(endpoints.health, readiness);
+    let health = serve::noted_health(endpoints.health, readiness);
     let exporter = serve::metrics(endpoints.metrics, registry);
     tokio::pin!(health, exporter, stop);
 
     let mut stopping = false;
     let mut said = None;
+    // The question that is under way, and since when.
+    let mut question: Option<(JoinHandle<Answer>, Instant)> = None;
     let mut tick = tokio::time::interval(PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -57,34 +66,58 @@ pub async fn run(
             () = &mut stop, if !stopping => {
                 stopping = true;
                 info!(seconds = drain_timeout.as_secs(), "terminating: waiting for flows to end");
-                state.lock().unwrap_or_else(PoisonError::into_inner).drain(Instant::now());
+                lock(&state).drain(Instant::now());
+                continue;
             }
-            _ = tick.tick() => {
-                let socket = endpoints.socket.clone();
+            (answer, asked) = answered(&mut question) => lock(&state).observe(answer.context("asking coild")?, asked),
+            _ = tick.tick() => match &question {
                 // What is found out is not older than the question.
-                let asked = Instant::now();
-                let answer = tokio::task::spawn_blocking(move || ask(&socket).map_err(|e| e.to_string()))
-                    .await
-                    .context("asking coild")?;
-                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.observe(answer, asked);
-                let now = Instant::now();
-                metrics.update(&state, now);
-                let ready = state.ready(now);
-                if said.as_ref() != Some(&ready) {
-                    match &ready {
-                        Ok(()) => info!("ready"),
-                        Err(reason) => info!(reason, "not ready"),
-                    }
-                    said = Some(ready);
+                None => {
+                    let socket = endpoints.socket.clone();
+                    let ask = tokio::task::spawn_blocking(move || ask(&socket).map_err(|e| e.to_string()));
+                    question = Some((ask, Instant::now()));
+                    continue;
                 }
-                if state.drained(now, drain_timeout) {
-                    info!(flows = state.flows(), "ending");
-                    return Ok(());
+                // A coild that hangs is silent; nobody else waits for it.
+                Some((_, asked)) if asked.elapsed() > PATIENCE => {
+                    let silent = format!("coild has not answered for {} s", asked.elapsed().as_secs());
+                    lock(&state).observe(Err(silent), *asked);
                 }
+                Some(_) => {}
+            },
+        }
+        let state = lock(&state);
+        let now = Instant::now();
+        metrics.update(&state, now);
+        let ready = state.ready(now);
+        if said.as_ref() != Some(&ready) {
+            match &ready {
+                Ok(()) => info!("ready"),
+                Err(reason) => info!(reason, "not ready"),
             }
+            said = Some(ready);
+        }
+        if state.drained(now, drain_timeout) {
+            info!(flows = state.flows(), "ending");
+            return Ok(());
         }
     }
+}
+
+/// What coild said, or why nothing.
+type Answer = Result<GatewayStatus, String>;
+
+/// The answer to the question that is under way, which then is none any more; for ever when there is none.
+async fn answered(question: &mut Option<(JoinHandle<Answer>, Instant)>) -> (Result<Answer, JoinError>, Instant) {
+    let Some((handle, asked)) = question else { return std::future::pending().await };
+    let answer = (handle.await, *asked);
+    *question = None;
+    answer
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // The data is whole after each statement, so a panic elsewhere does not spoil it.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn ended_early(what: &str, result: std::io::Result<()>) -> anyhow::Error {

@@ -60,6 +60,17 @@ impl State {
         self.last.as_ref().map(|(status, _)| &status.seen)
     }
 
+    /// What is to be said of a gateway that is ready; empty when nothing is.
+    #[must_use]
+    pub fn note(&self) -> String {
+        match self.seen() {
+            Some(GatewaySeen { lacks, .. }) if !lacks.is_empty() => {
+                format!("protocols other than TCP, UDP and ICMP echo are dropped: {lacks}")
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Whether clients may be sent here.
     ///
     /// # Errors
@@ -148,7 +159,11 @@ mod tests {
             assert!(s.ready(now).unwrap_err().contains(part));
         }
         s.observe(Ok(status(0)), now);
+        assert_eq!((s.ready(now), s.note()), (Ok(()), String::new()));
+        let lacks = "this kernel lacks FOU for IPv4".to_owned();
+        s.observe(Ok(GatewayStatus { seen: GatewaySeen { lacks, ..GatewaySeen::default() }, ..status(0) }), now);
         assert_eq!(s.ready(now), Ok(()));
+        assert!(s.note().ends_with("are dropped: this kernel lacks FOU for IPv4"), "{}", s.note());
     }
 
     #[test]

@@ -45,3 +45,22 @@ mod wire;
 
 pub use link::{Alias, Link, Mac};
 pub use rtnl::{Rtnl, RtnlError};
+
+/// Runs code inside a namespace, on a thread that may wait: nobody else does.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub(crate) async fn run_inside<T: Send + 'static>(
+    ns: &coil_netns::NetNs,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, coil_netns::NetNsError> {
+    let ns = ns.try_clone()?;
+    match tokio::task::spawn_blocking(move || ns.run(work)).await {
+        Ok(ran) => ran,
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and so does whoever waits.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -104,6 +104,7 @@ fn status_of(
         Some(Ok(now)) => {
             status.flows = now.iter().map(|(_, now)| now.flows()).sum();
             status.seen = seen_by_programs(&now);
+            status.seen.lacks = node.lacks_beside_programs(owner);
             String::new()
         }
     };

@@ -5,16 +5,44 @@ use std::sync::Arc;
 use coil_netns::NetNs;
 use tracing::warn;
 
-use super::{Node, lock};
+use super::{
+    Node,
+    in_time::{AT_ONCE, LIMIT, in_time},
+    lock,
+};
 use crate::{
     egress::plan,
     ipam::AttachmentId,
-    net::{offload, pod::RoutePolicy},
+    net::{offload, pod::RoutePolicy, run_inside},
 };
 
 impl Node {
+    /// The insides of all pods. One that takes long goes on by itself, and is looked at again when it has ended.
+    pub(super) async fn follow_all_inside(self: &Arc<Self>) {
+        let late = lock(&self.late).clone();
+        let owners: Vec<AttachmentId> =
+            lock(&self.pods).keys().filter(|owner| !late.contains(owner)).cloned().collect();
+        let all = owners.into_iter().map(|owner| {
+            let (node, id) = (self.clone(), owner.clone());
+            (owner, async move { node.follow_inside(&id).await })
+        });
+        for (owner, task) in in_time(all, AT_ONCE, LIMIT).await {
+            warn!(container = %owner, "what is done inside the pod takes long; the others go on");
+            lock(&self.late).insert(owner.clone());
+            let node = self.clone();
+            tokio::spawn(async move {
+                // However it ended, it is tried again.
+                let _ = task.await;
+                lock(&node.late).remove(&owner);
+                node.again.notify_one();
+            });
+        }
+    }
+
     /// Routes of a client, and a gateway's namespace. Trouble is logged, and tried again later.
     pub(super) async fn follow_inside(self: &Arc<Self>, owner: &AttachmentId) {
+        let Some(inside) = lock(&self.pods).get(owner).map(|entry| entry.inside.clone()) else { return };
+        let _one_at_a_time = inside.lock().await;
         self.follow_by_kernel(owner).await;
         let Some((attached, routes, netns, served, segments)) = lock(&self.pods).get(owner).map(|entry| {
             let served = entry.gateway.is_some();
@@ -45,7 +73,8 @@ impl Node {
                 self.serve_gateway(owner, &ns, egress, attached.link.addresses())?;
             }
             if other_segments {
-                ns.run(|| offload::segment_udp(&owner.ifname, segment))??;
+                let ifname = owner.ifname.clone();
+                run_inside(&ns, move || offload::segment_udp(&ifname, segment)).await??;
                 if let Some(entry) = lock(&self.pods).get_mut(owner) {
                     entry.segments_udp = Some(segment);
                 }

@@ -41,6 +41,13 @@ impl Node {
             .and_then(|entry| entry.kernel_trouble.clone())
     }
 
+    /// Why a gateway's kernel does not do what the programs leave to it; empty when it does, or will.
+    pub(super) fn lacks_beside_programs(&self, owner: &AttachmentId) -> String {
+        let missing = self.settings.kernel_egress_missing.clone();
+        let trouble = || lock(&self.pods).get(owner).and_then(|entry| entry.kernel_trouble.clone());
+        missing.or_else(trouble).unwrap_or_default()
+    }
+
     /// Why a gateway that the kernel is takes no clients; empty when it does.
     pub(super) fn kernel_reason(&self, owner: &AttachmentId) -> String {
         if !self.feed.knows_clients() {
@@ -62,19 +69,23 @@ impl Node {
         let beside = self.plane.serves_egress()
             && self.settings.kernel_egress_missing.is_none()
             && pod.gateway_of.is_some();
+        // A client of the Go version goes on by its own tunnels, also where the programs serve all others.
+        let by_tunnels = self.plane.serves_egress() && self.settings.egress && attached.kernel_client;
         // An annotation that has become wrong changes nothing of what is there.
-        if !beside && (!self.by_kernel() || pod.egresses.is_err()) {
+        if !beside && (!self.by_kernel() && !by_tunnels || pod.egresses.is_err()) {
             return Ok(None);
         }
         let facts = self.facts();
         let own = attached.link.addresses();
-        let egresses = if beside { &[] } else { plan::egresses_of(pod) };
-        let mut wanted = Wanted { ports: beside.then_some(OWN_PORTS), ..Wanted::default() };
+        let egresses = if beside && !by_tunnels { &[] } else { plan::egresses_of(pod) };
+        let adopted = by_tunnels && pod.gateway_of.is_none();
+        let mut wanted = Wanted { ports: beside.then_some(OWN_PORTS), adopted, ..Wanted::default() };
         self.feed.read(|index| {
             let mut vias = BTreeMap::new();
             for egress in egresses {
                 let key = ObjectKey::new(&egress.namespace, &egress.name);
-                let Some(info) = index.egresses.get(&key) else { continue };
+                // What leads nowhere has no tunnel.
+                let Some(info) = index.egresses.get(&key).filter(|info| !info.unknown) else { continue };
                 let service = index.services.get(&key).cloned().unwrap_or_default();
                 if service.is_empty() {
                     return Err(format!("Egress {egress} has no Service with an address yet"));
@@ -117,7 +128,7 @@ impl Node {
                 return;
             }
             (Ok(Some(wanted)), Some(netns)) => {
-                let common = Common { port: self.settings.facts.fou_port, protocol: self.settings.protocol };
+                let common = Common { port: self.settings.facts.fou_port };
                 let made = async {
                     let ns = NetNs::open(&netns)?;
                     apply::apply(&ns, &owner.ifname, common, before.as_ref(), &wanted).await

@@ -2,14 +2,12 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use coil_api::{annotation::EgressRef, crd::Egress};
-use kube::{
-    Api, Client, Resource,
-    runtime::events::{Event, EventType, Recorder, Reporter},
-};
 use tracing::warn;
 
-use super::{Node, lock, resync::REPORTER};
+use super::{
+    Node, lock,
+    tell::{PORTS_RUN_OUT, publish},
+};
 use crate::datapath::{Remote, Usage};
 
 /// Percentages of the ports towards one remote: a warning comes beyond the first, and another one only after they have
@@ -36,27 +34,9 @@ impl Node {
             );
             warn!(%egress, %gateway, %remote, ports, "ports run out");
             let client = self.client.clone();
-            tokio::spawn(async move {
-                if let Err(e) = publish(client, &egress, note).await {
-                    warn!(error = %e, %egress, "cannot write an Event about its ports");
-                }
-            });
+            tokio::spawn(publish(client, egress, PORTS_RUN_OUT, note));
         }
     }
-}
-
-async fn publish(client: Client, egress: &EgressRef, note: String) -> Result<(), kube::Error> {
-    let api: Api<Egress> = Api::namespaced(client.clone(), &egress.namespace);
-    // With its UID: `kubectl describe` looks for that.
-    let object = api.get(&egress.name).await?.object_ref(&());
-    let event = Event {
-        type_: EventType::Warning,
-        reason: "PortsRunOut".to_owned(),
-        note: Some(note),
-        action: "Translate".to_owned(),
-        secondary: None,
-    };
-    Recorder::new(client, Reporter::from(REPORTER)).publish(&event, &object).await
 }
 
 /// What is beyond [`WARN`] now and was not told of; `told` follows.

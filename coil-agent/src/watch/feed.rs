@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use coil_api::names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_NAME};
@@ -14,6 +15,7 @@ use futures::StreamExt;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::{
     Api, Client, Resource,
+    api::ListParams,
     core::DeserializeGuard,
     runtime::{WatchStreamExt, watcher},
 };
@@ -22,7 +24,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{
-    index::{Index, ObjectKey, PodInfo, Store},
+    index::{EgressInfo, Index, ObjectKey, PodInfo, Store},
     objects,
 };
 
@@ -47,6 +49,9 @@ pub struct Feed {
 /// The kind that a gateway alone waits for: nothing else needs it.
 const CLIENTS: &str = "clients";
 const SERVICE_RANGES: &str = "servicecidrs";
+/// How long after an answer of no use the API server is asked again, and after a refusal.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_FORBIDDEN: Duration = Duration::from_secs(60);
 
 struct Inner {
     index: Mutex<Index>,
@@ -79,61 +84,65 @@ const fn any<T>(_: &T) -> bool {
     true
 }
 
+/// Of what is not understood, nothing is known.
+const fn nothing<T>() -> Option<T> {
+    None
+}
+
+/// How the objects of a kind become the index's.
+struct Reading<K, T> {
+    take: fn(&K) -> Option<T>,
+    store: fn(&mut Index) -> &mut Store<T>,
+    /// What does not count changes nothing of what was known before.
+    counts: fn(&T) -> bool,
+    /// What there is of an object that is not understood, and was never before.
+    unknown: fn() -> Option<T>,
+}
+
+impl<K, T> Clone for Reading<K, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, T> Copy for Reading<K, T> {}
+
+impl<K, T> Reading<K, T> {
+    const fn new(take: fn(&K) -> Option<T>, store: fn(&mut Index) -> &mut Store<T>) -> Self {
+        Self { take, store, counts: any, unknown: nothing }
+    }
+}
+
 impl Feed {
     /// Starts the watches for a node. Needs a Tokio runtime.
     pub fn start(&self, client: &Client, node: &str, scope: Scope) {
         let all = watcher::Config::default();
         let own = all.clone().fields(&format!("spec.nodeName={node}"));
         let pod = if scope.egress { objects::pod } else { objects::pod_without_egress };
-        self.watch("pods", Api::all(client.clone()), own, pod, |i| &mut i.pods, any);
-        self.watch("nodes", Api::all(client.clone()), all.clone(), objects::node, |i| &mut i.nodes, any);
+        self.watch("pods", Api::all(client.clone()), own, Reading::new(pod, |i| &mut i.pods));
+        let nodes = Reading::new(objects::node, |i| &mut i.nodes);
+        self.watch("nodes", Api::all(client.clone()), all.clone(), nodes);
         if scope.ipam {
-            self.watch(
-                "namespaces",
-                Api::all(client.clone()),
-                all.clone(),
-                objects::namespace,
-                |i| &mut i.namespaces,
-                any,
-            );
-            self.watch(
-                "addresspools",
-                Api::all(client.clone()),
-                all.clone(),
-                objects::pool,
-                |i| &mut i.pools,
-                any,
-            );
+            let namespaces = Reading::new(objects::namespace, |i| &mut i.namespaces);
+            self.watch("namespaces", Api::all(client.clone()), all.clone(), namespaces);
+            let pools = Reading::new(objects::pool, |i| &mut i.pools);
+            self.watch("addresspools", Api::all(client.clone()), all.clone(), pools);
         }
         if scope.egress {
-            self.watch(
-                "egresses",
-                Api::all(client.clone()),
-                all.clone(),
-                objects::egress,
-                |i| &mut i.egresses,
-                any,
-            );
+            // Without its Egress a client's packets would leave by themselves.
+            let egresses = Reading {
+                unknown: || Some(EgressInfo::unknown()),
+                ..Reading::new(objects::egress, |i| &mut i.egresses)
+            };
+            self.watch("egresses", Api::all(client.clone()), all.clone(), egresses);
             let services = all
                 .clone()
                 .labels(&format!("{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS}"));
-            self.watch(
-                "endpointslices",
-                Api::all(client.clone()),
-                services.clone(),
-                objects::slice,
-                |i| &mut i.slices,
-                any,
-            );
+            let slices = Reading::new(objects::slice, |i| &mut i.slices);
+            self.watch("endpointslices", Api::all(client.clone()), services.clone(), slices);
             if scope.kernel_egress {
-                self.watch(
-                    "services",
-                    Api::all(client.clone()),
-                    services,
-                    objects::service,
-                    |i| &mut i.services,
-                    any,
-                );
+                let reading = Reading::new(objects::service, |i| &mut i.services);
+                self.watch("services", Api::all(client.clone()), services, reading);
             }
             self.watch_service_ranges(client, all);
         }
@@ -146,8 +155,11 @@ impl Feed {
             let all = watcher::Config::default();
             let pods = Api::all(client.clone());
             // A client whose annotation becomes wrong stays one.
-            let counts = |pod: &PodInfo| pod.egresses.is_ok();
-            self.watch(CLIENTS, pods, all, objects::client, |i| &mut i.clients, counts);
+            let reading = Reading {
+                counts: |pod: &PodInfo| pod.egresses.is_ok(),
+                ..Reading::new(objects::client, |i| &mut i.clients)
+            };
+            self.watch(CLIENTS, pods, all, reading);
         }
     }
 
@@ -157,46 +169,83 @@ impl Feed {
         self.inner.watching_clients.load(Ordering::Relaxed) && !lock(&self.inner.waiting).contains(CLIENTS)
     }
 
-    /// Clusters before 1.33 have no such kind; a watch of it would fail for ever.
+    /// Waits for them only where they can be had: clusters before 1.33 have no such kind, and a role of before does not
+    /// name it.
     fn watch_service_ranges(&self, client: &Client, config: watcher::Config) {
         // Without them a Service may pass for the world.
         lock(&self.inner.waiting).insert(SERVICE_RANGES);
         let (feed, client) = (self.clone(), client.clone());
         tokio::spawn(async move {
             let ranges: Api<ServiceCIDR> = Api::all(client.clone());
-            match ranges.list(&kube::api::ListParams::default().limit(1)).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => {
-                    info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
-                    lock(&feed.inner.waiting).remove(SERVICE_RANGES);
-                    feed.announce();
+            loop {
+                match ranges.list_metadata(&ListParams::default().limit(1)).await {
+                    Ok(_) => {
+                        let reading = Reading::new(objects::service_range, |i| &mut i.service_ranges);
+                        return feed.follow(SERVICE_RANGES, Api::all(client), config, reading);
+                    }
+                    Err(kube::Error::Api(status)) if status.code == 404 => {
+                        info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
+                        feed.go_without(SERVICE_RANGES);
+                        return;
+                    }
+                    Err(kube::Error::Api(status)) if status.code == 403 => {
+                        if feed.go_without(SERVICE_RANGES) {
+                            warn!(
+                                error = status.message,
+                                "coild may not read the ranges of Services. Those outside of the private ranges count as \
+                                 the world: allow it, as the role that is shipped does, or name them by --in-cluster-cidrs"
+                            );
+                        }
+                        tokio::time::sleep(RETRY_FORBIDDEN).await;
+                    }
+                    // Others pass: the API server is away, or busy.
+                    Err(e) => {
+                        warn!(kind = SERVICE_RANGES, error = %e, "cannot list; will try again");
+                        tokio::time::sleep(RETRY).await;
+                    }
                 }
-                _ => feed.watch(
-                    SERVICE_RANGES,
-                    Api::all(client),
-                    config,
-                    objects::service_range,
-                    |i| &mut i.service_ranges,
-                    any,
-                ),
             }
         });
     }
 
-    /// What does not `count` changes nothing of what was known before.
+    /// Nothing waits for a kind any more. True when something did.
+    fn go_without(&self, kind: &'static str) -> bool {
+        let waited = lock(&self.inner.waiting).remove(kind);
+        if waited {
+            self.announce();
+        }
+        waited
+    }
+
+    /// Follows a kind, whose first list everything waits for.
     fn watch<K, T>(
         &self,
         kind: &'static str,
         api: Api<DeserializeGuard<K>>,
         config: watcher::Config,
-        take: fn(&K) -> Option<T>,
-        store: fn(&mut Index) -> &mut Store<T>,
-        counts: fn(&T) -> bool,
+        reading: Reading<K, T>,
     ) where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
         DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
         T: PartialEq + Send + 'static,
     {
         lock(&self.inner.waiting).insert(kind);
+        self.follow(kind, api, config, reading);
+    }
+
+    /// The same without waiting.
+    fn follow<K, T>(
+        &self,
+        kind: &'static str,
+        api: Api<DeserializeGuard<K>>,
+        config: watcher::Config,
+        reading: Reading<K, T>,
+    ) where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        DeserializeGuard<K>: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send,
+        T: PartialEq + Send + 'static,
+    {
+        let Reading { take, store, counts, unknown } = reading;
         let feed = self.clone();
         tokio::spawn(async move {
             let mut listed: Store<T> = Store::new();
@@ -237,7 +286,9 @@ impl Feed {
                         let new = feed.update(|index| {
                             let store = store(index);
                             // What cannot be read any more stays as it was.
-                            let kept = unreadable.iter().filter_map(|key| store.remove_entry(key));
+                            let kept = unreadable.iter().filter_map(|key| {
+                                store.remove_entry(key).or_else(|| Some((key.clone(), unknown()?)))
+                            });
                             list.extend(kept);
                             let new = *store != list;
                             *store = list;
@@ -249,7 +300,14 @@ impl Feed {
                         }
                     }
                     // What cannot be read any more stays as it was.
-                    Ok(watcher::Event::Apply(object)) if object.0.is_err() => drop(part(&object)),
+                    Ok(watcher::Event::Apply(object)) if object.0.is_err() => {
+                        let (key, _) = part(&object);
+                        feed.update(|index| {
+                            let store = store(index);
+                            let new = if store.contains_key(&key) { None } else { unknown() };
+                            new.is_some_and(|value| put(store, key, Some(value)))
+                        });
+                    }
                     Ok(watcher::Event::Apply(object)) => {
                         feed.follows(kind, true);
                         let (key, value) = part(&object);
@@ -334,3 +392,6 @@ fn put<T: PartialEq>(store: &mut Store<T>, key: ObjectKey, value: Option<T>) -> 
         None => store.remove(&key).is_some(),
     }
 }
+
+#[cfg(test)]
+mod tests;

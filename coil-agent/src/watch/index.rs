@@ -50,6 +50,8 @@ pub struct PodInfo {
     pub shaped: bool,
     /// `status.podIPs`.
     pub addresses: Vec<IpAddr>,
+    /// Of a gateway: the ports of its containers, which it has for itself.
+    pub ports: BTreeSet<u16>,
 }
 
 /// An Egress, as far as clients go.
@@ -63,6 +65,22 @@ pub struct EgressInfo {
     pub client_affinity: bool,
     /// `originatingOnly`; none to do as the node does.
     pub originating_only: Option<bool>,
+    /// It is not understood, and was never seen before: what its destinations are nobody knows.
+    pub unknown: bool,
+}
+
+impl EgressInfo {
+    /// An Egress of which it is known that it exists, and nothing else.
+    #[must_use]
+    pub const fn unknown() -> Self {
+        Self {
+            destinations: Vec::new(),
+            sport_auto: false,
+            client_affinity: true,
+            originating_only: None,
+            unknown: true,
+        }
+    }
 }
 
 /// One address of an EndpointSlice.

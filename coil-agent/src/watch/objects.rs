@@ -1,6 +1,6 @@
 //! What the index takes out of each kind of object. Bad values are left out, with a warning.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
 
 use coil_api::{
     annotation::{EgressRef, egresses_of_pod, pool_of_namespace},
@@ -8,11 +8,11 @@ use coil_api::{
     names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME},
 };
 use ipnet::IpNet;
-use k8s_openapi::api::{
+use k8s_openapi::{api::{
     core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
-};
+}, apimachinery::pkg::util::intstr::IntOrString};
 use kube::{Resource, ResourceExt};
 use tracing::warn;
 
@@ -48,6 +48,7 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
     let gateway_of = label(LABEL_APP_INSTANCE)
         .filter(|_| is_gateway)
         .map(|name| EgressRef { namespace: key.namespace.clone(), name: name.to_owned() });
+    let ports = if gateway_of.is_some() { ports_of(pod) } else { BTreeSet::new() };
     let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
     Some(PodInfo {
         uid: pod.uid().unwrap_or_default(),
@@ -55,8 +56,32 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
         gateway_of,
         shaped: ANN_BANDWIDTH.iter().any(|name| pod.annotations().contains_key(*name)),
         addresses: ips.filter_map(|ip| ip.ip.parse().ok()).collect(),
+        ports,
         key,
     })
+}
+
+/// The ports on which a pod's containers say that they listen, and those that the kubelet looks at.
+fn ports_of(pod: &Pod) -> BTreeSet<u16> {
+    let spec = pod.spec.iter();
+    let containers = spec.flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    let ports = containers.flat_map(|container| {
+        let stated = container.ports.iter().flatten().map(|port| port.container_port);
+        let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
+        let probed = probes.into_iter().flatten().flat_map(|probe| {
+            let http = probe.http_get.as_ref().map(|action| &action.port);
+            let tcp = probe.tcp_socket.as_ref().map(|action| &action.port);
+            let number = |port: &IntOrString| match port {
+                IntOrString::Int(port) => Some(*port),
+                // The name of a stated one.
+                IntOrString::String(_) => None,
+            };
+            let grpc = probe.grpc.as_ref().map(|action| action.port);
+            [http.and_then(number), tcp.and_then(number), grpc].into_iter().flatten()
+        });
+        stated.chain(probed).collect::<Vec<_>>()
+    });
+    ports.filter_map(|port| u16::try_from(port).ok()).collect()
 }
 
 /// A pod that is a client of an Egress, or whose annotation is wrong, on some node. One that has ended has its address no more, and one that no node has
@@ -106,6 +131,7 @@ pub fn egress(egress: &Egress) -> Option<EgressInfo> {
         sport_auto: spec.fou_source_port_auto,
         client_affinity: spec.session_affinity == SessionAffinity::ClientIP,
         originating_only: spec.originating_only,
+        unknown: false,
     })
 }
 
@@ -199,6 +225,19 @@ mod tests {
         };
         assert_eq!(gateway("egress").unwrap().to_string(), "internet/nat");
         assert_eq!(gateway("ipam"), None);
+        assert!(client.ports.is_empty(), "only a gateway's count");
+        let sidecars = pod(&from(json!({
+            "metadata": {"namespace": "internet", "name": "g", "labels": labels("egress")},
+            "spec": {
+                "initContainers": [{"name": "i", "ports": [{"containerPort": 2000}]}],
+                "containers": [{"name": "egress", "ports": [{"containerPort": 8080}]}, {
+                    "name": "exporter", "ports": [{"name": "http", "containerPort": 9090}],
+                    "readinessProbe": {"httpGet": {"port": "http"}}, "livenessProbe": {"tcpSocket": {"port": 9091}},
+                    "startupProbe": {"grpc": {"port": 9092}},
+                }],
+            },
+        })));
+        assert_eq!(sidecars.unwrap().ports, [2000, 8080, 9090, 9091, 9092].into());
         assert_eq!(
             pod(&from(json!({"metadata": {"name": "h"}, "spec": {"hostNetwork": true, "containers": []}}))),
             None

@@ -19,7 +19,7 @@ const WORLD: [(&str, &str); 4] = [
     ("2001:db8:9::/64", "2001:db8:9::1"),
     ("fdaa::/64", "fdaa::1"),
 ];
-const COMMON: Common = Common { port: 5555, protocol: 30 };
+const COMMON: Common = Common { port: 5555 };
 
 fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()

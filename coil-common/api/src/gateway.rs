@@ -51,6 +51,9 @@ pub struct GatewaySeen {
     pub busiest: Option<Busiest>,
     /// Attempts to lend a port that failed, by reason.
     pub failures: BTreeMap<String, u64>,
+    /// Why its node's kernel does not do what the programs leave to it; empty when it does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub lacks: String,
 }
 
 /// An address of a client.

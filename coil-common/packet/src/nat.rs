@@ -16,9 +16,10 @@ use crate::{
 pub const FIRST_PORT: u16 = 1024;
 /// Last port that is lent. The pod's own sockets have what is above.
 pub const LAST_PORT: u16 = 60999;
-/// Ports in between that belong to the gateway pod: FOU, metrics and health.
+/// Ports in between that every gateway pod has by default: FOU, metrics and health. The agent names others in
+/// `coil_own_ports`.
 pub const RESERVED_PORTS: [u16; 3] = [5555, 8080, 8081];
-/// Ports that can be lent towards one remote: all but the three reserved ones.
+/// Ports that can be lent towards one remote: all but the three reserved ones, and the few that the agent names.
 pub const PORTS: u32 = (LAST_PORT - FIRST_PORT + 1 - 3) as u32;
 /// Ports tried for a new flow: its own, then one of the free ones of 64 that its hash names, and so on. With 95 % of
 /// them lent towards one remote all 64 are lent with a probability of 0.95^64 = 4 %: each port tried but the first is
@@ -89,12 +90,19 @@ pub fn expired<A: Addr>(protocol: u8, value: &NatRevValue<A>, now: u32) -> bool 
     now.saturating_sub(value.seen) > idle_limit(protocol, value.state)
 }
 
-/// True for a port (or echo identifier) that may be lent.
+/// True for a port (or echo identifier) that may be lent, as far as that is the same for all gateways.
 #[inline(always)]
 #[must_use]
 pub const fn lendable(port: u16) -> bool {
     let [fou, metrics, health] = RESERVED_PORTS;
     port >= FIRST_PORT && port <= LAST_PORT && port != fou && port != metrics && port != health
+}
+
+/// True for a port that may be lent: no gateway pod of this node has it for itself.
+#[inline(always)]
+pub fn may_lend<A: Addr, T: Tables<A>>(tables: &T, port: u16) -> bool {
+    let (word, bit) = ports::own(port);
+    lendable(port) && tables.own_ports(word) & bit == 0
 }
 
 /// Finds or makes the translation of a client's packet; the answer is the gateway's port, or a number above 16 bits
@@ -321,8 +329,9 @@ pub fn outbound_error<A: Addr, T: Tables<A>>(tables: &T, gateway: &A, quoted: &P
     if known { u32::from(port) } else { UNKNOWN }
 }
 
+/// The key of a translation's lease.
 #[inline(always)]
-const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
+pub const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
     NatRevKey {
         gateway: key.gateway,
         remote: key.remote,
@@ -332,8 +341,9 @@ const fn reverse_key<A: Addr>(key: &NatKey<A>, port: u16) -> NatRevKey<A> {
     }
 }
 
+/// True for the lease of a translation, which counts for nothing with another's.
 #[inline(always)]
-fn points_back<A: Addr>(lease: &NatRevValue<A>, key: &NatKey<A>) -> bool {
+pub fn points_back<A: Addr>(lease: &NatRevValue<A>, key: &NatKey<A>) -> bool {
     lease.client.same(key.client) && lease.client_port == key.client_port
 }
 
@@ -365,7 +375,7 @@ fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) 
         let (word, bit) = ports::place(remote, reverse.port);
         // Of a port that is not to be lent it says the same.
         tables.note_ports(word, bit);
-        if lendable(reverse.port) {
+        if may_lend(tables, reverse.port) {
             let lease = tables.nat_rev(&reverse);
             if lease.is_none_or(|lease| points_back(&lease, &key) || expired(packet.protocol, &lease, now)) {
                 break;

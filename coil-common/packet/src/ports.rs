@@ -20,6 +20,16 @@ const WORD_BITS: u32 = PORT_ROWS.trailing_zeros() + PORT_WORDS_OF_ROW.trailing_z
 const FIRST: u32 = FIRST_PORT as u32 / WORD;
 const COUNT: u32 = LAST_PORT as u32 / WORD - FIRST + 1;
 
+/// Words of `coil_own_ports`: a bit for every port there is.
+pub const OWN_WORDS: u32 = (u16::MAX as u32 + 1) / WORD;
+
+/// The number of the word of `coil_own_ports` with a port, and the port's bit there.
+#[inline(always)]
+#[must_use]
+pub const fn own(port: u16) -> (u32, u64) {
+    (port as u32 / WORD, 1 << (port as u32 % WORD))
+}
+
 /// Hash of a remote's port at a gateway.
 #[inline(always)]
 pub fn remote<A: Addr>(key: &NatRevKey<A>) -> u64 {

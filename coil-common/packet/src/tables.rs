@@ -141,6 +141,8 @@ pub trait Tables<A: Addr> {
     fn ports(&self, word: u32) -> u64;
     /// Sets bits of such a word.
     fn note_ports(&mut self, word: u32, bits: u64);
+    /// A word of [`crate::ports::own`]: ports that the gateway pods of this node have for themselves.
+    fn own_ports(&self, word: u32) -> u64;
     /// Counts what a gateway did for a packet of `len` bytes.
     fn tally(&mut self, gateway: &A, what: Tallied, len: u32);
     /// Asks the kernel's routing.

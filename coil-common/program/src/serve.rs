@@ -7,15 +7,29 @@ use prometheus::{Encoder as _, Registry, TextEncoder};
 
 /// Says whether the program is ready, or why it is not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// The same, and what is to be said of one that is ready; nothing where that is empty.
+pub type NotedReadiness = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;
+
+/// What stands before a note in the answer of a program that is ready.
+pub const NOTED: &str = "ok; ";
 
 /// Answers `/healthz` with 200 and `/readyz` with 200 or 503 and the reason, for ever.
 ///
 /// # Errors
 /// When the listener cannot be used.
 pub async fn health(listener: TcpListener, ready: Readiness) -> std::io::Result<()> {
-    let readyz = get(|State(ready): State<Readiness>| async move {
+    noted_health(listener, Arc::new(move || ready().map(|()| String::new()))).await
+}
+
+/// The same of a program that has something to say when it is ready.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub async fn noted_health(listener: TcpListener, ready: NotedReadiness) -> std::io::Result<()> {
+    let readyz = get(|State(ready): State<NotedReadiness>| async move {
         match ready() {
-            Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+            Ok(note) if note.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+            Ok(note) => (StatusCode::OK, format!("{NOTED}{note}\n")),
             Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         }
     });

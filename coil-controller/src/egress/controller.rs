@@ -296,8 +296,8 @@ async fn reconcile(client: &Client, settings: &Settings, teller: &Teller, key: &
     let seen = deployment.as_ref().map(Ensured::object);
     trouble.extend(seen.into_iter().flat_map(status::trouble_of));
     let is_short = status::is_short(&egress, seen);
-    let unready = if is_short { unready::reasons(client, key).await } else { Vec::new() };
-    let wanted = status::status(&egress, seen, &trouble, &unready, Timestamp::now());
+    let said = unready::reasons(client, key).await;
+    let wanted = status::status(&egress, seen, &trouble, &said, Timestamp::now());
     Outcome { ok: errors.is_empty() & write_status(&api, teller, egress, wanted).await, is_short }
 }
 

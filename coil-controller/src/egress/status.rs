@@ -41,21 +41,21 @@ pub fn trouble_of(deployment: &Deployment) -> Vec<Trouble> {
     told.collect()
 }
 
-/// The status that says what the Deployment has and what went wrong; `unready` is what gateways say of themselves.
+/// The status that says what the Deployment has and what went wrong; `said` is what gateways say of themselves.
 /// Conditions of others stay.
 #[must_use]
 pub fn status(
     egress: &Egress,
     deployment: Option<&Deployment>,
     trouble: &[Trouble],
-    unready: &[String],
+    said: &[String],
     now: Timestamp,
 ) -> EgressStatus {
     let available = available(deployment);
     let old = egress.status.clone().unwrap_or_default();
     let wanted = egress.spec.replicas;
     let mut gateways = format!("{available} of {wanted} gateways are available");
-    for reason in unready {
+    for reason in said {
         gateways.push_str("; ");
         gateways.push_str(reason);
     }

@@ -163,6 +163,8 @@ pub struct Node<A> {
     pub tallies: Vec<(A, Tallied)>,
     /// Ports that each client has.
     lent: HashMap<A, u32>,
+    /// Ports that gateway pods have for themselves.
+    pub own_ports: HashMap<u32, u64>,
     /// Most of these; 0 for no limit.
     pub quota: u32,
     /// The clock, in seconds.
@@ -199,6 +201,7 @@ impl<A: HostAddr> Node<A> {
             ports: HashMap::new(),
             tallies: vec![],
             lent: HashMap::new(),
+            own_ports: HashMap::new(),
             quota: 0,
             now: Cell::new(now),
             room: 1000,
@@ -360,6 +363,10 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn note_ports(&mut self, word: u32, bits: u64) {
         *self.ports.entry(word).or_default() |= bits;
+    }
+
+    fn own_ports(&self, word: u32) -> u64 {
+        self.own_ports.get(&word).copied().unwrap_or_default()
     }
 
     fn tally(&mut self, gateway: &A, what: Tallied, _len: u32) {

@@ -45,6 +45,7 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
             .given(of_client(leaving)),
     ];
     cases.extend(originating_only(net));
+    cases.extend(originating_only_of_a_pod(net));
     cases
 }
 
@@ -95,5 +96,38 @@ fn originating_only(net: Net) -> Vec<Case> {
             5555,
             &wire::tcp(Ip::new(net.client, net.world), 80, 40000, tcp::ACK, b""),
         )),
+    ]
+}
+
+/// The same of a pod to which the Egress leads.
+fn originating_only_of_a_pod(net: Net) -> Vec<Case> {
+    let remote = net.remote_originating;
+    let (to, back) = (Ip::new(remote, net.client), Ip::new(net.client, remote));
+    let ends = ((remote, 40000), (net.client, 80));
+    let answer = |header| wire::tcp(header, 80, 40000, tcp::SYN | tcp::ACK, b"");
+    vec![
+        Case::to_pod(
+            "a datagram from such a pod is noted",
+            net,
+            CLIENT,
+            wire::udp(to, 40000, 53, b"query"),
+            Reason::Marked,
+        )
+        .leaves(Flow::kernel(17, (remote, 40000), (net.client, 53))),
+        Case::to_pod(
+            "its connection is noted",
+            net,
+            CLIENT,
+            wire::tcp(to, 40000, 80, tcp::SYN, b""),
+            Reason::Marked,
+        )
+        .leaves(Flow::kernel(6, ends.0, ends.1).phase(coil_packet::flow::Phase::New)),
+        Case::from_pod("a pod is answered the way it came", net, CLIENT, answer(back), Reason::Incoming)
+            .given(Flow::kernel(6, ends.0, ends.1)),
+        Case::from_pod("also past the host's stack", net, CLIENT, answer(back), Reason::ToNode)
+            .given(Flow::fast(6, ends.0, ends.1))
+            .sends(&answer(back.ttl(63))),
+        Case::from_pod("what the client begins with a pod goes to a gateway", net, CLIENT, answer(back), Reason::ToGateway)
+            .sends(&wire::fou((net.client, net.remote_gateway), 0, 5555, &answer(back))),
     ]
 }

@@ -106,6 +106,8 @@ pub struct Net {
     pub world_affine: IpAddr,
     /// Behind the remote gateway, for connections that the client begins.
     pub world_originating: IpAddr,
+    /// A pod of the other node to which that Egress leads, too.
+    pub remote_originating: IpAddr,
     /// Behind the kernel gateway of this node.
     pub world_kernel: IpAddr,
     /// A gateway of the other node that is terminating.
@@ -178,6 +180,7 @@ impl Net {
             world_originating: addr(Part::World, 7),
             world_kernel: addr(Part::World, 8),
             leaving_gateway: addr(Part::There, 11),
+            remote_originating: addr(Part::There, 12),
             link_local: addr(Part::LinkLocal, 1),
             lost: addr(Part::Lost, 1),
             beside: addr(Part::Beside, 1),
@@ -320,6 +323,7 @@ impl World {
                 ((net.world_kernel, whole), Some(KERNEL)),
                 ((net.world_affine, whole), Some(AFFINE)),
                 ((net.world_originating, whole), Some(ORIGINATING)),
+                ((net.remote_originating, whole), Some(ORIGINATING)),
                 (pool, None),
                 (link_local, None),
                 (multicast, None),

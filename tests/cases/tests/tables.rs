@@ -64,6 +64,21 @@ fn a_flow_keeps_its_port_and_its_reply_finds_it() {
 }
 
 #[test]
+fn a_port_that_the_gateway_pod_has_for_itself_is_not_lent() {
+    let (net, mut node) = node();
+    let (word, bit) = coil_packet::ports::own(9090);
+    let to_pod = |node: &mut Node<[u8; 4]>, port| node.run(Path::FromNet, UPLINK, &reply(&net, port, tcp::SYN), 0).reason;
+    assert_eq!(to_pod(&mut node, 9090), Reason::NatUnknown);
+    node.own_ports.insert(word, bit);
+    assert_ne!(to_pod(&mut node, 9090), Reason::NatUnknown, "it is the pod's");
+    assert_eq!(to_pod(&mut node, 9091), Reason::NatUnknown);
+    let out = node.run(Path::FromPod, CLIENT, &to_world(&net, 9090, tcp::SYN), 0);
+    let port = source_port(&out.frame);
+    assert!(out.reason == Reason::Out && port != 9090, "{port}");
+    assert_eq!(node.run(Path::FromNet, UPLINK, &reply(&net, port, tcp::ACK), 0).reason, Reason::ReplyToPod);
+}
+
+#[test]
 fn an_answered_connection_outlives_an_unanswered_one() {
     let (net, mut node) = node();
     for (port, answered) in [(2000, true), (2001, false)] {

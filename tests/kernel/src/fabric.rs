@@ -113,7 +113,8 @@ impl Fabric {
             let path = PathBuf::from("/run/netns").join(format!("{}{name}", fabric.prefix));
             fabric.spaces.insert(name, NetNs::create(path)?);
         }
-        fabric.make_switch(vlan)?;
+        // The programs have the number in them. By the kernel alone, links of modules may have it.
+        fabric.make_switch(vlan, agents.contains(&true))?;
         for (index, node) in NODES.into_iter().enumerate() {
             fabric.make_node(index, node)?;
         }
@@ -354,13 +355,17 @@ impl Fabric {
         self.ip(space, &format!("{} addr add {}/{len} dev eth0{more}", self.family(), self.lan(host)))
     }
 
-    fn make_switch(&self, vlan: bool) -> Result<()> {
+    fn make_switch(&self, vlan: bool, numbered: bool) -> Result<()> {
         self.ip(SWITCH, "link add br0 type bridge")?;
         self.ip(SWITCH, "link set br0 up")?;
         for (port, space) in NODES.into_iter().chain([name(Pod::World)]).enumerate() {
             let there = format!("{}{space}", self.prefix);
             // A number of its own: the first free one would be the uplink's.
-            let peer = if vlan { "trunk index 99".to_owned() } else { format!("eth0 index {UPLINK}") };
+            let peer = match (vlan, numbered) {
+                (true, _) => "trunk index 99".to_owned(),
+                (false, true) => format!("eth0 index {UPLINK}"),
+                (false, false) => "eth0".to_owned(),
+            };
             self.ip(
                 SWITCH,
                 // Before 6.14 a peer's number counts only when its other side has one, too.

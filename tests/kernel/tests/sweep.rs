@@ -70,6 +70,7 @@ fn a_sweep_takes_a_part_at_a_time() -> Result<()> {
             ensure!(removed.len() < 12, "leases are left: {removed:?}");
         }
         ensure!(removed.iter().all(|part| *part <= PART + SLACK), "{removed:?} in single sweeps");
+        ensure!(forward.keys().next().is_none(), "a lease went without its forward entry");
         for _ in 0..4 {
             agent.sweep(now + LATER)?;
         }
@@ -100,6 +101,53 @@ fn ports_that_come_back_are_free_again() -> Result<()> {
         ensure!(now_used.tally.lent.packets >= now_used.used.total(), "{now_used:?}");
         agent.sweep(now + LATER)?;
         ensure!(bits(&ports)? == 0, "{} bits are left", bits(&ports)?);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_lent_during_a_pass_counts_once_against_the_quota() -> Result<()> {
+    const BEFORE: u32 = 3000;
+    const MEANWHILE: u32 = 2000;
+    let pins = Pins::new()?;
+    Node::run(&pins, |node| {
+        let mut leases: HashMap<_, NatRevKey<[u8; 4]>, NatRevValue<[u8; 4]>> =
+            map(&pins, "coil_nat_rev4")?.try_into()?;
+        let mut lent: HashMap<_, [u8; 4], u32> = map(&pins, "coil_lent4")?.try_into()?;
+        let returned: HashMap<_, [u8; 4], u32> = map(&pins, "coil_returned4")?.try_into()?;
+        let now = monotonic_seconds() + 100;
+        let (client, another) = ([10, 64, 1, 9], [10, 64, 1, 10]);
+        let mut lend = |client, seen, ports: std::ops::Range<u32>| -> Result<()> {
+            for n in ports {
+                let [_, a, b, c] = n.to_be_bytes();
+                let remote = [198, 18 + a, b, c];
+                let key =
+                    NatRevKey { gateway: [10, 64, 0, 3], remote, port: 2000, remote_port: 443, protocol: 6 };
+                let known = Known::default();
+                let lease = NatRevValue { client, seen, client_port: 2000, state: 1, pad: 0, known };
+                leases.insert(key, lease, 0)?;
+            }
+            Ok(())
+        };
+        let others = u32::try_from(PART)? * 2;
+        lend(another, now - 50, 0..others)?;
+        lend(client, now - 50, others..others + BEFORE)?;
+        lent.insert(client, BEFORE, 0)?;
+        let agent = node.datapath()?;
+        agent.sweep(now)?;
+        ensure!(returned.get(&client, 0).is_err(), "the pass is over before the client goes on");
+        lend(client, now, others + BEFORE..others + BEFORE + MEANWHILE)?;
+        lent.insert(client, BEFORE + MEANWHILE, 0)?;
+        let mut sweeps = 0;
+        let used = loop {
+            if let Ok(returned) = returned.get(&client, 0) {
+                break lent.get(&client, 0)?.wrapping_sub(returned);
+            }
+            agent.sweep(now)?;
+            sweeps += 1;
+            ensure!(sweeps <= 6, "the pass does not end");
+        };
+        ensure!(used == BEFORE + MEANWHILE, "{used} ports count, of {BEFORE} and {MEANWHILE}");
         Ok(())
     })
 }

@@ -81,6 +81,17 @@ pub enum Tool {
         #[command(flatten)]
         timeout: Timeout,
     },
+    /// Have a UDP datagram echoed that nobody may divide, or say which MTU refused it
+    UdpWhole {
+        /// ADDRESS:PORT
+        to: SocketAddr,
+        /// Bytes of the datagram
+        #[arg(long)]
+        bytes: usize,
+        /// How long to wait
+        #[command(flatten)]
+        timeout: Timeout,
+    },
     /// Send a datagram from each of many ports; nobody has to answer
     UdpPorts {
         /// ADDRESS:PORT
@@ -206,6 +217,7 @@ pub fn run(tool: Tool) -> Result<String> {
                 let pause = Duration::from_millis(pause);
                 udp::echo(to, bytes, segments, times, pause, timeout.get()).await
             }
+            Tool::UdpWhole { to, bytes, timeout } => udp::whole(to, bytes, timeout.get()).await,
             Tool::UdpPorts { to, first, ports } => udp::from_ports(to, first, ports).await,
             Tool::Fou { to, from, inner, target, times } => forge::send(to, from, inner, target, times).await,
             Tool::Visit { address, port, times, timeout } => visit(address, port, times, timeout.get()).await,

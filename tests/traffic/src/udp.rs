@@ -3,7 +3,11 @@
 use std::{io, net::SocketAddr, os::fd::AsRawFd as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{ControlMessage, MsgFlags, SetSockOpt as _, sendmsg, sockopt},
+};
 use tokio::{io::Interest, net::UdpSocket, time};
 
 use super::{data, unspecified};
@@ -30,6 +34,57 @@ pub(super) async fn echo(
     }
     ensure!(lost.is_empty(), "{to}: {} of {times} datagrams were lost: {lost:?}", lost.len());
     Ok(format!("{times} datagrams of {count} bytes sent, all came back equal"))
+}
+
+/// Bytes of an `i32`.
+const LEN_OF_NUMBER: libc::socklen_t = 4;
+
+/// Sets a number of a socket that `nix` has no name for.
+fn set_number(socket: &UdpSocket, level: i32, option: i32, value: i32) -> io::Result<()> {
+    let len = LEN_OF_NUMBER;
+    // SAFETY: the kernel reads so many bytes, of a number that outlives the call.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+    Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
+/// Reads one.
+fn number(socket: &UdpSocket, level: i32, option: i32) -> io::Result<i32> {
+    let mut value = 0_i32;
+    let mut len = LEN_OF_NUMBER;
+    // SAFETY: the kernel writes at most so many bytes, to a number that outlives the call.
+    let done =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut len) };
+    Errno::result(done).map_err(io::Error::from)?;
+    Ok(value)
+}
+
+/// Sends a datagram that nobody may divide, whatever this host knows of the path, and waits for what becomes of it.
+pub(super) async fn whole(to: SocketAddr, count: usize, limit: Duration) -> Result<String> {
+    let socket = UdpSocket::bind(unspecified(to)).await.context("cannot make a UDP socket")?;
+    let kept_whole = if to.is_ipv4() {
+        sockopt::Ipv4RecvErr.set(&socket, &true)?;
+        set_number(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
+    } else {
+        sockopt::Ipv6RecvErr.set(&socket, &true)?;
+        set_number(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+    };
+    kept_whole.context("cannot forbid fragments")?;
+    socket.connect(to).await.with_context(|| format!("{to}: no route"))?;
+    let data = data::bytes(count, 1);
+    let exchanged = time::timeout(limit, exchange(&socket, &data, count)).await;
+    match exchanged.with_context(|| format!("{to}: no answer to {count} bytes, and no error"))? {
+        Ok(()) => Ok(format!("{count} bytes came back equal")),
+        Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
+            let (level, option) = if to.is_ipv4() {
+                (libc::IPPROTO_IP, libc::IP_MTU)
+            } else {
+                (libc::IPPROTO_IPV6, libc::IPV6_MTU)
+            };
+            let mtu = number(&socket, level, option);
+            Ok(format!("{count} bytes are too many: the MTU is {}", mtu.context("no MTU")?))
+        }
+        Err(error) => Err(error).with_context(|| to.to_string()),
+    }
 }
 
 /// Sends a datagram from each of some ports that are free, one after the other.

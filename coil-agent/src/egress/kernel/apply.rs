@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use coil_api::names::DEFAULT_PROTOCOL;
 use coil_netns::NetNs;
+use ipnet::IpNet;
 
 use super::{
     KernelError, closed, nft,
@@ -10,7 +12,7 @@ use super::{
     rules, tunnel,
 };
 use crate::net::{
-    Rtnl,
+    Rtnl, RtnlError, run_inside,
     plan::{OVERHEAD_V4, OVERHEAD_V6},
     route::{Owned, Path, Routes},
     sysctl,
@@ -24,9 +26,10 @@ const TCP_HEADERS: [u32; 2] = [40, 60];
 pub struct Common {
     /// `--egress-port`.
     pub port: u16,
-    /// `--protocol-id`, which marks Coil's routes.
-    pub protocol: u8,
 }
+
+/// What marks Coil's routes inside pods, whatever `--protocol-id` says of the node's: as Coil v2 has it.
+const PROTOCOL: u8 = DEFAULT_PROTOCOL;
 
 /// Makes it so. Doing it twice changes nothing; `before` is what was last made, if that is known.
 ///
@@ -43,8 +46,10 @@ pub async fn apply(
     let rtnl = Rtnl::open_in(ns)??;
     let eth0 = rtnl.link_by_name(ifname).await?.ok_or_else(|| KernelError::NoInterface(ifname.to_owned()))?;
     // From here on what is meant for a tunnel goes by one or not at all, whatever happens to the tunnels.
-    closed::close(&rtnl, common.protocol, &wanted.closed).await?;
-    rules::sync(&rtnl, &wanted.rules).await?;
+    closed::close(&rtnl, PROTOCOL, &not_open(&rtnl, wanted).await?).await?;
+    if !wanted.adopted {
+        rules::sync(&rtnl, &wanted.rules).await?;
+    }
     // Where tunnels change, what they were goes first: their routes go with them. Those that an earlier agent made
     // are taken for what their names say.
     let mut there = BTreeSet::new();
@@ -56,13 +61,18 @@ pub async fn apply(
             .tunnels
             .get(&link.name)
             .is_some_and(|tunnel| before.is_none_or(|before| before.tunnels.get(&link.name) == Some(tunnel)));
+        // Whatever else the Go version's client has may be of use to somebody: no route of Coil's leads there.
+        let is_left = wanted.adopted && !wanted.tunnels.contains_key(&link.name);
         if stays {
             there.insert(link.name);
-        } else {
+        } else if !is_left {
             rtnl.delete_link(link.index).await?;
         }
     }
-    ns.run(|| settings_and_tunnels(ifname, common.port, &there, wanted))??;
+    if !wanted.adopted || wanted.tunnels.keys().any(|name| !there.contains(name)) {
+        let (ifname, wanted) = (ifname.to_owned(), wanted.clone());
+        run_inside(ns, move || settings_and_tunnels(&ifname, common.port, &there, &wanted)).await??;
+    }
     for (kernels, ours) in tunnel::OTHERS {
         // Made by the module; another name keeps it from being taken for somebody's tunnel.
         if let Some(link) = rtnl.link_by_name(kernels).await? {
@@ -81,18 +91,33 @@ pub async fn apply(
                 (OVERHEAD_V6, TCP_HEADERS[1])
             };
             let mtu = eth0.mtu.saturating_sub(overhead);
-            let path = Path {
-                ifindex: Some(link.index),
-                mtu,
-                advmss: mtu.saturating_sub(headers),
-                ..Path::default()
+            let path = Path { ifindex: Some(link.index), ..Path::default() };
+            // The Go version leaves that to the tunnel's own MTU.
+            let path = if wanted.adopted {
+                path
+            } else {
+                Path { mtu, advmss: mtu.saturating_sub(headers), ..path }
             };
             routes.insert(*net, path);
         }
-        Owned { table, protocol: common.protocol }.sync(&rtnl, &routes).await?;
+        Owned { table, protocol: PROTOCOL }.sync(&rtnl, &routes).await?;
     }
-    closed::open_others(&rtnl, common.protocol, &wanted.closed).await?;
+    closed::open_others(&rtnl, PROTOCOL, &not_open(&rtnl, wanted).await?).await?;
     Ok(())
+}
+
+/// What is to be closed: behind the routes of a client that the Go version made there is nothing, so of those only what has
+/// no route yet.
+async fn not_open(rtnl: &Rtnl, wanted: &Wanted) -> Result<BTreeSet<(u32, IpNet)>, RtnlError> {
+    let mut closed = wanted.closed.clone();
+    if wanted.adopted {
+        for table in [TABLE_PRIVATE, TABLE_REST] {
+            for (net, _) in (Owned { table, protocol: PROTOCOL }).list(rtnl).await? {
+                closed.remove(&(table, net));
+            }
+        }
+    }
+    Ok(closed)
 }
 
 /// On a thread inside the namespace.

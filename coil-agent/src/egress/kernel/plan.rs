@@ -74,6 +74,8 @@ pub struct Wanted {
     pub gateway: Vec<IpAddr>,
     /// What masquerading may use of ports, where the programs translate beside it.
     pub ports: Option<RangeInclusive<u16>>,
+    /// A client as Coil v2's Go version made it: its rules and tunnels stay as they are, and its routes follow.
+    pub adopted: bool,
 }
 
 /// The name of the link to a peer, as Coil v2 has it.

@@ -259,6 +259,16 @@ fn came_in<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &mut T) -> bool {
     state == Some(flow::KERNEL)
 }
 
+/// True for a packet of a connection that came in to the client past the host's stack, from an address of a pool to which an
+/// Egress that is originating only leads: it is answered as what pods send each other.
+#[inline(never)]
+pub(super) fn came_in_fast<A: Addr, T: Tables<A>>(packet: &Packet<A>, egress: u32, tables: &mut T) -> bool {
+    let flags = tables.egress_flags(egress).unwrap_or_default();
+    let (key, _) = flow::key(packet);
+    flags & egress_flag::ORIGINATING_ONLY != 0
+        && tables.with_flow(&key, |entry| entry.state) == Some(flow::FAST)
+}
+
 /// Picks the gateway: the one that the flow has, else the client's own, else one of those that take new flows.
 /// False when there is none.
 #[inline(never)]

@@ -81,6 +81,7 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
     };
     if pod.is_client()
         && let Some(egress) = tables.policy(pod.policy, &packet.dst)
+        && !(pod.is_originating_only() && egress::came_in_fast(packet, egress, tables))
     {
         return match egress::out(skb, &pod, egress, tables, decision) {
             Some(reason) => reason,

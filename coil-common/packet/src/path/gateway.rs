@@ -205,7 +205,7 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
     // The pod's kernel would answer with a reset, to a connection that it never had.
     let has_ports = matches!(packet.kind, Kind::Tcp | Kind::Udp)
         || (packet.kind == Kind::Fragment && packet.protocol != A::ICMP);
-    if has_ports && nat::lendable(packet.dport) {
+    if has_ports && nat::may_lend(tables, packet.dport) {
         return Some(outcome.drop(Reason::NatUnknown));
     }
     None

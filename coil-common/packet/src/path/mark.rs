@@ -37,14 +37,19 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
         return reason;
     }
     let Decision { packet, outcome, .. } = decision;
+    // A client may have to answer it the way it came, wherever that is: an Egress may lead to pools, too.
+    let comes_in = pod.is_originating_only() && flow::begins_in(packet);
     if !tables.in_pools(&packet.src) {
-        // From a service or the world: no such flow can be fast. A client may have to answer it the way it came.
-        return if pod.is_originating_only() && flow::begins_in(packet) {
+        // From a service or the world: no such flow can be fast.
+        return if comes_in {
             let _ = mark(decision, true, tables);
             decision.outcome.next(Reason::Incoming)
         } else {
             outcome.next(Reason::NotMarked)
         };
+    }
+    if comes_in {
+        return mark(decision, true, tables);
     }
     if tables.config().flags & config_flag::MARK == 0 {
         return outcome.next(Reason::NotFastNode);

@@ -45,7 +45,7 @@ const GATEWAY: u8 = 2;
 /// Network of the world: see [`address`].
 const WORLD: u8 = 7;
 const WORLD_MAC: &str = "02:00:00:00:07:02";
-const COMMON: Common = Common { port: 5555, protocol: 30 };
+const COMMON: Common = Common { port: 5555 };
 const EGRESS: EgressId = 1;
 
 /// The namespaces of one path.

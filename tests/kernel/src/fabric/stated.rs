@@ -51,6 +51,7 @@ impl Fabric {
                 .map(|client| (self.address(Pod::Gateway), self.address(client)))
                 .into(),
             any_sender: false,
+            own_ports: [].into(),
             quota: 0,
             uplinks: [UPLINK].into(),
             forward: true,

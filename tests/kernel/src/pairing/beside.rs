@@ -28,7 +28,8 @@ pub(crate) fn make(place: &Place, service: IpAddr) -> Result<()> {
             format!("fou add port {port} ipproto 41 -6"),
             "link add coil_ipip6 type ip6tnl external".to_owned(),
             format!(
-                "link add fou6_5d3c1a2b type ip6tnl mode ip6ip6 local {own} remote {service} hoplimit 225 {encap}"
+                "link add fou6_5d3c1a2b type ip6tnl mode ip6ip6 local {own} remote {service} hoplimit 225 \
+                 encaplimit 0 {encap} noencap-udp6-csum"
             ),
         ];
         ("-6", "fou6_5d3c1a2b", links, ["fe80::/10", "fc00::/7"])

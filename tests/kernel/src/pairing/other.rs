@@ -3,27 +3,36 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::{FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use coil_kernel_tests::{Pod, traffic::PATIENCE};
-use nix::libc;
+use nix::{
+    libc,
+    sys::socket::{SockaddrStorage, bind},
+};
 
 use crate::{place::Place, probes::translated};
 
-/// GRE with nothing in it that anybody knows, and an experimental protocol (RFC 3692).
-const PROTOCOLS: [(i32, &[u8]); 2] = [(47, b"\0\0\x88\xb5GRE"), (253, b"an experiment")];
+/// GRE with nothing in it that anybody knows, and an experimental protocol (RFC 3692). The kernel's NAT drops GRE of fewer
+/// than 8 bytes.
+const PROTOCOLS: [(i32, &[u8]); 2] = [(47, b"\0\0\x88\xb5unknown"), (253, b"an experiment")];
 
-/// A socket for packets of a protocol, of this network namespace.
+/// A socket for packets of a protocol to and from an address of this network namespace.
 fn open(own: IpAddr, protocol: i32) -> Result<UdpSocket> {
     let family = if own.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: the call takes numbers.
     let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
     ensure!(fd >= 0, "no socket for protocol {protocol}: {}", io::Error::last_os_error());
-    // SAFETY: the kernel just made this descriptor for us. It takes and gives the same addresses as one of UDP.
-    let socket = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    // SAFETY: the kernel just made this descriptor for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Else an answer comes from the address of the link that it leaves by.
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(own, 0)))
+        .context("cannot bind a raw socket")?;
+    // It takes and gives the same addresses as one of UDP.
+    let socket = UdpSocket::from(fd);
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }

@@ -33,7 +33,7 @@ pub(crate) const FAR_MTU: u32 = 1280;
 /// Whether links of tunnel modules are in the first namespace alone.
 const FALLBACK_LINKS: &str = "/proc/sys/net/core/fb_tunnels_only_for_init_net";
 /// `--egress-port` and `--protocol-id`.
-pub(crate) const COMMON: Common = Common { port: 5555, protocol: 30 };
+pub(crate) const COMMON: Common = Common { port: 5555 };
 
 /// The namespaces of a pair.
 pub(crate) struct Place {
@@ -174,10 +174,9 @@ impl Place {
     pub(crate) fn state(&self) -> String {
         let family = if self.pair.v4 { "-4" } else { "-6" };
         let mut text = self.fabric.counters();
-        for (pod, ebpf) in [(Pod::Client, self.pair.client), (Pod::Gateway, self.pair.gateway)] {
-            if ebpf {
-                continue;
-            }
+        // The kernel of a gateway has work in any case.
+        let clients = if self.pair.client { None } else { Some(Pod::Client) };
+        for pod in clients.into_iter().chain([Pod::Gateway]) {
             for command in [
                 vec!["ip", "-s", "-d", "link"],
                 vec!["ip", family, "rule"],

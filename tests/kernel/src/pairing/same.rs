@@ -64,6 +64,8 @@ fn bare(frame: &[u8], v4: bool, by_kernel: bool) -> Vec<u8> {
         packet[4..6].fill(0);
         packet[10..12].fill(0);
     }
+    // What the programs do not translate, a gateway's kernel does in any case.
+    let by_kernel = by_kernel || !matches!(packet[protocol], 1 | 6 | 17 | 58);
     packet[limit] += u8::from(by_kernel);
     // Where they begin, and how long they are: a port, a checksum, or both beside each other.
     let free: &[(usize, usize)] = match packet[protocol] {

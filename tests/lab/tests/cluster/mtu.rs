@@ -7,7 +7,7 @@ use coil_lab::{
 };
 
 use crate::{
-    common::{check, end, idle_pod, name, namespace, program, wait_ready},
+    common::{LIMIT, check, end, idle_pod, name, namespace, program, wait_ready},
     egress::{ANNOTATION, DESTINATIONS, egress, rolled_out, socket, wait_out},
 };
 
@@ -35,6 +35,22 @@ fn ping(lab: &Lab, ip: Ip, packet: u32) -> Result<(bool, String)> {
     Ok((done.ok, done.stdout + &done.stderr))
 }
 
+/// A datagram that may not be in fragments comes back, or its sender is told of the tunnel's size.
+fn whole(lab: &Lab, ip: Ip, size: u32, fits: u32) -> Result<()> {
+    let words = format!("coil-lab tool udp-whole --bytes {size} --timeout 5 {}", socket(ip.world(), 7));
+    // The first answer may be lost to telling the world of the size.
+    let said = lab.wait_for("what becomes of a datagram", LIMIT, |lab| {
+        let done = lab.exec("default/client", &words)?;
+        Ok(if done.ok { Ok(done.stdout) } else { Err(done.stderr) })
+    })?;
+    let wanted = if size + headers(ip) <= fits {
+        format!("{size} bytes came back equal")
+    } else {
+        format!("{size} bytes are too many: the MTU is {fits}")
+    };
+    check(said.trim() == wanted, || format!("{} of {size}: {said}, not {wanted}", ip.name()))
+}
+
 fn on_a_wire_of(mtu: u32) -> Result<()> {
     let options = Options { mtu, ..Options::named(&name(&format!("mtu{mtu}"))) };
     let lab = Lab::start(program(), options)?;
@@ -53,11 +69,15 @@ fn on_a_wire_of(mtu: u32) -> Result<()> {
         check(!ok && told.iter().any(|told| said.contains(told)), || {
             format!("{} bytes on a wire of {mtu}: {said}", fits + 1)
         })?;
+        for size in [fits, fits + 1] {
+            whole(&lab, ip, size - headers(ip), fits)?;
+        }
         // 100 MB out and back, and datagrams of the usual sizes, in fragments where they have to be.
         let to = socket(ip.world(), 7);
         lab.exec("default/client", &format!("coil-lab tool tcp-echo --times 100 --timeout 20 {to}"))?
             .success()?;
         for size in [1472, 1473] {
+            whole(&lab, ip, size, fits)?;
             let echo = |times: u32| {
                 let words = format!("coil-lab tool udp-echo --bytes {size} --times {times} --timeout 3 {to}");
                 lab.exec("default/client", &words)

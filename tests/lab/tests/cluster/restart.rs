@@ -1,11 +1,16 @@
-//! coild is killed while packets flow: they go on, and the new one knows what the old one gave.
+//! coild and coil-egress are killed while packets flow: they go on, and the new ones know what the old ones did.
 
 use std::{collections::BTreeSet, process::Child};
 
 use anyhow::{Context as _, Result};
+use coil_lab::{Lab, config::Ip};
 
-use crate::common::{
-    LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, namespace, server_pod, start, wait_ready,
+use crate::{
+    common::{
+        LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, namespace, server_pod, start, wait_ready,
+    },
+    egress::{socket, start_with_client, wait_out},
+    gateways::pods_of,
 };
 
 /// Turns of an echo, 20 ms apart: longer than all coilds take to come back.
@@ -83,5 +88,55 @@ spec: {destinations: ['198.51.100.0/24', '2001:db8:9::/64'], template: {spec: {n
     for to in [v4, v6] {
         lab.exec("default/new5", &format!("ping -c 1 -W 5 {to}"))?.success()?;
     }
+    end(lab)
+}
+
+/// The same, longer than three restarts one after the other take.
+const MANY_TURNS: &str = "--times 2000 --pause 20 --bytes 1000 --timeout 5";
+
+/// coil-egress of a gateway pod on node3: its process, how often it was started again, and whether it is ready.
+fn gateway(lab: &Lab, pod: &str) -> Result<(String, i64, bool)> {
+    let status = &get(lab, &format!("pod -n internet {pod}"))?["status"]["containerStatuses"][0];
+    let restarts = status["restartCount"].as_i64().context("a container's restarts")?;
+    // The programs of all pods have their processes in one list: this one listens in its pod's namespace.
+    let listening = lab.exec(&format!("internet/{pod}"), "ss -Hltnp sport = :8081")?.stdout;
+    let pid = listening.split("pid=").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    Ok((pid.unwrap_or_default().to_owned(), restarts, status["ready"] == true))
+}
+
+#[test]
+fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
+    let lab = start_with_client("restart-gateway", "")?;
+    let pods = pods_of(&lab, "nat")?;
+    let [pod] = pods.as_slice() else { anyhow::bail!("the gateways are {pods:?}") };
+    let own = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
+    let mut flows = Vec::new();
+    for ip in [Ip::V4, Ip::V6] {
+        for tool in ["tcp-echo", "udp-echo"] {
+            let words = format!("coil-lab tool {tool} {MANY_TURNS} {}", socket(ip.world(), 7));
+            flows.push((words.clone(), lab.spawn_in_pod("default/client", &words)?));
+        }
+    }
+    // Alone, and at once with the coild of its own node, and of the client's.
+    for coilds in [&[][..], &["node3"], &["node2"]] {
+        let (pid, restarts, _) = gateway(&lab, pod)?;
+        check(!pid.is_empty(), || format!("coil-egress of {pod} does not listen"))?;
+        lab.node("node3", &format!("kill -9 {pid}"))?.success()?;
+        kill_coilds(&lab, coilds)?;
+        lab.wait_for(&format!("coil-egress to come back beside {coilds:?}"), LIMIT, |lab| {
+            let now = gateway(lab, pod)?;
+            Ok(if now.0 != pid && now.1 > restarts && now.2 { Ok(()) } else { Err(format!("{now:?}")) })
+        })?;
+        for (what, flow) in &mut flows {
+            let ended = flow.try_wait().context("cannot look at a flow")?;
+            check(ended.is_none(), || format!("{what} ended before coil-egress was back beside {coilds:?}: {ended:?}"))?;
+        }
+    }
+    for (what, flow) in flows {
+        finish(&what, flow)?;
+    }
+    let now = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
+    check(now == own, || format!("{pod} had {own:?}, and has {now:?}"))?;
+    wait_out(&lab, "default/client", "nat")?;
     end(lab)
 }

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use coil_api::{
     crd::{AddressBlock, AddressPool, Egress},
-    names::{ANN_EGRESS_PREFIX, FINALIZER, LABEL_NODE, LABEL_POOL},
+    names::{
+        ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, FINALIZER, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME,
+        LABEL_NODE, LABEL_POOL,
+    },
 };
 use coil_node_tests::{
     Cluster, Sandbox,
@@ -99,8 +102,8 @@ impl Go {
     pub(super) fn make_client(&self, pod: &Sandbox, n: u8) -> Result<()> {
         let netns = pod.netns_name();
         let [v4, v6] = Self::addresses(n);
-        // Names of links for 10.96.7.7, and of the first four bytes of a hash for fd96::7.
-        let names = ["fou4_0a600707", "fou6_5d3c1a2b"];
+        // Of the bytes of 10.96.7.7, and of the first four bytes of the SHA-1 of those of fd96::7.
+        let names = ["fou4_0a600707", "fou6_256d826a"];
         let links: Vec<String> = if self.real {
             vec![
                 "fou add port 5555 ipproto 4".into(),
@@ -110,8 +113,8 @@ impl Go {
                     names[0], SERVICES[0]
                 ),
                 format!(
-                    "link add {} type ip6tnl mode ip6ip6 local {v6} remote {} hoplimit 225 encap fou encap-sport 5555 \
-                     encap-dport 5555",
+                    "link add {} type ip6tnl mode ip6ip6 local {v6} remote {} hoplimit 225 encaplimit 0 encap fou \
+                     encap-sport 5555 encap-dport 5555 noencap-udp6-csum",
                     names[1], SERVICES[1]
                 ),
                 "link add coil_ipip4 type ipip external".into(),
@@ -159,6 +162,16 @@ impl Go {
     pub(super) fn expected(&self) -> u64 {
         if self.real { 4 } else { 2 }
     }
+}
+
+/// Makes the Egress lead to the world, and to `more`.
+pub(super) async fn lead_to(cluster: &Cluster, more: &[&str]) -> Result<()> {
+    let world = WORLD.map(|world| format!("{world}/{}", if world.contains(':') { 128 } else { 32 }));
+    let all: Vec<&str> = world.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    let patch = json!({"spec": {"destinations": all}});
+    let api: Api<Egress> = Api::namespaced(cluster.client(), POOL);
+    api.patch("nat", &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
 }
 
 /// Addresses of links that are made later in a namespace, or in the node's, wait for nobody.
@@ -229,7 +242,9 @@ async fn populate(cluster: &Cluster) -> Result<()> {
     }))?;
     Api::namespaced(client.clone(), POOL).create(&PostParams::default(), &egress).await?;
     let service: Service = serde_json::from_value(json!({
-        "metadata": {"name": "nat"},
+        "metadata": {"name": "nat", "labels": {
+            LABEL_APP_NAME: APP_NAME, LABEL_APP_COMPONENT: COMPONENT_EGRESS, LABEL_APP_INSTANCE: "nat",
+        }},
         "spec": {"clusterIP": SERVICES[0], "clusterIPs": SERVICES, "ipFamilies": ["IPv4", "IPv6"],
             "ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 5555, "protocol": "UDP"}]},
     }))?;
