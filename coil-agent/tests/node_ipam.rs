@@ -193,6 +193,36 @@ async fn a_full_pool_waits_for_the_block_that_this_node_returns() {
 }
 
 #[tokio::test]
+async fn a_block_that_nobody_waits_for_any_more_is_returned() {
+    let mut cluster = Cluster::start().await;
+    cluster.pool("default", 0, json!({"ipv4": "10.0.0.0/24", "ipv6": "fd00::/120"})).await;
+    let (ipam, _owned) = cluster.ipam();
+    let first = ipam.allocate("default", &pod(1)).await.unwrap();
+    cluster.stop_controller();
+    let second = tokio::spawn({
+        let ipam = ipam.clone();
+        async move { ipam.allocate("default", &pod(2)).await }
+    });
+    let requests = cluster.all::<BlockRequest>();
+    let name = "req-default-node1";
+    let is_open = |request: &BlockRequest| request.status.as_ref().is_none_or(|s| s.conditions.is_empty());
+    eventually("a block is asked for", async || {
+        requests.get_opt(name).await.unwrap().is_some_and(|r| is_open(&r))
+    })
+    .await;
+    ipam.free(&pod(1)).await.unwrap();
+    let second = second.await.unwrap().unwrap();
+    assert_eq!(show(&second), show(&first), "the address that was freed");
+    cluster.start_controller();
+    eventually("the request is answered, and its block returned", async || {
+        let answered = requests.get_opt(name).await.unwrap().is_some_and(|r| !is_open(&r));
+        answered && cluster.blocks().await == ["default-0"]
+    })
+    .await;
+    assert_eq!(ipam.get(&pod(2)), Some(second));
+}
+
+#[tokio::test]
 async fn without_a_controller_the_wait_ends_and_the_next_one_goes_on() {
     let mut cluster = Cluster::start().await;
     cluster.stop_controller();

@@ -151,9 +151,9 @@ async fn start(options: &Options, feed: &Feed) -> Result<Started> {
     let support = kernel_egress(options.enable_egress, by_kernel);
     let kernel_egress_missing =
         support.as_ref().map_or_else(|| Some(NO_EGRESS.to_owned()), Support::obstacle);
-    // Clients that the Go version made dial the Services of their Egresses, whatever serves the others.
-    let kernel_egress =
-        by_kernel && kernel_egress_missing.is_none() || found.iter().any(|pod| pod.kernel_client);
+    // Clients that the Go version made dial the Services of their Egresses, whatever serves the others. Whether or not this
+    // kernel can: what coild asks for, and so whether its role is enough, is no matter of modules.
+    let kernel_egress = by_kernel || found.iter().any(|pod| pod.kernel_client);
     feed.start(
         &client,
         &options.node_name,

@@ -308,7 +308,13 @@ impl Inner {
         let task = tokio::spawn(async move {
             let result = inner.get_block(&key).await;
             lock(&inner.requests).remove(&key);
-            result
+            let name = result?;
+            // Whoever it was for may have got another address meanwhile, or have given up: then nobody needs it.
+            let needless = lock(&inner.table).depart(&name);
+            if let Some(departure) = needless {
+                tokio::spawn(inner.depart(departure));
+            }
+            Ok(())
         });
         let answer = async move {
             task.await.unwrap_or_else(|e| {
@@ -320,11 +326,12 @@ impl Inner {
         answer
     }
 
-    async fn get_block(&self, pool: &str) -> Result<(), IpamError> {
+    /// Asks for a block, and takes it in hand. Returns its name.
+    async fn get_block(&self, pool: &str) -> Result<String, IpamError> {
         let asking = Asking { node: &self.node, pool, limit: ALLOCATE_LIMIT, pause: self.pause };
         let name = request::block(&self.client, asking).await?;
         if lock(&self.table).contains(&name) {
-            return Ok(());
+            return Ok(name);
         }
         // The watch may be late; the block is there.
         let block = Api::<AddressBlock>::all(self.client.clone())
@@ -336,7 +343,7 @@ impl Inner {
             self.upsert(&block);
             self.changed();
         }
-        Ok(())
+        Ok(name)
     }
 
     fn observe(

@@ -236,8 +236,9 @@ impl Table {
         names.iter().filter_map(|name| self.depart(name)).collect()
     }
 
-    /// A pool that somebody waits on keeps its blocks: the waiter takes the address.
-    fn depart(&mut self, name: &str) -> Option<Departure> {
+    /// Chooses a block for return, when it has no pods. A pool that somebody waits on keeps its blocks: the waiter takes the
+    /// address.
+    pub(super) fn depart(&mut self, name: &str) -> Option<Departure> {
         let block = self.blocks.get_mut(name)?;
         let pool = &block.info.pool;
         let wanted = block.gives(pool) && self.waiting.contains_key(pool) && !self.draining.contains(pool);

@@ -36,7 +36,7 @@ pub struct Scope {
     pub ipam: bool,
     /// Egress NAT.
     pub egress: bool,
-    /// Egress NAT by the kernel.
+    /// Egress NAT by the kernel, if that can.
     pub kernel_egress: bool,
 }
 

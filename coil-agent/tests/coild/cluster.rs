@@ -1,7 +1,7 @@
 //! An API server and a coild in a node's namespace.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command},
     time::{Duration, Instant},
 };
@@ -11,7 +11,7 @@ use coil_api::{
     crd::{self, AddressPool, Egress},
     rpc::{CniArgs, CniError, cni_client::CniClient, status},
 };
-use coil_apitest::{Options, Server};
+use coil_apitest::{Options, Server, User};
 use coil_controller::ipam;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::{
@@ -31,6 +31,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::roles;
 use crate::topology::{NODE_V4, NODE_V6, TestNs, Topology};
 
 const NODE: &str = "n1";
@@ -102,19 +103,26 @@ impl Cluster {
     pub(crate) fn run_with<F: Future<Output = ()>>(setup: Setup, test: impl FnOnce(Self) -> F + Send) {
         let topology = Topology::new();
         let ns = coil_netns::NetNs::open(topology.node.path()).unwrap();
+        let asked = tempfile::NamedTempFile::new().unwrap();
         ns.run(|| {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            runtime.block_on(async { test(Self::start(topology, setup).await).await });
+            runtime.block_on(async { test(Self::start(topology, setup, asked.path()).await).await });
         })
         .unwrap();
+        roles::nothing_was_denied(asked.path());
     }
 
-    async fn start(topology: Topology, setup: Setup) -> Self {
+    async fn start(topology: Topology, setup: Setup, asked: &Path) -> Self {
         let directory = TempDir::new().unwrap();
-        let server = Server::start(Options::default()).await.unwrap();
-        std::fs::write(directory.path().join("kubeconfig"), server.kubeconfig("admin").unwrap()).unwrap();
+        let account = User::service_account(roles::NAMESPACE, roles::ACCOUNT);
+        let options =
+            Options { users: vec![account.clone()], requests: Some(asked.to_owned()), ..Options::default() };
+        let server = Server::start(options).await.unwrap();
+        let kubeconfig = server.kubeconfig(&account.name).unwrap();
+        std::fs::write(directory.path().join("kubeconfig"), kubeconfig).unwrap();
         let objects = Objects(server.client().await.unwrap());
+        roles::ship(&objects.0, setup).await;
         objects.populate(setup).await;
         if setup.ipam {
             let client = objects.0.clone();

@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 
 mod cluster;
+mod roles;
 #[path = "../net/topology.rs"]
 #[expect(dead_code, reason = "shared with the tests of the pod network")]
 mod topology;

@@ -9,6 +9,9 @@ use hyper::header::AUTHORIZATION;
 use crate::names;
 use crate::status::{ApiError, Result};
 
+/// The group whose members nobody restricts.
+const MASTERS: &str = "system:masters";
+
 /// An authenticated user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -27,7 +30,7 @@ impl User {
     /// The administrator, in `system:masters`.
     #[must_use]
     pub fn admin() -> Self {
-        Self::new("admin", ["system:masters"])
+        Self::new("admin", [MASTERS])
     }
 
     /// The user that a service account is.
@@ -37,6 +40,11 @@ impl User {
             format!("system:serviceaccount:{namespace}:{name}"),
             ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")],
         )
+    }
+
+    /// Whether nobody restricts him.
+    pub(crate) fn is_master(&self) -> bool {
+        self.groups.iter().any(|group| group == MASTERS)
     }
 
     /// All groups, as the API shows them.

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::admission::Admission;
 use crate::auth::Tokens;
+use crate::faults::Faults;
 use crate::rbac::Authorizer;
 use crate::registry::{Registry, Resource};
 use crate::services::ServiceIps;
@@ -23,6 +24,7 @@ pub(crate) struct Backend {
     pub(crate) authorizer: Authorizer,
     pub(crate) admission: Admission,
     pub(crate) pages: Pages,
+    pub(crate) faults: Faults,
     /// PEM of the CA that signed the server's certificate.
     pub(crate) ca: String,
     /// Objects that the collector should look at.

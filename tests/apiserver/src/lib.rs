@@ -12,7 +12,8 @@
 //! # What differs on purpose
 //!
 //! - **Users.** Bearer tokens, no client certificates, no impersonation. Roles and bindings decide as on a real server;
-//!   of a role's own making nobody is asked whether he holds what it gives, and no role is aggregated.
+//!   of a role's own making nobody is asked whether he holds what it gives. A role that is made of others has their
+//!   rules, and does not show them.
 //! - **State** is in memory. A watch can go back [`Config::watch_window`] events of its resource; a list
 //!   in pages is remembered until 64 others have been begun.
 //! - **Kinds.** The built-in ones of `registry::builtin`. Their types, names, and the rules that tests
@@ -31,6 +32,7 @@
 //! - **Owned fields.** Maps have no `.` entry of their own, and old updaters are never merged.
 //!
 //! - **Reviews.** Of rules (`kubectl auth can-i --list`) there is none.
+//! - **Faults.** A test may have watches held back, at paths below `/faults`: see `faults`.
 //! - **Answers.** What is not there is told by a `Status` also where a real server answers in plain text.
 //!
 //! # What differed, and was mended
@@ -54,6 +56,7 @@ mod backend;
 mod bootstrap;
 mod cel;
 mod discovery;
+mod faults;
 mod gc;
 mod http;
 mod kubeconfig;
@@ -76,6 +79,7 @@ mod tls;
 mod verbs;
 
 pub use auth::User;
+pub use faults::HELD_WATCHES;
 pub use kubeconfig::kubeconfig;
 pub use rbac::{Attributes, Policy, Question};
 pub use server::{ApiServer, Config, ServiceResolver, StartError};

@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::admission::{Admission, EndpointResolver, Resolve};
 use crate::auth::{Tokens, User};
 use crate::backend::Backend;
+use crate::faults::Faults;
 use crate::kubeconfig::kubeconfig;
 use crate::rbac::{Authorizer, Record};
 use crate::registry::Registry;
@@ -157,6 +158,7 @@ impl ApiServer {
             authorizer: Authorizer::new(record),
             admission: Admission::new(Arc::new(config.services)),
             pages: Pages::default(),
+            faults: Faults::default(),
             ca: tls.ca,
             collector,
         });

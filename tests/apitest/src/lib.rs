@@ -27,6 +27,7 @@ pub mod standin;
 pub use again::{again_on_a_real_server, again_on_a_real_server_except};
 pub use assets::Assets;
 pub use cluster::{Cluster, LIMIT, eventually};
+pub use coil_apiserver::User;
 pub use control_plane::ControlPlane;
 pub use server::{Kind, Options, Server};
 

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Once;
 
 use coil_apiserver::{ApiServer, Config, User, kubeconfig};
@@ -45,6 +46,8 @@ pub struct Options {
     pub service_ranges: Vec<IpNet>,
     /// Users besides the administrator; each gets a token.
     pub users: Vec<User>,
+    /// File to which the embedded server appends every question of a user about rights, and its answer.
+    pub requests: Option<PathBuf>,
 }
 
 /// A running API server. Dropped, it ends.
@@ -87,8 +90,8 @@ impl Server {
             }
             Kind::Embedded => {
                 let listener = TcpListener::bind("127.0.0.1:0").map_err(Error::Port)?;
-                let Options { service_ranges, users } = options;
-                let config = Config { service_ranges, users, ..Config::default() };
+                let Options { service_ranges, users, requests } = options;
+                let config = Config { service_ranges, users, requests, ..Config::default() };
                 Ok(Self(Inner::Embedded(ApiServer::start(listener, config)?)))
             }
         }

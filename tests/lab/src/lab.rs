@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use coil_apiserver::Question;
+use coil_apiserver::{HELD_WATCHES, Question, User};
 
 use crate::{
     config::Options,
@@ -21,6 +21,8 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(50);
+/// Where Coil's accounts are.
+const NAMESPACE: &str = "kube-system";
 
 /// A running lab that this process owns. Dropped, or its process killed, it ends.
 #[derive(Debug)]
@@ -185,6 +187,25 @@ impl Lab {
                 text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
             }
         }
+    }
+
+    /// Makes the watches of one of Coil's accounts late: they tell nothing of these resources (`PLURAL.GROUP`) until they are let
+    /// go. The embedded API server does it.
+    ///
+    /// # Errors
+    /// When it is a real one, which does not.
+    pub fn hold_watches(&self, account: &str, resources: &[&str]) -> Result<()> {
+        let user = User::service_account(NAMESPACE, account).name;
+        let body = serde_json::json!({"user": user, "resources": resources}).to_string();
+        self.kubectl_with(&["create", "--raw", HELD_WATCHES, "-f", "-"], &body)?.success().map(drop)
+    }
+
+    /// Lets all watches go on that are held.
+    ///
+    /// # Errors
+    /// As [`Lab::hold_watches`].
+    pub fn let_watches_go(&self) -> Result<()> {
+        self.kubectl_with(&["delete", "--raw", HELD_WATCHES], "")?.success().map(drop)
     }
 
     /// What was denied to Coil's programs: what the embedded API server says, and the programs' own logs.

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::auth::User;
 use crate::backend::Backend;
+use crate::faults::HELD_WATCHES;
 use crate::status::{ApiError, Result};
 use crate::{discovery, openapi, verbs};
 use body::Body;
@@ -55,6 +56,9 @@ async fn route(backend: &Arc<Backend>, request: Request<Incoming>) -> Result<Res
             backend.authorizer.check(&user, &verbs::question(&user, group, plural))?;
         }
         return review(backend, &user, (*group).to_owned(), (*plural).to_owned(), request).await;
+    }
+    if path == HELD_WATCHES {
+        return hold_watches(backend, &user, request).await;
     }
     let target = route::target(&backend.registry, &segments)?;
     backend.authorizer.check(&user, &target.attributes(&user, &request))?;
@@ -100,6 +104,18 @@ async fn review(
     let body: Value = body::read(request).await?;
     let answer = verbs::review(backend, user, &group, &plural, body);
     answer.map(|answer| body::json(StatusCode::CREATED, &answer)).ok_or_else(ApiError::no_such_path)
+}
+
+async fn hold_watches(backend: &Backend, user: &User, request: Request<Incoming>) -> Result<Response<Body>> {
+    if !user.is_master() {
+        return Err(ApiError::no_such_path());
+    }
+    let held = match *request.method() {
+        Method::POST => backend.faults.hold(body::read(request).await?)?,
+        Method::DELETE => backend.faults.let_go(),
+        _ => return Err(ApiError::method_not_allowed()),
+    };
+    Ok(body::json(StatusCode::OK, &held))
 }
 
 /// The parameters and the caller's program.

@@ -59,7 +59,7 @@ async fn answer(
         Method::GET if query.flag("watch") => {
             let named = crate::selector::Selector::parse(None, Some(&format!("metadata.name={name}")))?;
             let namespace = (!namespace.is_empty()).then_some(namespace);
-            watch(backend, &resource, namespace, named, &query, view)
+            watch((backend, &resource, caller), namespace, named, &query, view)
         }
         Method::GET => {
             Ok(body::bytes(StatusCode::OK, verbs::get(backend, &resource, &namespace, &name, view)?))
@@ -123,7 +123,7 @@ async fn collection(
 ) -> Result<Response<Body>> {
     match *request.method() {
         Method::GET if query.flag("watch") => {
-            watch(backend, resource, namespace, query.selector()?, &query, view)
+            watch((backend, resource, caller), namespace, query.selector()?, &query, view)
         }
         Method::GET => {
             let options = ListOptions {
@@ -161,14 +161,14 @@ async fn collection(
 }
 
 fn watch(
-    backend: &Arc<Backend>,
-    resource: &Arc<Resource>,
+    (backend, resource, caller): (&Arc<Backend>, &Arc<Resource>, &Caller),
     namespace: Option<String>,
     selector: crate::selector::Selector,
     query: &Query,
     view: View,
 ) -> Result<Response<Body>> {
     let options = WatchOptions {
+        user: caller.user.clone(),
         namespace,
         selector,
         view,

@@ -1,7 +1,7 @@
 //! Who may do what: roles and bindings, as kube-apiserver's RBAC reads them.
 //!
 //! Members of `system:masters` may do everything. Everybody who is known may read what the server says of itself,
-//! and ask what they may. Rules say the rest. Aggregated roles have the rules that were written into them.
+//! and ask what they may. Rules say the rest.
 
 mod policy;
 mod record;
@@ -27,8 +27,6 @@ use crate::verbs::Place;
 const GROUP: &str = "rbac.authorization.k8s.io";
 /// Its resources.
 const RESOURCES: [&str; 4] = ["clusterroles", "clusterrolebindings", "roles", "rolebindings"];
-/// Whose members nobody restricts.
-const MASTERS: &str = "system:masters";
 
 /// The rules in force.
 #[derive(Default)]
@@ -54,13 +52,18 @@ impl Authorizer {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
+    /// Whether a user may, without a record: he did not ask.
+    fn would_allow(&self, user: &User, asked: &Attributes) -> bool {
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner).clone();
+        user.is_master() || policy.allows(asked)
+    }
+
     /// Whether a user may; every question that rules decide is recorded.
     pub(crate) fn allows(&self, user: &User, asked: &Attributes) -> bool {
-        if user.groups.iter().any(|group| group == MASTERS) {
+        if user.is_master() {
             return true;
         }
-        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let allowed = policy.allows(asked);
+        let allowed = self.would_allow(user, asked);
         if let Some(record) = &self.record {
             record.note(Question { allowed, asked: asked.clone() });
         }
@@ -96,18 +99,18 @@ pub(crate) fn check_binding(place: Place<'_>, binding: &Value) -> Result<()> {
         namespace: namespace.to_owned(),
         name: name.clone(),
     };
-    if backend.authorizer.allows(&caller.user, &asked) {
-        return Ok(());
-    }
     let role_namespace = if plural == "roles" { namespace } else { "" };
-    let role = backend
-        .get(&backend.registry.builtin(GROUP, plural), role_namespace, &name)
-        .map_err(|_| ApiError::not_allowed(GROUP, plural, &name, &asked))?;
-    let within =
-        policy::granted(role.value(), &asked).all(|each| backend.authorizer.allows(&caller.user, &each));
-    if within {
+    let others = backend.store.list(&TableId::new(GROUP, "clusterroles"), None).0;
+    let role = backend.get(&backend.registry.builtin(GROUP, plural), role_namespace, &name);
+    // What he has he may give: then he needs no permission to bind.
+    let within = role.as_ref().is_ok_and(|role| {
+        let rules = policy::rules_of(role.value(), others.iter().map(|other| other.value()));
+        policy::granted(&rules, &asked).all(|each| backend.authorizer.would_allow(&caller.user, &each))
+    });
+    if within || backend.authorizer.allows(&caller.user, &asked) {
         return Ok(());
     }
+    role?;
     let why = format!(
         "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held",
         caller.user.name,

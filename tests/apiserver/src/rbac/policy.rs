@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::request::Attributes;
 use crate::meta;
+use crate::selector::label_selector_matches;
 
 /// All roles and bindings.
 #[derive(Debug, Default)]
@@ -30,7 +31,7 @@ impl Policy {
             let role = objects.iter().find(|role| {
                 text(role, &["kind"]) == wanted && meta::name(role) == name && meta::namespace(role) == of
             });
-            role.and_then(|role| role["rules"].as_array()).cloned().unwrap_or_default()
+            role.map(|role| rules_of(role, objects.iter().copied())).unwrap_or_default()
         };
         let grants = objects.iter().filter_map(|object| {
             let namespace = match text(object, &["kind"]) {
@@ -58,10 +59,24 @@ impl Policy {
     }
 }
 
-/// Everything that a role's rules give, as questions of the one who asked `like`.
-pub(super) fn granted(role: &Value, like: &Attributes) -> impl Iterator<Item = Attributes> {
-    let rules = role["rules"].as_array().into_iter().flatten();
-    rules.flat_map(move |rule| {
+/// The rules of a role. Those of one that is made of others are theirs: kube-controller-manager writes them into it.
+pub(super) fn rules_of<'a>(role: &Value, all: impl IntoIterator<Item = &'a Value>) -> Vec<Value> {
+    let own = |role: &Value| role["rules"].as_array().cloned().unwrap_or_default();
+    let Some(selectors) = meta::at(role, &["aggregationRule", "clusterRoleSelectors"]) else {
+        return own(role);
+    };
+    let selectors: Vec<&Value> = selectors.as_array().into_iter().flatten().collect();
+    let chosen = all.into_iter().filter(|other| {
+        text(other, &["kind"]) == "ClusterRole"
+            && meta::name(other) != meta::name(role)
+            && selectors.iter().any(|selector| label_selector_matches(selector, other))
+    });
+    chosen.flat_map(own).collect()
+}
+
+/// Everything that rules give, as questions of the one who asked `like`.
+pub(super) fn granted(rules: &[Value], like: &Attributes) -> impl Iterator<Item = Attributes> {
+    rules.iter().flat_map(move |rule| {
         let names = match words(rule, "resourceNames").collect::<Vec<_>>() {
             names if names.is_empty() => vec![""],
             names => names,
@@ -127,6 +142,24 @@ mod tests {
         let (verb, group, resource) = (word(), word(), word());
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         Attributes { user: user.into(), groups: vec!["staff".into()], verb, group, resource, namespace, name }
+    }
+
+    #[test]
+    fn a_role_of_others_has_their_rules() {
+        let role = |name: &str, label: &str, resource: &str| {
+            json!({"kind": "ClusterRole", "metadata": {"name": name, "labels": {"part": label}},
+                "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]})
+        };
+        let mut all = role("all", "mine", "secrets");
+        all["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {"part": "mine"}}]});
+        let binding = json!({"kind": "ClusterRoleBinding", "metadata": {"name": "b"},
+            "roleRef": {"kind": "ClusterRole", "name": "all"}, "subjects": [{"kind": "User", "name": "u"}]});
+        let objects = [all, role("a", "mine", "pods"), role("b", "yours", "nodes"), binding];
+        let policy = Policy::new(&objects);
+        for (resource, allowed) in [("pods", true), ("nodes", false), ("secrets", false)] {
+            let asked = asked("u", &format!("get - {resource}"), "", "x");
+            assert_eq!(policy.allows(&asked), allowed, "{resource}");
+        }
     }
 
     #[test]

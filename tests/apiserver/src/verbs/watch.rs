@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::view;
+use crate::auth::User;
 use crate::backend::Backend;
 use crate::http::negotiate::View;
 use crate::meta;
@@ -28,6 +29,7 @@ const PIECE: usize = 64 * 1024;
 
 /// What a watch asks for.
 pub(crate) struct WatchOptions {
+    pub(crate) user: Arc<User>,
     pub(crate) namespace: Option<String>,
     pub(crate) selector: Selector,
     pub(crate) view: View,
@@ -97,6 +99,11 @@ fn too_old(version: u64) -> ApiError {
 impl Watch {
     /// The next piece of the stream, or its end.
     async fn next(&mut self) -> Option<Bytes> {
+        let piece = self.piece().await?;
+        self.let_go().await.then_some(piece)
+    }
+
+    async fn piece(&mut self) -> Option<Bytes> {
         loop {
             if self.over {
                 return None;
@@ -124,6 +131,16 @@ impl Watch {
                     self.next_bookmark = self.ends;
                 }
             }
+        }
+    }
+
+    /// Waits while a test holds it back; false when its time is over before that ends.
+    async fn let_go(&self) -> bool {
+        let faults = &self.backend.faults;
+        tokio::select! {
+            biased;
+            () = faults.until_let_go(&self.options.user.name, self.resource.table.as_str()) => true,
+            () = tokio::time::sleep_until(self.ends) => false,
         }
     }
 

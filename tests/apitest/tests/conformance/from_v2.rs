@@ -5,7 +5,7 @@ use std::process::Command;
 
 use coil_apiserver::{Attributes, Policy};
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
 
@@ -41,6 +41,10 @@ const ADDRESSES: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// The account of gateways, in a namespace that has an Egress.
+const GATEWAYS: &str = "coil-egress";
+const GATEWAYS_NAMESPACE: &str = "internet";
+
 /// What those with egress ask for, also without addresses.
 const EGRESS: &[(&str, &str, &str)] = &[
     ("coild", "- namespaces", "get list watch"),
@@ -48,6 +52,7 @@ const EGRESS: &[(&str, &str, &str)] = &[
     ("coild", "- pods", "get list watch"),
     ("coild", "- nodes", "get"),
     ("coild", EGRESSES, "get list watch"),
+    (GATEWAYS, "- pods", "get list watch"),
     ("coil-egress-controller", EGRESSES, "get list watch"),
     ("coil-egress-controller", "coil.cybozu.com egresses/status", "get update patch"),
     ("coil-egress-controller", "- services", "get list watch create update patch"),
@@ -78,6 +83,21 @@ const NAMED: &[(&str, &str, &str, &str)] = &[
     ("coil-egress-controller", "rbac.authorization.k8s.io clusterrolebindings", "update", "/coil-egress"),
 ];
 
+/// The binding that the egress controllers make, Coil's and that of Coil v2.
+fn binding() -> Value {
+    json!({
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "coil-egress"},
+        "roleRef": {"kind": "ClusterRole", "name": "coil-egress"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": GATEWAYS_NAMESPACE, "name": GATEWAYS}],
+    })
+}
+
+/// What is applied during an upgrade, and made.
+fn upgrading(overlay: &str) -> Vec<Value> {
+    [built(overlay), built("from-v2"), vec![binding()]].concat()
+}
+
 fn built(of: &str) -> Vec<Value> {
     let done = Command::new("kubectl").arg("kustomize").arg(Path::new(DEPLOY).join(of)).output().unwrap();
     assert!(done.status.success(), "{of}: {}", String::from_utf8_lossy(&done.stderr));
@@ -90,8 +110,9 @@ fn built(of: &str) -> Vec<Value> {
 fn requests(account: &str, resource: &str, verbs: &str, object: &str) -> Vec<Attributes> {
     let (group, resource) = resource.split_once(' ').unwrap();
     let (namespace, name) = object.split_once('/').unwrap();
+    let home = if account == GATEWAYS { GATEWAYS_NAMESPACE } else { "kube-system" };
     let request = |verb: &str| Attributes {
-        user: format!("system:serviceaccount:kube-system:{account}"),
+        user: format!("system:serviceaccount:{home}:{account}"),
         groups: Vec::new(),
         verb: verb.to_owned(),
         group: group.trim_matches('-').to_owned(),
@@ -117,15 +138,14 @@ fn programs_of_v2_are_refused_nothing() {
     for (overlay, asked) in
         [("overlays/with-router", &[ADDRESSES, EGRESS][..]), ("overlays/egress-only", &[EGRESS])]
     {
-        let narrow = built(overlay);
+        let narrow = [built(overlay), vec![binding()]].concat();
         assert!(
             refused(&narrow, asked).len() > 5,
             "{overlay} has all that Coil v2 asks for: what is from-v2 for?"
         );
-        let wide = [narrow, built("from-v2")].concat();
-        assert_eq!(refused(&wide, asked), Vec::<String>::new(), "{overlay}");
+        assert_eq!(refused(&upgrading(overlay), asked), Vec::<String>::new(), "{overlay}");
     }
-    let policy = Policy::new(&[built("overlays/with-router"), built("from-v2")].concat());
+    let policy = Policy::new(&upgrading("overlays/with-router"));
     for (account, of, verbs, object) in NAMED {
         for request in requests(account, of, verbs, object) {
             assert!(policy.allows(&request), "{request}");
@@ -136,7 +156,7 @@ fn programs_of_v2_are_refused_nothing() {
 /// It holds what Coil v2 asks for and Coil's own roles lack, and no more.
 #[test]
 fn each_permission_is_for_v2() {
-    let all = [built("overlays/with-router"), built("from-v2")].concat();
+    let all = upgrading("overlays/with-router");
     let mut looked_at = 0;
     for (index, role) in all.iter().enumerate() {
         let name = role["metadata"]["name"].as_str().unwrap();

@@ -12,6 +12,7 @@ mod lists;
 mod manifests;
 mod objects;
 mod raw;
+mod roles;
 
 #[test]
 fn again_on_a_real_server() {

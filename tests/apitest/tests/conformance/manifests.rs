@@ -78,7 +78,7 @@ async fn every_overlay_is_accepted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_applied_beside_an_overlay_is_accepted() {
     let cluster = Cluster::start().await;
-    for (folder, count) in [("cleanup", 1), ("from-v2", 8)] {
+    for (folder, count) in [("cleanup", 1), ("from-v2", 9)] {
         let objects = objects(&kustomize(&Path::new(DEPLOY).join(folder)));
         assert_eq!(objects.len(), count, "{folder}");
         for object in &objects {
