@@ -298,6 +298,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
             Role::Client => (POLICY, pod_flag::CLIENT | pod_flag::ORIGINATING_ONLY),
             Role::KernelClient => (POLICY, pod_flag::KERNEL_CLIENT),
             Role::Gateway => (0, pod_flag::GATEWAY),
+            Role::Both => (POLICY, pod_flag::GATEWAY | pod_flag::KERNEL_CLIENT),
             Role::KernelGateway => (0, pod_flag::GATEWAY | pod_flag::KERNEL_GATEWAY | pod_flag::NEW_CLIENTS),
         };
         let (mac, host_mac) = (world::pod_mac(ifindex), world::host_mac(ifindex));
@@ -332,7 +333,8 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32> {
         let addr = (*addr).into();
-        let known = [POLICY, 0].contains(&policy) && self.world.egresses.iter().any(|e| e.1.contains(&addr));
+        let is_gateway = self.world.egresses.iter().any(|e| e.1.contains(&addr));
+        let known = [POLICY, 0].contains(&policy) && (is_gateway || addr == self.world.service);
         let flags = if self.world.leaving.contains(&addr) { gateway_flag::NO_NEW } else { 0 };
         known.then_some(if policy == 0 { 0 } else { flags })
     }

@@ -13,6 +13,7 @@ mod gateway;
 pub mod host;
 mod host_stack;
 mod ignored;
+mod kernel_clients;
 mod mark;
 mod memory;
 mod nat_errors;
@@ -228,6 +229,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(pins::cases(net));
         cases.extend(slow::cases(net));
         cases.extend(host_stack::cases(net));
+        cases.extend(kernel_clients::cases(net));
     }
     cases
 }

@@ -245,7 +245,14 @@ fn make_links() -> Result<()> {
         std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")
             .with_context(|| format!("cannot set {sysctl}"))?;
     }
-    let pods = [world::CLIENT, world::PLAIN, world::GATEWAY, world::KERNEL_CLIENT, world::KERNEL_GATEWAY];
+    let pods = [
+        world::CLIENT,
+        world::PLAIN,
+        world::GATEWAY,
+        world::KERNEL_CLIENT,
+        world::KERNEL_GATEWAY,
+        world::BOTH,
+    ];
     for ifindex in [UPLINK, BESIDE].into_iter().chain(pods) {
         let (host, pod) = (mac(world::host_mac(ifindex)), mac(world::pod_mac(ifindex)));
         let other = ifindex + 100;
@@ -309,6 +316,7 @@ pub fn desired() -> Result<Desired> {
             let egress = desired.egresses.entry(*id).or_insert_with(|| Egress {
                 name: format!("test/egress-{id}"),
                 gateways: vec![],
+                services: vec![],
                 sport_auto: *sport_auto,
                 client_affinity: *id == world::AFFINE,
                 originating_only: *id == world::ORIGINATING,
@@ -317,6 +325,10 @@ pub fn desired() -> Result<Desired> {
                 |address: &IpAddr| Gateway { address: *address, ready: !world.leaving.contains(address) };
             egress.gateways.extend(gateways.iter().map(gateway));
             desired.all_gateways.extend(gateways);
+            if *id == world::SERVED {
+                egress.services.push(world.service);
+                desired.all_gateways.insert(world.service);
+            }
         }
     }
     Ok(desired)
@@ -327,7 +339,7 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, role: Role) {
         pod.addresses.push(addr);
         return;
     }
-    let (client, kernel_client) = (role == Role::Client, role == Role::KernelClient);
+    let (client, kernel_client) = (role == Role::Client, matches!(role, Role::KernelClient | Role::Both));
     desired.pods.push(LocalPod {
         name: format!("test/pod-{ifindex}"),
         addresses: vec![addr],
@@ -339,7 +351,7 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, role: Role) {
         client,
         originating_only: client,
         kernel_client,
-        gateway: matches!(role, Role::Gateway | Role::KernelGateway),
+        gateway: matches!(role, Role::Gateway | Role::KernelGateway | Role::Both),
         new_clients: role == Role::KernelGateway,
         kernel_gateway: role == Role::KernelGateway,
         by_kernel: false,

@@ -37,22 +37,16 @@ pub fn decide_from_net<A: Header, S: Skb, T: Tables<A>>(
 ) -> Reason {
     let Decision { packet, outcome, .. } = decision;
     let Some(pod) = tables.pod(&packet.dst) else { return outcome.next(Reason::NotAPod) };
+    // Here it has the source that it was sent with, and is in fragments if it was sent so.
+    if let Some(reason) = super::refused(packet, &pod, tables) {
+        return outcome.drop(reason);
+    }
     // `to_pod` does what is to be done, behind the host's stack.
     if tables.config().is_by_host_stack() {
         return outcome.next(Reason::HostStack);
     }
-    if super::is_hidden_fou(packet, &pod, tables) {
-        return outcome.drop(Reason::FouHidden);
-    }
     if super::is_fou(packet, &pod, tables) {
         return gateway::from_tunnel(skb, &pod, tables, decision);
-    }
-    // Its own kernel would take it from anybody.
-    if pod.is_kernel_client()
-        && super::is_to_fou_port(packet, tables)
-        && tables.gateway_of(pod.policy, &packet.src).is_none()
-    {
-        return outcome.drop(Reason::FouNotGateway);
     }
     if pod.is_gateway()
         && let Some(reason) = gateway::back(skb, true, decision, tables)

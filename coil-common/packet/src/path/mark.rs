@@ -1,6 +1,6 @@
 //! What the kernel sends: its flows are marked, so that none of them ever becomes fast.
 
-use super::{gateway, is_fou, is_hidden_fou};
+use super::{gateway, is_fou, refused};
 use crate::{
     Addr, Decision, Draft, Insert, Reason, Skb, Tables,
     abi::{FlowValue, config_flag},
@@ -24,8 +24,9 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
     let Some(pod) = tables.pod(&packet.dst).filter(|pod| pod.ifindex == egress) else {
         return outcome.next(Reason::NotMarked);
     };
-    if is_hidden_fou(packet, &pod, tables) {
-        return outcome.drop(Reason::FouHidden);
+    // Of this node's own pods and of links that are no uplinks, and what a Service's rules turned to the pod.
+    if let Some(reason) = refused(packet, &pod, tables) {
+        return outcome.drop(reason);
     }
     // What did not come from an uplink, or whose outer header the host stack had to see.
     if is_fou(packet, &pod, tables) {

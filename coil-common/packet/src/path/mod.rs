@@ -15,15 +15,33 @@ pub use from_pod::{decide_from_pod, known_from_pod};
 pub use mark::{to_net, to_pod};
 
 use crate::{
-    Addr, Deliver, Family, Fib, FibQuery, NextHop, Tables,
+    Addr, Deliver, Family, Fib, FibQuery, NextHop, Reason, Tables,
     abi::{PodValue, Way, way_kind},
     wire::{Kind, Packet, udp},
 };
 
-/// True for FOU that one of the programs takes off: for a client or a gateway.
+/// True for FOU that one of the programs takes off: for a client or a gateway. What a gateway that is another's client by its
+/// own kernel gets from that one is its kernel's.
 #[inline(always)]
 fn is_fou<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> bool {
-    is_to_fou_port(packet, tables) && (pod.is_client() || pod.is_gateway())
+    is_to_fou_port(packet, tables)
+        && (pod.is_client()
+            || pod.is_gateway()
+                && !(pod.is_kernel_client() && tables.gateway_of(pod.policy, &packet.src).is_some()))
+}
+
+/// Why a pod whose own kernel takes FOU off may not get the packet, if it may not: the kernel would take it from anybody.
+#[inline(always)]
+fn refused<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> Option<Reason> {
+    if is_hidden_fou(packet, pod, tables) {
+        return Some(Reason::FouHidden);
+    }
+    let strange = pod.is_kernel_client()
+        // Whom a gateway takes it from is seen where it is taken off.
+        && !pod.is_gateway()
+        && is_to_fou_port(packet, tables)
+        && tables.gateway_of(pod.policy, &packet.src).is_none();
+    strange.then_some(Reason::FouNotGateway)
 }
 
 /// True for UDP to the FOU port in one piece.
