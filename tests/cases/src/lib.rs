@@ -8,6 +8,7 @@ mod egress;
 mod errors;
 mod family;
 mod forward;
+mod fou_errors;
 mod fragments;
 mod gateway;
 pub mod host;
@@ -230,6 +231,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(slow::cases(net));
         cases.extend(host_stack::cases(net));
         cases.extend(kernel_clients::cases(net));
+        cases.extend(fou_errors::cases(net));
     }
     cases
 }

@@ -390,7 +390,7 @@ pub enum Given {
         /// Source and destination port.
         ports: (u16, u16),
     },
-    /// The gateway of a flow, or of a client (with the unspecified address and port 0 for remote).
+    /// The gateway of a flow.
     Pin {
         /// IP protocol.
         protocol: u8,
@@ -398,6 +398,15 @@ pub enum Given {
         client: (IpAddr, u16),
         /// The remote and its port.
         remote: (IpAddr, u16),
+        /// The Egress.
+        egress: u32,
+        /// The gateway.
+        gateway: IpAddr,
+    },
+    /// The gateway of a client.
+    Affinity {
+        /// The client.
+        client: IpAddr,
         /// The Egress.
         egress: u32,
         /// The gateway.

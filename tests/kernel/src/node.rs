@@ -180,6 +180,7 @@ impl Node {
         let mut nat = self.table(&format!("coil_nat{family}"))?;
         let mut nat_rev = self.table(&format!("coil_nat_rev{family}"))?;
         let mut pins = self.table(&format!("coil_pin{family}"))?;
+        let mut affinity = self.table(&format!("coil_affinity{family}"))?;
         let mut frags = self.table(&format!("coil_frags{family}"))?;
         let now = monotonic_seconds();
         for given in given {
@@ -190,6 +191,7 @@ impl Node {
                 }
                 Entry::Frag(key, value) => frags.insert(key, value, 0)?,
                 Entry::Pin(key, value) => pins.insert(key, value, 0)?,
+                Entry::Affinity(key, value) => affinity.insert(key, value, 0)?,
                 Entry::Nat(key, value, reverse, lease) => {
                     nat.insert(key, value, 0)?;
                     nat_rev.insert(reverse, lease, 0)?;

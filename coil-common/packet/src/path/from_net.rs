@@ -1,9 +1,10 @@
 //! TC ingress of an uplink.
 
-use super::{forward, gateway};
+use super::{forward, fou_error, gateway};
 use crate::{
     Decision, Outlet, Reason, Skb, Tables,
-    wire::{Header, Kind, parse_here, quoted},
+    hops::Moment,
+    wire::{Header, Kind, quoted},
 };
 
 /// Looks at a packet that came in on the uplink `ingress`, and decides about one that needs no more than what is
@@ -16,12 +17,10 @@ pub fn known_from_net<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     decision: &mut Decision<A>,
     outlet: &mut O,
 ) -> bool {
-    let Decision { packet, outcome, .. } = decision;
-    packet.ingress = ingress;
-    if !parse_here(skb, packet) {
-        let _ = outcome.next(Reason::Malformed);
+    if !super::look(skb, ingress, decision) {
         return true;
     }
+    let packet = &decision.packet;
     if packet.kind == Kind::Udp && packet.dport == tables.config().fou_port {
         return gateway::known_inside(skb, decision, tables, outlet);
     }
@@ -35,6 +34,7 @@ pub fn decide_from_net<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
+    decision.moment = Moment::now(tables);
     let Decision { packet, outcome, .. } = decision;
     let Some(pod) = tables.pod(&packet.dst) else { return outcome.next(Reason::NotAPod) };
     // Here it has the source that it was sent with, and is in fragments if it was sent so.
@@ -47,6 +47,11 @@ pub fn decide_from_net<A: Header, S: Skb, T: Tables<A>>(
     }
     if super::is_fou(packet, &pod, tables) {
         return gateway::from_tunnel(skb, &pod, tables, decision);
+    }
+    if packet.kind == Kind::Error
+        && let Some(reason) = fou_error::relayed(skb, &pod, tables, decision)
+    {
+        return reason;
     }
     if pod.is_gateway()
         && let Some(reason) = gateway::back(skb, true, decision, tables)

@@ -7,7 +7,8 @@ use super::{
 use crate::{
     Addr, Decision, Outlet, Reason, Skb, Tables,
     abi::{NONE, PodValue},
-    wire::{Header, Kind, Packet, parse_here, quoted},
+    hops::Moment,
+    wire::{Header, Kind, Packet, quoted},
 };
 
 /// Looks at a packet that the pod behind the veth `ingress` sends, and decides about one that needs no more than what is
@@ -20,10 +21,7 @@ pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     decision: &mut Decision<A>,
     outlet: &mut O,
 ) -> bool {
-    let Decision { packet, outcome, .. } = decision;
-    packet.ingress = ingress;
-    if !parse_here(skb, packet) {
-        let _ = outcome.next(Reason::Malformed);
+    if !super::look(skb, ingress, decision) {
         return true;
     }
     if forward::known(decision, ingress, tables) {
@@ -69,6 +67,7 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
+    decision.moment = Moment::now(tables);
     let Decision { packet, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
     let Some(pod) = tables.pod(&packet.src).filter(|pod| pod.ifindex == ingress) else {

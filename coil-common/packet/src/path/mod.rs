@@ -5,6 +5,7 @@
 
 mod egress;
 mod forward;
+mod fou_error;
 mod from_net;
 mod from_pod;
 mod gateway;
@@ -15,10 +16,22 @@ pub use from_pod::{decide_from_pod, known_from_pod};
 pub use mark::{to_net, to_pod};
 
 use crate::{
-    Addr, Deliver, Family, Fib, FibQuery, NextHop, Reason, Tables,
+    Addr, Decision, Deliver, Family, Fib, FibQuery, NextHop, Reason, Skb, Tables,
     abi::{PodValue, Way, way_kind},
-    wire::{Kind, Packet, udp},
+    wire::{Header, Kind, Packet, parse_here, udp},
 };
+
+/// Reads the facts of a packet that came in on the link `ingress`; false for one that the kernel drops, which is then decided.
+#[inline(always)]
+fn look<A: Header, S: Skb>(skb: &S, ingress: u32, decision: &mut Decision<A>) -> bool {
+    let Decision { packet, outcome, .. } = decision;
+    packet.ingress = ingress;
+    let good = parse_here(skb, packet);
+    if !good {
+        let _ = outcome.next(Reason::Malformed);
+    }
+    good
+}
 
 /// True for FOU that one of the programs takes off: for a client or a gateway. What a gateway that is another's client by its
 /// own kernel gets from that one is its kernel's.
