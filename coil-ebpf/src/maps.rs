@@ -9,10 +9,10 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, COUNTERS, Decision, Family, Path, Reason,
     abi::{
-        ClientKey, ClientValue, Config, Counter, Event, FlowKey, FlowValue, FragKey, FragValue, GatewayKey,
-        GatewayValue, HOPS, Lost, Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PACE, PORT_ROWS,
-        PORT_WORDS_OF_ROW, Pace, PinKey, PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally,
-        UplinkValue, Way,
+        AffinityKey, AffinityValue, ClientKey, ClientValue, Config, Counter, Event, FlowKey, FlowValue,
+        FragKey, FragValue, GatewayKey, GatewayValue, HOPS, Lost, Maglev, NatKey, NatRevKey, NatRevValue,
+        NatValue, PACE, PORT_ROWS, PORT_WORDS_OF_ROW, Pace, PathValue, PinKey, PinValue, PodValue, PolicyKey,
+        PoolValue, PortRow, Tally, UplinkValue, Way,
     },
     counter_index,
     ports::OWN_WORDS,
@@ -31,7 +31,11 @@ const DATAGRAMS: usize = 65536;
 const EVENTS: usize = 32768;
 const NATS: usize = 1_000_000;
 const PINS: usize = 65536;
+/// Clients of this node, and the Egresses of each.
+const AFFINITIES: usize = 16384;
 const FRAGMENTS: usize = 4096;
+/// Pods of other nodes behind a path that is narrower than the link.
+const PATHS: usize = 4096;
 const CLIENTS: usize = 65536;
 /// Clients of all gateways of one node, of any node.
 const SENDERS: usize = 262_144;
@@ -54,7 +58,9 @@ pub(crate) trait Maps: Sized + 'static {
     fn nat() -> &'static HashMap<NatKey<Self>, NatValue, NATS, GROWS>;
     fn nat_rev() -> &'static HashMap<NatRevKey<Self>, NatRevValue<Self>, NATS, GROWS>;
     fn pin() -> &'static LruHashMap<PinKey<Self>, PinValue<Self>, PINS>;
+    fn affinity() -> &'static LruHashMap<AffinityKey<Self>, AffinityValue<Self>, AFFINITIES>;
     fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, FRAGMENTS>;
+    fn paths() -> &'static LruHashMap<Self, PathValue, PATHS>;
     fn lent() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
     fn returned() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
     fn tally() -> &'static HashMap<Self, Tally, TALLIES, GROWS>;
@@ -62,8 +68,8 @@ pub(crate) trait Maps: Sized + 'static {
 
 macro_rules! family_maps {
     ($addr:ty, $module:ident: $pods:literal $pools:literal $policy:literal $gateways:literal $clients:literal
-     $maglev:literal $flows:literal $datagrams:literal $nat:literal $nat_rev:literal $pin:literal $frags:literal
-     $lent:literal $returned:literal $tally:literal) => {
+     $maglev:literal $flows:literal $datagrams:literal $nat:literal $nat_rev:literal $pin:literal $affinity:literal $frags:literal
+     $paths:literal $lent:literal $returned:literal $tally:literal) => {
         mod $module {
             use super::*;
 
@@ -89,8 +95,12 @@ macro_rules! family_maps {
             static NAT_REV: HashMap<NatRevKey<$addr>, NatRevValue<$addr>, NATS, GROWS> = HashMap::new();
             #[btf_map(name = $pin)]
             static PIN: LruHashMap<PinKey<$addr>, PinValue<$addr>, PINS> = LruHashMap::new();
+            #[btf_map(name = $affinity)]
+            static AFFINITY: LruHashMap<AffinityKey<$addr>, AffinityValue<$addr>, AFFINITIES> = LruHashMap::new();
             #[btf_map(name = $frags)]
             static FRAGS: LruHashMap<FragKey<$addr>, FragValue, { super::FRAGMENTS }> = LruHashMap::new();
+            #[btf_map(name = $paths)]
+            static PATHS: LruHashMap<$addr, PathValue, { super::PATHS }> = LruHashMap::new();
             #[btf_map(name = $lent)]
             static LENT: HashMap<$addr, u32, { super::CLIENTS }, GROWS> = HashMap::new();
             #[btf_map(name = $returned)]
@@ -123,7 +133,11 @@ macro_rules! family_maps {
                 #[inline(always)]
                 fn pin() -> &'static LruHashMap<PinKey<Self>, PinValue<Self>, PINS> { &PIN }
                 #[inline(always)]
+                fn affinity() -> &'static LruHashMap<AffinityKey<Self>, AffinityValue<Self>, AFFINITIES> { &AFFINITY }
+                #[inline(always)]
                 fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, { super::FRAGMENTS }> { &FRAGS }
+                #[inline(always)]
+                fn paths() -> &'static LruHashMap<Self, PathValue, { super::PATHS }> { &PATHS }
                 #[inline(always)]
                 fn lent() -> &'static HashMap<Self, u32, { super::CLIENTS }, GROWS> { &LENT }
                 #[inline(always)]
@@ -136,11 +150,11 @@ macro_rules! family_maps {
 }
 
 family_maps!([u8; 4], v4: "coil_pods4" "coil_pools4" "coil_policy4" "coil_gateways4"
-    "coil_clients4" "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4" "coil_pin4" "coil_frags4"
-    "coil_lent4" "coil_returned4" "coil_tally4");
+    "coil_clients4" "coil_maglev4" "coil_flows4" "coil_datagrams4" "coil_nat4" "coil_nat_rev4" "coil_pin4" "coil_affinity4" "coil_frags4"
+    "coil_paths4" "coil_lent4" "coil_returned4" "coil_tally4");
 family_maps!([u8; 16], v6: "coil_pods6" "coil_pools6" "coil_policy6" "coil_gateways6"
-    "coil_clients6" "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6" "coil_pin6" "coil_frags6"
-    "coil_lent6" "coil_returned6" "coil_tally6");
+    "coil_clients6" "coil_maglev6" "coil_flows6" "coil_datagrams6" "coil_nat6" "coil_nat_rev6" "coil_pin6" "coil_affinity6" "coil_frags6"
+    "coil_paths6" "coil_lent6" "coil_returned6" "coil_tally6");
 
 #[btf_map(name = "coil_config")]
 static CONFIG: Array<Config, 1> = Array::new();

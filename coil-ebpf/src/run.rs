@@ -3,7 +3,7 @@
 use coil_packet::{
     Addr, Decision, Deliver, Family, Outcome, Outlet, Path, Plan, Reason, Verdict,
     abi::{Event, way_kind},
-    answer, apply, forward,
+    answer, apply, forward, relay,
     wire::Packet,
 };
 
@@ -81,6 +81,11 @@ fn run<H: Hook, A: Side>(skb: &Buffer) -> i32 {
             Verdict::Forward => NEXT,
             Verdict::Send(_) => carry_out::<H, A>(skb, decision),
             Verdict::Answer(_) => tell::<H, A>(skb, decision),
+            Verdict::Relay(_) if matches!(H::PATH, Path::FromNet | Path::ToPod) => {
+                pass_error_on::<H, A>(skb, decision)
+            }
+            // No error about FOU comes from a pod, and none is sent to the network.
+            Verdict::Relay(_) => FAULT,
         };
     }
     if action == FAULT {
@@ -201,14 +206,25 @@ fn carry_out<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
 
 #[inline(never)]
 fn tell<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
-    let Verdict::Answer(too_big) = &decision.outcome.verdict else { return FAULT };
-    match answer(&mut skb.writer(), &decision.packet, too_big) {
+    let Verdict::Answer(message) = &decision.outcome.verdict else { return FAULT };
+    match answer(&mut skb.writer(), &decision.packet, message) {
         // Back to where it came from: from a pod's link into the stack, as if the pod had sent it.
         Ok(()) if matches!(H::PATH, Path::ToPod) => {
             skb.add_mark(maps::config().mark);
             skb.send_in(skb.ifindex())
         }
         Ok(()) => skb.send_back(),
+        Err(_) => FAULT,
+    }
+}
+
+#[inline(never)]
+fn pass_error_on<H: Hook, A: Side>(skb: &Buffer, decision: &Decision<A>) -> i32 {
+    let Verdict::Relay(error) = &decision.outcome.verdict else { return FAULT };
+    match relay(&mut skb.writer(), &decision.quoted, error) {
+        // It is on its way into the pod.
+        Ok(()) if matches!(H::PATH, Path::ToPod) && matches!(error.deliver, Deliver::Peer { .. }) => NEXT,
+        Ok(()) => send::<H>(skb, &error.deliver),
         Err(_) => FAULT,
     }
 }

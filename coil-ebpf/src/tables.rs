@@ -10,8 +10,9 @@ use aya_ebpf::{
 use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
     abi::{
-        ClientKey, Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey, NONE, NatKey,
-        NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue, PolicyKey, Tally, Way,
+        AffinityKey, AffinityValue, ClientKey, Config, Counter, FlowKey, FlowValue, FragKey, FragValue,
+        GatewayKey, NONE, NatKey, NatRevKey, NatRevValue, NatValue, PathValue, PinKey, PinValue, PodValue,
+        PolicyKey, Tally, Way,
     },
     hash,
     nat::Tallied,
@@ -176,6 +177,23 @@ impl<A: Side> Tables<A> for Kernel {
     }
 
     #[inline(always)]
+    fn with_affinity<R>(
+        &mut self,
+        key: &AffinityKey<A>,
+        work: impl FnOnce(&mut AffinityValue<A>) -> R,
+    ) -> Option<R> {
+        let kept = A::affinity().get_ptr_mut(key);
+        // SAFETY: as above.
+        Some(work(unsafe { &mut *kept? }))
+    }
+
+    #[inline(always)]
+    fn put_affinity(&mut self, key: &AffinityKey<A>, value: &AffinityValue<A>) {
+        // Without room the client has the gateway that its hash names.
+        let _ = A::affinity().insert(key, value, 0);
+    }
+
+    #[inline(always)]
     fn frag(&self, key: &FragKey<A>) -> Option<FragValue> {
         // SAFETY: eight bytes, copied at once.
         unsafe { A::frags().get(key).copied() }
@@ -185,6 +203,18 @@ impl<A: Side> Tables<A> for Kernel {
     fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue) {
         // Without room the packet's other fragments are lost, and counted then.
         let _ = A::frags().insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn path(&self, to: &A) -> Option<PathValue> {
+        // SAFETY: eight bytes; of two that are written at once either will do.
+        unsafe { A::paths().get(to).copied() }
+    }
+
+    #[inline(always)]
+    fn put_path(&mut self, to: &A, value: &PathValue) {
+        // Without room the next error says it again.
+        let _ = A::paths().insert(to, value, 0);
     }
 
     #[inline(always)]

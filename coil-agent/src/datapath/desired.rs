@@ -27,7 +27,7 @@ pub struct Desired {
     pub policies: BTreeMap<(PolicyId, IpNet), Option<EgressId>>,
     /// The Egresses that policies name.
     pub egresses: BTreeMap<EgressId, Egress>,
-    /// Gateway pods of all Egresses: who else sends FOU to them is a forger.
+    /// Gateway pods of all Egresses, and the addresses of their Services: who else sends FOU to them is a forger.
     pub all_gateways: BTreeSet<IpAddr>,
     /// Gateways of this node and their clients, by address: FOU from others is forged.
     pub clients: BTreeSet<(IpAddr, IpAddr)>,
@@ -93,6 +93,9 @@ pub struct Egress {
     pub name: String,
     /// Its gateway pods, of all families, from the EndpointSlices.
     pub gateways: Vec<Gateway>,
+    /// Addresses of its Service. A client with tunnels dials them, and connection tracking gives them to the gateways'
+    /// FOU that it gets.
+    pub services: Vec<IpAddr>,
     /// `fouSourcePortAuto`.
     pub sport_auto: bool,
     /// True for `sessionAffinity: ClientIP`.

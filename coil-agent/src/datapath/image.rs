@@ -150,15 +150,21 @@ fn flags_of(pod: &LocalPod) -> u32 {
 }
 
 /// The gateways of each policy's Egresses, the terminating ones too: they keep their flows, and their last replies
-/// are on the way. Under no policy: all gateways.
+/// are on the way. Likewise the addresses of the Egresses' Services: connection tracking may have put them in the
+/// gateways' place by the time that a packet gets to the pod. Under no policy: those of all Egresses.
 fn senders<A: HostAddr>(desired: &Desired) -> Vec<(GatewayKey<A>, GatewayValue)> {
     let pairs: BTreeSet<(u32, u32)> =
         desired.policies.iter().filter_map(|((policy, _), egress)| Some((*policy, (*egress)?))).collect();
     let mut senders: BTreeMap<(u32, IpAddr), GatewayValue> = BTreeMap::new();
     for (policy, id) in pairs {
-        for gateway in desired.egresses.get(&id).into_iter().flat_map(|egress| &egress.gateways) {
+        let Some(egress) = desired.egresses.get(&id) else { continue };
+        for gateway in &egress.gateways {
             let flags = if gateway.ready { 0 } else { gateway_flag::NO_NEW };
             senders.entry((policy, gateway.address)).or_insert(GatewayValue { egress: id, flags });
+        }
+        for service in &egress.services {
+            let value = GatewayValue { egress: id, flags: gateway_flag::NO_NEW };
+            senders.entry((policy, *service)).or_insert(value);
         }
     }
     for address in &desired.all_gateways {
@@ -215,6 +221,7 @@ mod tests {
                         gateway("10.64.0.10", false),
                         gateway("fd64::9", false),
                     ],
+                    services: vec!["10.96.0.20".parse().unwrap()],
                     sport_auto: true,
                     client_affinity: false,
                     originating_only: false,
@@ -271,7 +278,8 @@ mod tests {
             (flags(5, [10, 64, 0, 9]), flags(5, [10, 64, 0, 10])),
             (Some(0), Some(gateway_flag::NO_NEW))
         );
-        assert_eq!((flags(NONE, [10, 64, 0, 9]), v4.gateways.len()), (Some(0), 3));
+        assert_eq!(flags(5, [10, 96, 0, 20]), Some(gateway_flag::NO_NEW), "what clients with tunnels dial");
+        assert_eq!((flags(NONE, [10, 64, 0, 9]), v4.gateways.len()), (Some(0), 4));
         let client = ClientKey { gateway: [10, 64, 0, 9], client: [10, 64, 0, 1] };
         assert_eq!(v4.clients, [(client, ClientValue::default())]);
         let v6 = family::<[u8; 16]>(&desired());

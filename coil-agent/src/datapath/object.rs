@@ -8,7 +8,7 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/coi
 /// Names of the maps that outlive the agent, which are the names of their pins.
 ///
 /// `coil_scratch` is missing: a program's own memory for one packet.
-pub const PINNED_MAPS: [&str; 36] = [
+pub const PINNED_MAPS: [&str; 40] = [
     "coil_config",
     "coil_uplinks",
     "coil_counters",
@@ -35,6 +35,10 @@ pub const PINNED_MAPS: [&str; 36] = [
     "coil_nat_rev6",
     "coil_pin4",
     "coil_pin6",
+    "coil_affinity4",
+    "coil_affinity6",
+    "coil_paths4",
+    "coil_paths6",
     "coil_frags4",
     "coil_frags6",
     "coil_clients4",

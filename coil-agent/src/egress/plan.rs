@@ -171,6 +171,7 @@ pub fn desired<'a>(
         ..Desired::default()
     };
     desired.all_gateways = index.slices.values().flat_map(|s| &s.endpoints).map(|e| e.address).collect();
+    desired.all_gateways.extend(index.services.values().flatten());
     desired.any_sender = node.addresses_of_others;
     desired.quota = node.quota;
     let attached: Vec<&Attached> = attached.into_iter().collect();
@@ -233,6 +234,7 @@ pub fn desired<'a>(
                     .into_iter()
                     .map(|e| Gateway { address: e.address, ready: e.ready })
                     .collect(),
+                services: index.services.get(&key(egress)).cloned().unwrap_or_default(),
                 sport_auto: info.sport_auto,
                 client_affinity: info.client_affinity,
                 originating_only: originating_only(index, node, egress),

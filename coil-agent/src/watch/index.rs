@@ -124,7 +124,7 @@ pub struct Index {
     pub egresses: Store<EgressInfo>,
     /// EndpointSlices of the Egresses' Services.
     pub slices: Store<SliceInfo>,
-    /// Cluster addresses of the Egresses' Services, where the kernel does egress.
+    /// Cluster addresses of the Egresses' Services: what clients by the kernel dial.
     pub services: Store<Vec<IpAddr>>,
     /// Pods of all nodes that are clients of an Egress, where the kernel is a gateway.
     pub clients: Store<PodInfo>,

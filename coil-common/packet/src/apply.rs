@@ -42,16 +42,22 @@ pub fn apply<A: Rewrite, S: Skb>(skb: &mut S, packet: &Packet<A>, plan: &Plan<A>
     if let Some(outer) = &plan.encap {
         A::encap(skb, outer)?;
     }
-    match plan.deliver {
+    address_frame(skb, &plan.deliver)
+}
+
+/// Writes the MAC addresses of a frame that is sent; those of one for a neighbour the kernel writes.
+#[inline(always)]
+pub(crate) fn address_frame<S: Skb>(skb: &mut S, deliver: &Deliver) -> Result<(), Fault> {
+    match deliver {
         Deliver::Peer { mac, host_mac, .. } => {
-            skb.put(0, &mac)?;
-            skb.put(6, &host_mac)
+            skb.put(0, mac)?;
+            skb.put(6, host_mac)
         }
         Deliver::Stack { mac, host_mac, .. } => {
-            skb.put(0, &host_mac)?;
-            skb.put(6, &mac)
+            skb.put(0, host_mac)?;
+            skb.put(6, mac)
         }
-        Deliver::Link { macs, .. } => skb.put(0, &macs),
+        Deliver::Link { macs, .. } => skb.put(0, macs),
         Deliver::Neighbour { .. } | Deliver::Here => Ok(()),
     }
 }
@@ -76,7 +82,7 @@ const fn l4_of<A: Rewrite>(packet: &Packet<A>) -> u32 {
 /// Replaces one end's address and port. What is no TCP, UDP or echo has no port: a later fragment; of an error it
 /// is the port of the packet that is quoted.
 #[inline(always)]
-fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
+pub(crate) fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
     skb: &mut S,
     packet: &Packet<A>,
     new: &End<A>,

@@ -9,6 +9,7 @@
 use crate::{
     Addr, Family, NextHop, Tables,
     abi::{Config, FlowKey, FlowValue, PodValue, Way, way_kind},
+    hops::Moment,
     wire::{Kind, Packet, tcp, udp},
 };
 
@@ -185,6 +186,14 @@ impl Way {
         self.set_fits(fits);
     }
 
+    /// Makes no more fit than `mtu`.
+    #[inline(always)]
+    pub const fn limit(&mut self, mtu: u32) {
+        if mtu < self.fits as u32 {
+            self.set_fits(mtu);
+        }
+    }
+
     /// Makes one that leads to a neighbour spare the kernel the search for it: `macs` are the neighbour's and the
     /// link's.
     #[inline(always)]
@@ -208,11 +217,11 @@ impl Way {
         self.fits = if fits > 0xffff { 0xffff } else { fits as u16 };
     }
 
-    /// Makes it hold for what comes in on `ingress` in this second.
+    /// Makes it hold for what comes in on `ingress` in the second of the moment when it began.
     #[inline(always)]
-    pub fn seal(&mut self, config: &Config, now: u32, ingress: u32) {
-        self.epoch = config.epoch;
-        self.made = now;
+    pub fn seal(&mut self, moment: &Moment, ingress: u32) {
+        self.epoch = moment.epoch;
+        self.made = moment.second;
         self.ingress = ingress;
         self.check = self.sum();
     }

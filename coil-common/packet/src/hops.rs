@@ -13,6 +13,23 @@ use crate::{
 /// [`Known::hop`] of a flow whose gateway is on this node: no way to it is needed.
 pub const HERE: u32 = 1;
 
+/// When a decision begins: what it looks up is not older. An epoch that begins meanwhile is not its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// The configuration's epoch.
+    pub epoch: u32,
+    /// The second of the monotonic clock.
+    pub second: u32,
+}
+
+impl Moment {
+    /// Now. To be asked before anything is looked up.
+    #[inline(always)]
+    pub fn now<A: Addr, T: Tables<A>>(tables: &T) -> Self {
+        Self { epoch: tables.config().epoch, second: tables.now() }
+    }
+}
+
 /// The slot of a hop.
 #[inline(always)]
 #[must_use]
@@ -32,18 +49,18 @@ pub fn number(way: &Way) -> u32 {
 }
 
 impl Known {
-    /// A decision of now.
+    /// A decision that began at a moment.
     #[inline(always)]
     #[must_use]
-    pub const fn now(config: &Config, now: u32, hop: u32) -> Self {
-        Self { stamp: stamp(config, now), hop }
+    pub const fn since(moment: &Moment, hop: u32) -> Self {
+        Self { stamp: stamp(moment.epoch, moment.second), hop }
     }
 
     /// True for a decision of this second and this epoch.
     #[inline(always)]
     #[must_use]
     pub const fn holds(&self, config: &Config, now: u32) -> bool {
-        self.hop != 0 && self.stamp == stamp(config, now)
+        self.hop != 0 && self.stamp == stamp(config.epoch, now)
     }
 
     /// The same decision for packets of one type of service alone, which the routing may look at.
@@ -58,21 +75,21 @@ impl Known {
 /// Epoch and second as one number. Two pairs share one only when their seconds are months apart: epochs that follow one
 /// another are multiplied far from each other.
 #[inline(always)]
-const fn stamp(config: &Config, now: u32) -> u32 {
-    config.epoch.wrapping_mul(0x9e37_79b1) ^ now
+const fn stamp(epoch: u32, now: u32) -> u32 {
+    epoch.wrapping_mul(0x9e37_79b1) ^ now
 }
 
 /// Notes a way for flows that take it; the answer is its number, 0 when it leads to a neighbour whose MAC address the
 /// kernel, which has just been asked, does not know yet.
 #[inline(never)]
-pub fn note<A: Addr, T: Tables<A>>(way: &mut Way, tables: &mut T) -> u32 {
+pub fn note<A: Addr, T: Tables<A>>(way: &mut Way, moment: &Moment, tables: &mut T) -> u32 {
     if way.kind != way_kind::POD {
         let Some(macs) = tables.macs() else { return 0 };
         way.to_link(macs);
     }
     let hop = number(way);
     // What the number stands for is in the check, in the place of the link on which packets come in.
-    way.seal(&tables.config(), tables.now(), hop);
+    way.seal(moment, hop);
     tables.put_hop(slot(hop), way);
     hop
 }

@@ -8,7 +8,9 @@
 use crate::{
     Addr, End, Insert, Reason, Tables,
     abi::{Known, NatKey, NatRevKey, NatRevValue, NatValue, Way},
-    hash, hops, ports,
+    hash,
+    hops::{self, Moment},
+    ports,
     wire::{Kind, Packet, tcp, udp},
 };
 
@@ -224,18 +226,24 @@ pub fn remember<A: Addr, T: Tables<A>>(
     gateway: &A,
     packet: &Packet<A>,
     way: &mut Way,
+    moment: &Moment,
 ) -> u32 {
-    let hop = hops::note(way, tables);
-    let known = Known::now(&tables.config(), tables.now(), hop).of_service(packet.tos);
+    let hop = hops::note(way, moment, tables);
+    let known = Known::since(moment, hop).of_service(packet.tos);
     let _ = tables.with_nat(&key_of(gateway, packet), |entry| entry.known = known);
     hop
 }
 
 /// Remembers the way back of a flow, of which this is a packet of the remote.
 #[inline(never)]
-pub fn remember_reply<A: Addr, T: Tables<A>>(tables: &mut T, packet: &Packet<A>, way: &mut Way) -> u32 {
-    let hop = hops::note(way, tables);
-    let known = Known::now(&tables.config(), tables.now(), hop);
+pub fn remember_reply<A: Addr, T: Tables<A>>(
+    tables: &mut T,
+    packet: &Packet<A>,
+    way: &mut Way,
+    moment: &Moment,
+) -> u32 {
+    let hop = hops::note(way, moment, tables);
+    let known = Known::since(moment, hop);
     let _ = tables.with_nat_rev(&reply_key(packet), |lease| lease.known = known);
     hop
 }

@@ -3,8 +3,8 @@
 use crate::{
     Addr, Family,
     abi::{
-        ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, NatKey, NatRevKey, NatRevValue, NatValue,
-        PinKey, PinValue, PodValue, Way,
+        AffinityKey, AffinityValue, ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, NatKey,
+        NatRevKey, NatRevValue, NatValue, PathValue, PinKey, PinValue, PodValue, Way,
     },
     nat::Tallied,
 };
@@ -97,14 +97,26 @@ pub trait Tables<A: Addr> {
     fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32>;
     /// True for a known client of a gateway of this node.
     fn is_client(&self, key: &ClientKey<A>) -> bool;
-    /// Looks at the gateway of a flow or of a client, and changes it in place; none without a pin.
+    /// Looks at the gateway of a flow, and changes it in place; none without a pin.
     fn with_pin<R>(&mut self, key: &PinKey<A>, work: impl FnOnce(&mut PinValue<A>) -> R) -> Option<R>;
     /// Remembers it. A table without room forgets the oldest.
     fn put_pin(&mut self, key: &PinKey<A>, value: &PinValue<A>);
+    /// Looks at the gateway of a client, and changes it in place; none without one.
+    fn with_affinity<R>(
+        &mut self,
+        key: &AffinityKey<A>,
+        work: impl FnOnce(&mut AffinityValue<A>) -> R,
+    ) -> Option<R>;
+    /// Remembers it. A table without room forgets the oldest.
+    fn put_affinity(&mut self, key: &AffinityKey<A>, value: &AffinityValue<A>);
     /// What the first fragment of a packet said.
     fn frag(&self, key: &FragKey<A>) -> Option<FragValue>;
     /// Remembers it. A table without room forgets the oldest.
     fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue);
+    /// What routers have said of the path to a pod of another node.
+    fn path(&self, to: &A) -> Option<PathValue>;
+    /// Remembers it. A table without room forgets the oldest.
+    fn put_path(&mut self, to: &A, value: &PathValue);
     /// Counts a port that a client is lent; false when it has as many as it may.
     fn borrow_port(&mut self, client: &A, quota: u32) -> bool;
     /// Looks at a flow's entry, and changes it in place; none without an entry.

@@ -5,6 +5,7 @@ use bytemuck::Zeroable as _;
 use crate::{
     Addr, Family, NextHop,
     abi::{FlowKey, FlowValue, Way},
+    hops::Moment,
     wire::Packet,
 };
 
@@ -133,6 +134,8 @@ reasons! {
     FragmentEarly = Next, "fragment-early";
     /// FOU for the gateway pod's own kernel: what the programs do not translate.
     KernelGateway = Next, "kernel-gateway";
+    /// An ICMP error about FOU that quotes too little for its sender: what fits the path is remembered.
+    PathNoted = Next, "path-noted";
 
     /// Handed to a pod of this node.
     ToPod = Sent, "to-pod";
@@ -151,6 +154,9 @@ reasons! {
     ReplyToNode = Sent, "reply-to-node";
     /// Decapsulated and handed to a client of this node.
     Decapsulated = Sent, "decapsulated";
+
+    /// An ICMP error about FOU, told to who sent what was inside.
+    FouError = Sent, "fou-error";
 
     /// The sender was told the MTU that leaves room for the encapsulation.
     TooBig = Answered, "too-big";
@@ -322,13 +328,30 @@ impl<A: Addr> Plan<A> {
     }
 }
 
-/// An ICMP error back to the sender.
+/// An ICMP error to a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooBig<A> {
+pub struct Message<A> {
     /// Who says so.
     pub from: A,
-    /// The MTU that fits, in bytes.
+    /// Type and code.
+    pub kind: [u8; 2],
+    /// The MTU that fits, in bytes; 0 when that is not what is wrong.
     pub mtu: u16,
+}
+
+/// An ICMP error about FOU, as one about the packet inside, to who sent that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relay<A> {
+    /// Bytes in front of the packet that was inside.
+    pub strip: u32,
+    /// True for a reply that a gateway translated: its sender knows it with `destination`.
+    pub was_reply: bool,
+    /// Of no meaning for another.
+    pub destination: End<A>,
+    /// What its sender is told.
+    pub message: Message<A>,
+    /// How that leaves.
+    pub deliver: Deliver,
 }
 
 /// What becomes of a packet.
@@ -345,18 +368,22 @@ pub enum Verdict<A> {
     /// Change and send it.
     Send(Plan<A>),
     /// Answer it.
-    Answer(TooBig<A>),
+    Answer(Message<A>),
+    /// It is an error that is somebody else's.
+    Relay(Relay<A>),
 }
 
 /// A packet, what becomes of it, and why. A program keeps it in per-CPU memory: it is too large for the
 /// BPF stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision<A> {
+    /// When it began.
+    pub moment: Moment,
     /// The facts that [`crate::apply`] needs: of the inner packet when the plan decapsulates.
     pub packet: Packet<A>,
     /// The outer packet of one that came through a tunnel; else of no meaning.
     pub outer: Packet<A>,
-    /// The packet that an ICMP error quotes; else of no meaning.
+    /// The packet that an ICMP error quotes, of one about FOU the one inside; else of no meaning.
     pub quoted: Packet<A>,
     /// How it gets out, when an Egress takes it.
     pub passage: Passage<A>,
@@ -424,8 +451,15 @@ impl<A: Addr> Outcome<A> {
     }
 
     #[inline(always)]
-    pub(crate) fn answer(&mut self, reason: Reason, answer: TooBig<A>) -> Reason {
+    pub(crate) fn answer(&mut self, reason: Reason, answer: Message<A>) -> Reason {
         self.verdict = Verdict::Answer(answer);
+        self.reason = reason;
+        reason
+    }
+
+    #[inline(always)]
+    pub(crate) fn relay(&mut self, reason: Reason, relay: Relay<A>) -> Reason {
+        self.verdict = Verdict::Relay(relay);
         self.reason = reason;
         reason
     }
@@ -465,7 +499,18 @@ impl<A: Addr> Decision<A> {
         let outcome = Outcome { verdict: Verdict::Next, reason: Reason::Malformed };
         let passage = Passage { gateway: A::zeroed(), link: 0, decap: 0, tos: None, tell: false, sport: 0 };
         let client = End { addr: A::zeroed(), port: 0 };
-        Self { packet, outer: packet, quoted: packet, passage, client, flow, way: Way::default(), outcome }
+        let moment = Moment::default();
+        Self {
+            moment,
+            packet,
+            outer: packet,
+            quoted: packet,
+            passage,
+            client,
+            flow,
+            way: Way::default(),
+            outcome,
+        }
     }
 }
 

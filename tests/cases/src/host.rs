@@ -9,13 +9,13 @@ use std::{
 use coil_packet::{
     Decision, Family, Fib, FibQuery, Full, Insert, Later, NextHop, Path, Reason, Tables, Verdict,
     abi::{
-        ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey,
-        NatRevValue, NatValue, PinKey, PinValue, PodValue, Way, config_flag, egress_flag, gateway_flag,
-        pod_flag,
+        AffinityKey, AffinityValue, ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known,
+        NatKey, NatRevKey, NatRevValue, NatValue, PathValue, PinKey, PinValue, PodValue, Way, config_flag,
+        egress_flag, gateway_flag, pod_flag,
     },
     answer, apply, forward, hash,
     nat::Tallied,
-    path,
+    path, relay,
 };
 
 pub use crate::family::HostAddr;
@@ -34,6 +34,8 @@ pub enum Entry<A> {
     Frag(FragKey<A>, FragValue),
     /// For `coil_pin`.
     Pin(PinKey<A>, PinValue<A>),
+    /// For `coil_affinity`.
+    Affinity(AffinityKey<A>, AffinityValue<A>),
     /// For `coil_nat` and `coil_nat_rev`.
     Nat(NatKey<A>, NatValue, NatRevKey<A>, NatRevValue<A>),
 }
@@ -66,7 +68,7 @@ pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
             PinKey {
                 client: A::of(client.0),
                 remote: A::of(remote.0),
-                egress: if protocol == 0 { egress } else { 0 },
+                pad: 0,
                 client_port: client.1,
                 remote_port: remote.1,
                 protocol: protocol.into(),
@@ -80,6 +82,10 @@ pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
                 sport: 0,
                 pad: 0,
             },
+        ),
+        Given::Affinity { client, egress, gateway } => Entry::Affinity(
+            AffinityKey { client: A::of(client), egress },
+            AffinityValue { gateway: A::of(gateway), seen: now },
         ),
         Given::Nat { protocol, gateway, client, remote, idle } => {
             let protocol = u32::from(protocol);
@@ -156,7 +162,10 @@ pub struct Node<A> {
     nat: HashMap<NatKey<A>, NatValue>,
     nat_rev: HashMap<NatRevKey<A>, NatRevValue<A>>,
     pins: HashMap<PinKey<A>, PinValue<A>>,
+    affinity: HashMap<AffinityKey<A>, AffinityValue<A>>,
     frags: HashMap<FragKey<A>, FragValue>,
+    /// What routers have said of paths.
+    pub paths: HashMap<A, PathValue>,
     hops: HashMap<u32, Way>,
     ports: HashMap<u32, u64>,
     /// What the gateways did, and how often.
@@ -176,7 +185,9 @@ pub struct Node<A> {
     /// Every packet passes the host's stack.
     pub host_stack: bool,
     /// The configuration's epoch.
-    pub epoch: u32,
+    pub epoch: Cell<u32>,
+    /// A new epoch begins whenever the routing is asked.
+    pub overtaken: bool,
     /// A mark found no room.
     pub lost: bool,
     /// MAC addresses of every neighbour and of the uplink, if they are known.
@@ -196,7 +207,9 @@ impl<A: HostAddr> Node<A> {
             nat: HashMap::new(),
             nat_rev: HashMap::new(),
             pins: HashMap::new(),
+            affinity: HashMap::new(),
             frags: HashMap::new(),
+            paths: HashMap::new(),
             hops: HashMap::new(),
             ports: HashMap::new(),
             tallies: vec![],
@@ -207,7 +220,8 @@ impl<A: HostAddr> Node<A> {
             room: 1000,
             fast_udp: false,
             host_stack: false,
-            epoch: 1,
+            epoch: Cell::new(1),
+            overtaken: false,
             lost: false,
             macs: None,
             fib_queries: Cell::new(0),
@@ -217,6 +231,7 @@ impl<A: HostAddr> Node<A> {
                 Entry::Flow(key, value) => node.flows.push((key, value)),
                 Entry::Frag(key, value) => drop(node.frags.insert(key, value)),
                 Entry::Pin(key, value) => drop(node.pins.insert(key, value)),
+                Entry::Affinity(key, value) => drop(node.affinity.insert(key, value)),
                 Entry::Nat(key, value, reverse, lease) => {
                     node.nat.insert(key, value);
                     node.nat_rev.insert(reverse, lease);
@@ -247,7 +262,8 @@ impl<A: HostAddr> Node<A> {
             Verdict::Next | Verdict::Drop => Ok(()),
             Verdict::Forward => forward(&mut skb, &decision.packet, &decision.way),
             Verdict::Send(plan) => apply(&mut skb, &decision.packet, plan),
-            Verdict::Answer(too_big) => answer(&mut skb, &decision.packet, too_big),
+            Verdict::Answer(message) => answer(&mut skb, &decision.packet, message),
+            Verdict::Relay(error) => relay(&mut skb, &decision.quoted, error),
         };
         let reason = if done.is_ok() { reason } else { Reason::Rewrite };
         Outcome { reason, frame: skb.bytes, left: None }
@@ -284,7 +300,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
             (false, false) => config_flag::FORWARD | config_flag::MARK,
             (false, true) => config_flag::FORWARD | config_flag::MARK | udp,
         };
-        Config { flags, fou_port: 5555, pad: 0, mark: 0x2000, epoch: self.epoch, quota: self.quota }
+        Config { flags, fou_port: 5555, pad: 0, mark: 0x2000, epoch: self.epoch.get(), quota: self.quota }
     }
 
     fn now(&self) -> u32 {
@@ -298,6 +314,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
             Role::Client => (POLICY, pod_flag::CLIENT | pod_flag::ORIGINATING_ONLY),
             Role::KernelClient => (POLICY, pod_flag::KERNEL_CLIENT),
             Role::Gateway => (0, pod_flag::GATEWAY),
+            Role::Both => (POLICY, pod_flag::GATEWAY | pod_flag::KERNEL_CLIENT),
             Role::KernelGateway => (0, pod_flag::GATEWAY | pod_flag::KERNEL_GATEWAY | pod_flag::NEW_CLIENTS),
         };
         let (mac, host_mac) = (world::pod_mac(ifindex), world::host_mac(ifindex));
@@ -332,7 +349,8 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32> {
         let addr = (*addr).into();
-        let known = [POLICY, 0].contains(&policy) && self.world.egresses.iter().any(|e| e.1.contains(&addr));
+        let is_gateway = self.world.egresses.iter().any(|e| e.1.contains(&addr));
+        let known = [POLICY, 0].contains(&policy) && (is_gateway || addr == self.world.service);
         let flags = if self.world.leaving.contains(&addr) { gateway_flag::NO_NEW } else { 0 };
         known.then_some(if policy == 0 { 0 } else { flags })
     }
@@ -349,12 +367,32 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         self.pins.insert(*key, *value);
     }
 
+    fn with_affinity<R>(
+        &mut self,
+        key: &AffinityKey<A>,
+        work: impl FnOnce(&mut AffinityValue<A>) -> R,
+    ) -> Option<R> {
+        self.affinity.get_mut(key).map(work)
+    }
+
+    fn put_affinity(&mut self, key: &AffinityKey<A>, value: &AffinityValue<A>) {
+        self.affinity.insert(*key, *value);
+    }
+
     fn frag(&self, key: &FragKey<A>) -> Option<FragValue> {
         self.frags.get(key).copied()
     }
 
     fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue) {
         self.frags.insert(*key, *value);
+    }
+
+    fn path(&self, to: &A) -> Option<PathValue> {
+        self.paths.get(to).copied()
+    }
+
+    fn put_path(&mut self, to: &A, value: &PathValue) {
+        self.paths.insert(*to, *value);
     }
 
     fn ports(&self, word: u32) -> u64 {
@@ -457,6 +495,9 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn fib(&self, query: &FibQuery<A>) -> Fib {
         self.fib_queries.set(self.fib_queries.get() + 1);
+        if self.overtaken {
+            self.epoch.set(self.epoch.get() + 1);
+        }
         // Each pod of the node has a route of its own.
         if let Some((_, ifindex, _)) = self.world.pods.iter().find(|(addr, ..)| *addr == query.dst.into()) {
             let via = NextHop { family: A::FAMILY, addr: [0; 16] };

@@ -8,11 +8,13 @@ mod egress;
 mod errors;
 mod family;
 mod forward;
+mod fou_errors;
 mod fragments;
 mod gateway;
 pub mod host;
 mod host_stack;
 mod ignored;
+mod kernel_clients;
 mod mark;
 mod memory;
 mod nat_errors;
@@ -228,6 +230,8 @@ pub fn all() -> Vec<Case> {
         cases.extend(pins::cases(net));
         cases.extend(slow::cases(net));
         cases.extend(host_stack::cases(net));
+        cases.extend(kernel_clients::cases(net));
+        cases.extend(fou_errors::cases(net));
     }
     cases
 }

@@ -18,13 +18,7 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
         egress,
         gateway,
     };
-    let of_client = |gateway| Given::Pin {
-        protocol: 0,
-        client: (net.client, 0),
-        remote: (net.client, 0),
-        egress: AFFINE,
-        gateway,
-    };
+    let of_client = |gateway| Given::Affinity { client: net.client, egress: AFFINE, gateway };
     let (leaving, ready) = (net.leaving_gateway, net.remote_gateway);
     let case = |name, to, flags, gateway| {
         let packet = packet(to, flags);

@@ -186,13 +186,30 @@ pub fn udp_unsummed(header: Ip, sport: u16, dport: u16, data: &[u8]) -> Vec<u8> 
 /// An echo request, or its reply.
 #[must_use]
 pub fn echo(header: Ip, reply: bool, id: u16) -> Vec<u8> {
+    echo_with(header, reply, id, b"sixteen bytes...")
+}
+
+/// The same with other data.
+#[must_use]
+pub fn echo_with(header: Ip, reply: bool, id: u16, data: &[u8]) -> Vec<u8> {
     let kind = match (header.src.is_ipv4(), reply) {
         (true, false) => 8,
         (true, true) => 0,
         (false, false) => 128,
         (false, true) => 129,
     };
-    icmp(header, &[&[kind, 0, 0, 0][..], &id.to_be_bytes(), &[0, 1], b"sixteen bytes..."].concat())
+    icmp(header, &[&[kind, 0, 0, 0][..], &id.to_be_bytes(), &[0, 1], data].concat())
+}
+
+/// The source of a packet.
+#[must_use]
+pub fn source(packet: &[u8]) -> IpAddr {
+    match packet {
+        [first, _, _, _, _, _, _, _, _, _, _, _, a, b, c, d, ..] if first >> 4 == 4 => {
+            [*a, *b, *c, *d].into()
+        }
+        _ => IpAddr::from(<[u8; 16]>::try_from(&packet[8..24]).expect("16 bytes")),
+    }
 }
 
 /// An ICMP message; its checksum is filled in.
@@ -242,16 +259,26 @@ pub fn fou_with_limit(outer: (IpAddr, IpAddr), inner: &[u8]) -> Vec<u8> {
 /// The ICMP error for a packet that is too big, with its header and 20 more bytes.
 #[must_use]
 pub fn too_big(from: IpAddr, to: IpAddr, mtu: u16, packet: &[u8]) -> Vec<u8> {
+    our_error(from, to, if from.is_ipv4() { [3, 4] } else { [2, 0] }, mtu, packet)
+}
+
+/// The ICMP error for a packet whose way has ended, likewise.
+#[must_use]
+pub fn unreachable(from: IpAddr, to: IpAddr, packet: &[u8]) -> Vec<u8> {
+    our_error(from, to, if from.is_ipv4() { [3, 1] } else { [1, 3] }, 0, packet)
+}
+
+fn our_error(from: IpAddr, to: IpAddr, [t, c]: [u8; 2], mtu: u16, packet: &[u8]) -> Vec<u8> {
     let m = mtu.to_be_bytes();
     let header = Ip::new(from, to);
     match (from, to) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let mut message = [&[3, 4, 0, 0, 0, 0, m[0], m[1]], &packet[..40]].concat();
+            let mut message = [&[t, c, 0, 0, 0, 0, m[0], m[1]], &packet[..40]].concat();
             let sum = checksum(&message);
             message[2..4].copy_from_slice(&sum);
             ipv4([0, 0, 0x40, 0], &[], header.tos(0xc0), 1, (src.octets(), dst.octets()), &message)
         }
-        _ => icmp(header, &[&[2, 0, 0, 0, 0, 0, m[0], m[1]], &packet[..60]].concat()),
+        _ => icmp(header, &[&[t, c, 0, 0, 0, 0, m[0], m[1]], &packet[..60]].concat()),
     }
 }
 

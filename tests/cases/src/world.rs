@@ -7,7 +7,8 @@
 //! ```
 //!
 //! On this node, too: 14 kernel client 10.64.0.4, which has tunnels of its own, and 15 kernel gateway 10.64.0.5, whose own
-//! kernel translates what the programs do not, and some of whose clients are being started.
+//! kernel translates what the programs do not, and some of whose clients are being started; 16 is both a gateway 10.64.0.6
+//! and a client with tunnels. 10.96.0.20 is the Service of Egress 1.
 //!
 //! IPv6 the same: fd64:: for 10.64., fd00:18:: for 172.18.0., 2001:db8:9:: for 198.51.100.
 
@@ -31,6 +32,9 @@ pub const KERNEL_CLIENT: u32 = 14;
 /// The kernel gateway's veth.
 pub const KERNEL_GATEWAY: u32 = 15;
 
+/// The veth of the gateway that is a kernel client.
+pub const BOTH: u32 = 16;
+
 /// MAC address of the router and of the other node.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 1];
 
@@ -50,6 +54,9 @@ pub const fn pod_mtu(ifindex: u32) -> u32 {
 pub const AFFINE: u32 = 5;
 /// An Egress that is originating only.
 pub const ORIGINATING: u32 = 6;
+
+/// The Egress with [`Net::service`].
+pub const SERVED: u32 = 1;
 
 /// An Egress whose gateway is behind [`BESIDE`].
 pub const BESIDE_EGRESS: u32 = 9;
@@ -84,6 +91,10 @@ pub struct Net {
     pub kernel_client: IpAddr,
     /// A gateway of this node whose own kernel translates what the programs do not, and that has new clients.
     pub kernel_gateway: IpAddr,
+    /// A gateway of this node that is a client by its own kernel of other gateways.
+    pub both: IpAddr,
+    /// The Service of an Egress: what clients with tunnels dial.
+    pub service: IpAddr,
     /// A pod of the other node.
     pub remote: IpAddr,
     /// An egress client of the other node.
@@ -138,6 +149,7 @@ impl Net {
             Part::Lost => [10, 64, 2, host].into(),
             Part::Beside => [10, 64, 3, host].into(),
             Part::Lan => [172, 18, 0, host].into(),
+            Part::Service => [10, 96, 0, host].into(),
             Part::World => [198, 51, 100, host].into(),
             Part::LinkLocal => [169, 254, 0, host].into(),
         })
@@ -154,6 +166,7 @@ impl Net {
                 Part::Lost => [0xfd64, 0, 0, 0, 0, 0, 0, 0x200 | host].into(),
                 Part::Beside => [0xfd64, 0, 0, 0, 0, 0, 0, 0x300 | host].into(),
                 Part::Lan => [0xfd00, 0x18, 0, 0, 0, 0, 0, host].into(),
+                Part::Service => [0xfd96, 0, 0, 0, 0, 0, 0, host].into(),
                 Part::World => [0x2001, 0xdb8, 9, 0, 0, 0, 0, host].into(),
                 Part::LinkLocal => [0xfe80, 0, 0, 0, 0, 0, 0, host].into(),
             }
@@ -166,6 +179,8 @@ impl Net {
             plain: addr(Part::Here, 2),
             gateway: addr(Part::Here, 3),
             kernel_client: addr(Part::Here, 4),
+            both: addr(Part::Here, 6),
+            service: addr(Part::Service, 20),
             kernel_gateway: addr(Part::Here, 5),
             remote: addr(Part::There, 1),
             remote_client: addr(Part::There, 2),
@@ -210,6 +225,7 @@ enum Part {
     Lost,
     Beside,
     Lan,
+    Service,
     World,
     LinkLocal,
 }
@@ -241,6 +257,8 @@ pub enum Role {
     Gateway,
     /// A gateway with a kernel that does the rest, some of whose clients are being started.
     KernelGateway,
+    /// A gateway, and a client by its own kernel.
+    Both,
 }
 
 /// The most specific entry that holds the address.
@@ -268,6 +286,8 @@ pub struct World {
     pub egresses: Vec<(u32, Vec<IpAddr>, bool)>,
     /// Gateways that take no new flows.
     pub leaving: Vec<IpAddr>,
+    /// The Service of Egress [`SERVED`].
+    pub service: IpAddr,
     /// Routes; the longest prefix decides.
     pub routes: Vec<(Prefix, Route)>,
     /// The node's own address on the uplink.
@@ -306,12 +326,14 @@ impl World {
                 (net.gateway, GATEWAY, Role::Gateway),
                 (net.kernel_client, KERNEL_CLIENT, Role::KernelClient),
                 (net.kernel_gateway, KERNEL_GATEWAY, Role::KernelGateway),
+                (net.both, BOTH, Role::Both),
             ],
             clients: vec![
                 (net.gateway, net.remote_client),
                 (net.gateway, net.client),
                 (net.gateway, net.beside_client),
                 (net.kernel_gateway, net.remote_client),
+                (net.both, net.remote_client),
             ],
             policy: vec![
                 ((default, 0), Some(1)),
@@ -329,6 +351,7 @@ impl World {
                 (multicast, None),
             ],
             leaving: vec![net.leaving_gateway],
+            service: net.service,
             egresses: vec![
                 (AFFINE, vec![net.remote_gateway, net.leaving_gateway], false),
                 (ORIGINATING, vec![net.remote_gateway], false),
@@ -367,7 +390,7 @@ pub enum Given {
         /// Source and destination port.
         ports: (u16, u16),
     },
-    /// The gateway of a flow, or of a client (with the unspecified address and port 0 for remote).
+    /// The gateway of a flow.
     Pin {
         /// IP protocol.
         protocol: u8,
@@ -375,6 +398,15 @@ pub enum Given {
         client: (IpAddr, u16),
         /// The remote and its port.
         remote: (IpAddr, u16),
+        /// The Egress.
+        egress: u32,
+        /// The gateway.
+        gateway: IpAddr,
+    },
+    /// The gateway of a client.
+    Affinity {
+        /// The client.
+        client: IpAddr,
         /// The Egress.
         egress: u32,
         /// The gateway.

@@ -42,7 +42,7 @@ fn a_known_flow_asks_the_routing_once_a_second() {
     }
     node.now.set(node.now.get() + 1);
     assert_eq!(send(&mut node, tcp::ACK), 2);
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     assert_eq!(send(&mut node, tcp::ACK), 3, "something has changed");
     assert_eq!(send(&mut node, tcp::ACK), 3);
 }
@@ -68,7 +68,7 @@ fn a_known_neighbour_is_searched_once_a_second() {
         assert_eq!(send(&mut node, tcp::ACK), (true, false));
         assert_eq!(send(&mut node, tcp::ACK), (true, false));
     }
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     assert_eq!(send(&mut node, tcp::ACK), (false, true), "something has changed");
 }
 
@@ -79,7 +79,7 @@ fn a_decision_follows_the_pod() {
     let first = deliver(&mut node, tcp::SYN);
     assert_eq!(first[..6], world::pod_mac(CLIENT));
     node.world.pods[0].1 = 33;
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     assert_eq!(deliver(&mut node, tcp::ACK)[..6], world::pod_mac(33));
     // Without an agent: within a second.
     node.world.pods[0].1 = 34;

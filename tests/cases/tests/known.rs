@@ -100,13 +100,36 @@ fn a_decision_holds_for_its_second_and_its_epoch() {
         node.now.set(node.now.get() + 1);
         assert!(!remembered(&mut node, path, &packet, reason), "the next second");
         assert!(remembered(&mut node, path, &packet, reason));
-        node.epoch += 1;
+        node.epoch.set(node.epoch.get() + 1);
         assert!(!remembered(&mut node, path, &packet, reason), "something has changed");
         assert!(remembered(&mut node, path, &packet, reason));
         node.macs = None;
-        node.epoch += 1;
+        node.epoch.set(node.epoch.get() + 1);
         assert!(!remembered(&mut node, path, &packet, reason));
         assert!(!remembered(&mut node, path, &packet, reason), "nobody knows the neighbour");
+    }
+}
+
+/// What changes while a decision is made is not in it: it does not hold for what is true now.
+#[test]
+fn a_decision_that_a_change_overtakes_does_not_hold() {
+    let net = Net::v4();
+    let reply_to = in_tunnel(&net, tcp::SYN);
+    for (path, first, packet, reason) in [
+        (Path::FromPod, None, to_world(&net, tcp::ACK, b""), Reason::ToGateway),
+        (Path::FromPod, None, to_local(&net, tcp::ACK), Reason::Out),
+        (Path::FromNet, None, in_tunnel(&net, tcp::ACK), Reason::Out),
+        (Path::FromNet, Some(reply_to), reply(&net, tcp::ACK), Reason::ReplyToNode),
+    ] {
+        let (_, mut node) = node();
+        if let Some(first) = first {
+            let _ = node.run(Path::FromNet, UPLINK, &first, 0);
+        }
+        node.overtaken = true;
+        assert!(!remembered(&mut node, path, &packet, reason));
+        node.overtaken = false;
+        assert!(!remembered(&mut node, path, &packet, reason), "what was decided before the change");
+        assert!(remembered(&mut node, path, &packet, reason));
     }
 }
 
@@ -127,7 +150,7 @@ fn a_reply_is_remembered_likewise() {
     assert!(by_stack.reason == Reason::ReplyToNode && by_stack.frame[..12] != MACS);
     // A client that has moved here.
     node.world.pods.push((net.remote_client, 55, world::Role::Client));
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     assert_eq!(node.run(Path::FromNet, UPLINK, &data, 0).reason, Reason::ReplyToPod);
     assert_eq!(node.run(Path::FromNet, UPLINK, &data, 0).frame[..6], world::pod_mac(55));
 }
@@ -143,7 +166,7 @@ fn a_changed_policy_and_another_gateway_are_followed() {
     };
     let first = gateway(&mut node, tcp::ACK);
     node.world.leaving = vec![net.remote_gateway];
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     assert_eq!(gateway(&mut node, tcp::ACK), first);
     assert_eq!(gateway(&mut node, tcp::ACK), first);
     let next = gateway(&mut node, tcp::SYN);
@@ -155,11 +178,11 @@ fn a_changed_policy_and_another_gateway_are_followed() {
             *egress = Some(4);
         }
     }
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     let frame = to_world(&net, tcp::ACK, b"");
     assert_eq!(node.run(Path::FromPod, CLIENT, &frame, 0).reason, Reason::NoGateway);
     node.world.policy.clear();
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     assert_eq!(node.run(Path::FromPod, CLIENT, &frame, 0).reason.class(), Class::Next);
 }
 
@@ -189,7 +212,7 @@ fn what_is_remembered_is_no_way_round_a_check() {
     assert_eq!(node.run(Path::FromNet, UPLINK, &short, 0).reason, Reason::FouInner);
     // Its sender is a client no more.
     node.world.clients.clear();
-    node.epoch += 1;
+    node.epoch.set(node.epoch.get() + 1);
     assert_eq!(node.run(Path::FromNet, UPLINK, &in_tunnel(&net, tcp::ACK), 0).reason, Reason::FouSender);
 }
 
@@ -254,10 +277,13 @@ fn a_slot_of_another_hop_is_none_of_this_flow() {
 
 #[test]
 fn stamps_differ_for_months() {
-    use coil_packet::abi::{Config, Known};
+    use coil_packet::{
+        abi::{Config, Known},
+        hops::Moment,
+    };
     let config = |epoch| Config { epoch, ..Config::default() };
     for epoch in [1, 2, 77, u32::MAX - 3] {
-        let known = Known::now(&config(epoch), 5_000_000, 9);
+        let known = Known::since(&Moment { epoch, second: 5_000_000 }, 9);
         assert!(known.holds(&config(epoch), 5_000_000));
         for step in 1..=1000u32 {
             // No later epoch passes for this one within four months, nor a later second in the same epoch.

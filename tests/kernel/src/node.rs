@@ -180,6 +180,7 @@ impl Node {
         let mut nat = self.table(&format!("coil_nat{family}"))?;
         let mut nat_rev = self.table(&format!("coil_nat_rev{family}"))?;
         let mut pins = self.table(&format!("coil_pin{family}"))?;
+        let mut affinity = self.table(&format!("coil_affinity{family}"))?;
         let mut frags = self.table(&format!("coil_frags{family}"))?;
         let now = monotonic_seconds();
         for given in given {
@@ -190,6 +191,7 @@ impl Node {
                 }
                 Entry::Frag(key, value) => frags.insert(key, value, 0)?,
                 Entry::Pin(key, value) => pins.insert(key, value, 0)?,
+                Entry::Affinity(key, value) => affinity.insert(key, value, 0)?,
                 Entry::Nat(key, value, reverse, lease) => {
                     nat.insert(key, value, 0)?;
                     nat_rev.insert(reverse, lease, 0)?;
@@ -245,7 +247,14 @@ fn make_links() -> Result<()> {
         std::fs::write(format!("/proc/sys/net/{sysctl}"), "1")
             .with_context(|| format!("cannot set {sysctl}"))?;
     }
-    let pods = [world::CLIENT, world::PLAIN, world::GATEWAY, world::KERNEL_CLIENT, world::KERNEL_GATEWAY];
+    let pods = [
+        world::CLIENT,
+        world::PLAIN,
+        world::GATEWAY,
+        world::KERNEL_CLIENT,
+        world::KERNEL_GATEWAY,
+        world::BOTH,
+    ];
     for ifindex in [UPLINK, BESIDE].into_iter().chain(pods) {
         let (host, pod) = (mac(world::host_mac(ifindex)), mac(world::pod_mac(ifindex)));
         let other = ifindex + 100;
@@ -309,6 +318,7 @@ pub fn desired() -> Result<Desired> {
             let egress = desired.egresses.entry(*id).or_insert_with(|| Egress {
                 name: format!("test/egress-{id}"),
                 gateways: vec![],
+                services: vec![],
                 sport_auto: *sport_auto,
                 client_affinity: *id == world::AFFINE,
                 originating_only: *id == world::ORIGINATING,
@@ -317,6 +327,10 @@ pub fn desired() -> Result<Desired> {
                 |address: &IpAddr| Gateway { address: *address, ready: !world.leaving.contains(address) };
             egress.gateways.extend(gateways.iter().map(gateway));
             desired.all_gateways.extend(gateways);
+            if *id == world::SERVED {
+                egress.services.push(world.service);
+                desired.all_gateways.insert(world.service);
+            }
         }
     }
     Ok(desired)
@@ -327,7 +341,7 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, role: Role) {
         pod.addresses.push(addr);
         return;
     }
-    let (client, kernel_client) = (role == Role::Client, role == Role::KernelClient);
+    let (client, kernel_client) = (role == Role::Client, matches!(role, Role::KernelClient | Role::Both));
     desired.pods.push(LocalPod {
         name: format!("test/pod-{ifindex}"),
         addresses: vec![addr],
@@ -339,7 +353,7 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, role: Role) {
         client,
         originating_only: client,
         kernel_client,
-        gateway: matches!(role, Role::Gateway | Role::KernelGateway),
+        gateway: matches!(role, Role::Gateway | Role::KernelGateway | Role::Both),
         new_clients: role == Role::KernelGateway,
         kernel_gateway: role == Role::KernelGateway,
         by_kernel: false,

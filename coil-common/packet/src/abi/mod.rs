@@ -14,8 +14,8 @@ mod user;
 pub use event::{Event, PACE, Pace};
 pub use flow::{FlowKey, FlowValue, Lost, Way, way_kind};
 pub use nat::{
-    FragKey, FragValue, HOPS, Known, NatKey, NatRevKey, NatRevValue, NatValue, PORT_ROWS, PORT_WORDS_OF_ROW,
-    PinKey, PinValue, PortRow, Tally,
+    AffinityKey, AffinityValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey, NatRevValue, NatValue,
+    PORT_ROWS, PORT_WORDS_OF_ROW, PathValue, PinKey, PinValue, PortRow, Tally,
 };
 pub use node::{
     ClientKey, ClientValue, Config, Counter, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey,

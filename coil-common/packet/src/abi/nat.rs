@@ -110,17 +110,16 @@ pub struct PortRow {
     pub words: [u64; PORT_WORDS_OF_ROW as usize],
 }
 
-/// Key of `coil_pin4` and `coil_pin6`: a client's flow, of whatever Egress, or a client of an Egress
-/// (itself as the remote; ports and protocol are 0).
+/// Key of `coil_pin4` and `coil_pin6`: a client's flow, of whatever Egress.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PinKey<A> {
-    /// The client pod.
+    /// The client.
     pub client: A,
     /// The destination outside.
     pub remote: A,
-    /// The Egress of a client, [`super::NONE`] for a flow.
-    pub egress: u32,
+    /// Zero.
+    pub pad: u32,
     /// The client's port, or the identifier of an ICMP echo.
     pub client_port: u16,
     /// The destination's port, 0 for ICMP echo.
@@ -149,6 +148,28 @@ pub struct PinValue<A> {
     pub pad: u16,
 }
 
+/// Key of `coil_affinity4` and `coil_affinity6`: a client of an Egress whose clients keep their gateway. A table of its own:
+/// however many flows there are, they take no client's place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AffinityKey<A> {
+    /// The client.
+    pub client: A,
+    /// The Egress.
+    pub egress: u32,
+}
+
+/// Value of `coil_affinity4` and `coil_affinity6`: the gateway that was chosen. It holds while the Egress has that gateway
+/// and it takes new flows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffinityValue<A> {
+    /// The gateway pod.
+    pub gateway: A,
+    /// When a flow began last, in seconds of the monotonic clock.
+    pub seen: u32,
+}
+
 /// Key of `coil_frags4` and `coil_frags6`: a packet that comes in fragments.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,8 +196,21 @@ pub struct FragValue {
     pub dport: u16,
 }
 
+/// Value of `coil_paths4` and `coil_paths6`, keyed by the address of a gateway or a client of another node: what routers
+/// have said of the path there, which is narrower than the link.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct PathValue {
+    /// When they said it, in seconds of the monotonic clock.
+    pub seen: u32,
+    /// The MTU, in bytes.
+    pub mtu: u32,
+}
+
 plain! {
     PinKey { A, A, u32, u16, u16, u32 }
+    AffinityKey { A, u32 }
+    AffinityValue { A, u32 }
     PinValue { A, u32, u32, u32, u32, u32, u16, u16 }
     FragKey { A, A, u32, u32 }
     NatKey { A, A, A, u16, u16, u32 }

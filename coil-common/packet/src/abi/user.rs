@@ -1,9 +1,9 @@
 //! The one place where map types are declared plain old data for aya.
 
 use super::{
-    ClientKey, ClientValue, Config, Counter, FlowKey, FlowValue, FragKey, FragValue, GatewayKey,
-    GatewayValue, Lost, Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PinKey, PinValue, PodValue,
-    PolicyKey, PoolValue, PortRow, Tally, UplinkValue,
+    AffinityKey, AffinityValue, ClientKey, ClientValue, Config, Counter, FlowKey, FlowValue, FragKey,
+    FragValue, GatewayKey, GatewayValue, Lost, Maglev, NatKey, NatRevKey, NatRevValue, NatValue, PinKey,
+    PinValue, PodValue, PolicyKey, PoolValue, PortRow, Tally, UplinkValue,
 };
 use crate::Addr;
 
@@ -23,5 +23,6 @@ macro_rules! aya_pod {
 aya_pod! {
     Config, Counter, PodValue, PoolValue, UplinkValue, ClientValue, GatewayValue, FlowValue, FragValue, Lost, NatValue,
     PortRow, Tally;
-    PolicyKey, GatewayKey, ClientKey, Maglev, FlowKey, FragKey, NatKey, NatRevKey, NatRevValue, PinKey, PinValue
+    PolicyKey, GatewayKey, ClientKey, Maglev, FlowKey, FragKey, NatKey, NatRevKey, NatRevValue, PinKey,
+    PinValue, AffinityKey, AffinityValue
 }

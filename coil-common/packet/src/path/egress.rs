@@ -1,9 +1,12 @@
 //! From a client to its gateway. It leaves through a gateway or not at all.
 
 use crate::{
-    Addr, Decision, Deliver, Fib, FibQuery, Outcome, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
-    TooBig,
-    abi::{FragKey, FragValue, Known, NONE, PinKey, PinValue, PodValue, Way, egress_flag, gateway_flag},
+    Addr, Decision, Deliver, Fib, FibQuery, Message, Outcome, Outer, Outlet, Passage, Plan, Reason, Skb,
+    Tables,
+    abi::{
+        AffinityKey, AffinityValue, FragKey, FragValue, Known, PinKey, PinValue, PodValue, Way, egress_flag,
+        gateway_flag,
+    },
     flow, hash, hops, nat,
     wire::{Header, Kind, Packet, UDP, quoted, udp},
 };
@@ -17,6 +20,11 @@ const AUTO_COUNT: u32 = 28232;
 /// Smallest MTU that an IPv6 link may have (RFC 8200), and a bound for IPv4 that path MTU discovery accepts.
 const MIN_MTU: u32 = 1280;
 const MIN_MTU_V4: u32 = 552;
+
+/// No MTU.
+const FITS: u32 = u32::MAX;
+/// Seconds for which a path's MTU is remembered: Linux's `mtu_expires`.
+const PATHS: u32 = 600;
 
 /// Seconds after which what a first fragment said is forgotten: Linux's `ipfrag_time`.
 const FRAGMENTS: u32 = 30;
@@ -116,7 +124,7 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Option<Reason> {
-    let Decision { packet, quoted: told, passage, way, outcome, .. } = decision;
+    let Decision { moment, packet, quoted: told, passage, way, outcome, .. } = decision;
     // UDP segmentation does not survive decapsulation.
     if packet.gso != 0 && packet.kind != Kind::Tcp {
         return Some(outcome.drop(Reason::EgressGso));
@@ -153,7 +161,7 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
             let reason = match ask_tunnel(packet, passage, tables, way) {
                 ROUTED => {
                     let reason = encapsulate(packet, passage, tables, way, outcome);
-                    hop = hops::note(way, tables);
+                    hop = hops::note(way, moment, tables);
                     reason
                 }
                 ELSEWHERE => by_stack(packet, passage, tables, outcome),
@@ -175,27 +183,26 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     // Whether a connection came in is asked for each packet.
     let hop = if flags & egress_flag::ORIGINATING_ONLY == 0 { hop } else { 0 };
     if matches!(packet.under, Kind::Tcp | Kind::Udp | Kind::EchoRequest) {
-        pin(packet, egress, hop, passage, tables);
+        pin(packet, egress, &Known::since(moment, hop), passage, tables);
     }
     reason
 }
 
-/// Remembers the gateway of a packet's flow and, when there is a `hop`, the way there.
+/// Remembers the gateway of a packet's flow and, when there is a hop, the way there.
 #[inline(never)]
 fn pin<A: Addr, T: Tables<A>>(
     packet: &Packet<A>,
     egress: u32,
-    hop: u32,
+    known: &Known,
     passage: &Passage<A>,
     tables: &mut T,
 ) -> u32 {
-    let (config, now) = (tables.config(), tables.now());
     let value = PinValue {
         gateway: passage.gateway,
-        seen: now,
+        seen: tables.now(),
         egress,
         ingress: packet.ingress,
-        known: Known::now(&config, now, hop),
+        known: *known,
         sport: passage.sport,
         pad: 0,
     };
@@ -203,16 +210,16 @@ fn pin<A: Addr, T: Tables<A>>(
     if tables.with_pin(&key, |pin| *pin = value).is_none() {
         tables.put_pin(&key, &value);
     }
-    hop
+    known.hop
 }
 
 /// The key of a flow's pin.
 #[inline(always)]
-fn flow_key<A: Addr>(packet: &Packet<A>) -> PinKey<A> {
+pub(super) fn flow_key<A: Addr>(packet: &Packet<A>) -> PinKey<A> {
     PinKey {
         client: packet.src,
         remote: packet.dst,
-        egress: NONE,
+        pad: 0,
         client_port: packet.sport,
         remote_port: packet.dport,
         protocol: u32::from(hash::protocol(packet)),
@@ -282,47 +289,52 @@ fn choose<A: Addr, T: Tables<A>>(
     // What begins may begin anew at a gateway that takes it.
     let ready = flow::is_syn(packet);
     let idle = nat::idle_limit(hash::protocol(packet), nat::State::Established as u8);
-    if pinned(&flow_key(packet), of, ready, idle, tables, way) {
+    let now = tables.now();
+    let pinned = tables.with_pin(&flow_key(packet), |pin| {
+        way.gateway = pin.gateway;
+        pin.egress == egress && now.saturating_sub(pin.seen) <= idle
+    });
+    if pinned == Some(true) && is_there(&way.gateway, of, ready, tables) {
         return true;
     }
-    let affine = flags & egress_flag::CLIENT_AFFINITY != 0;
-    let (client, now) = (packet.src, tables.now());
-    let key = PinKey { client, remote: client, egress, client_port: 0, remote_port: 0, protocol: 0 };
-    if affine && pinned(&key, of, true, AFFINITY, tables, way) {
-        let _ = tables.with_pin(&key, |pin| pin.seen = now);
-        return true;
+    if flags & egress_flag::CLIENT_AFFINITY != 0 {
+        return choose_for_client(packet, of, tables, way);
     }
-    let hash = if affine { hash::address(packet.src) } else { hash::flow(packet) };
-    let Some(gateway) = tables.gateway(egress, hash::high(hash)) else { return false };
+    let Some(gateway) = tables.gateway(egress, hash::high(hash::flow(packet))) else { return false };
     way.gateway = gateway;
-    if affine {
-        let known = Known { stamp: 0, hop: 0 };
-        tables.put_pin(&key, &PinValue { gateway, seen: now, egress, ingress: 0, known, sport: 0, pad: 0 });
-    }
     true
 }
 
-/// Uses a pin, if it holds: it is of this Egress, the gateway is still there, takes new flows when it has to, and the
-/// pin was used within `idle` seconds.
+/// Picks the gateway of a client's new flow: the client's own, else one that takes new flows. False when there is none.
 #[inline(always)]
-fn pinned<A: Addr, T: Tables<A>>(
-    key: &PinKey<A>,
+fn choose_for_client<A: Addr, T: Tables<A>>(
+    packet: &Packet<A>,
     of: &Choice,
-    ready: bool,
-    idle: u32,
     tables: &mut T,
     way: &mut Passage<A>,
 ) -> bool {
     let now = tables.now();
-    let usable = tables.with_pin(key, |pin| {
-        way.gateway = pin.gateway;
-        pin.egress == of.egress && now.saturating_sub(pin.seen) <= idle
+    let key = AffinityKey { client: packet.src, egress: of.egress };
+    let kept = tables.with_affinity(&key, |kept| {
+        way.gateway = kept.gateway;
+        now.saturating_sub(kept.seen) <= AFFINITY
     });
-    if usable != Some(true) {
-        return false;
+    if kept == Some(true) && is_there(&way.gateway, of, true, tables) {
+        let _ = tables.with_affinity(&key, |kept| kept.seen = now);
+        return true;
     }
-    let Some(gateway) = tables.gateway_of(of.policy, &way.gateway) else { return false };
-    !ready || gateway & gateway_flag::NO_NEW == 0
+    let hash = hash::high(hash::address(packet.src));
+    let Some(gateway) = tables.gateway(of.egress, hash) else { return false };
+    way.gateway = gateway;
+    tables.put_affinity(&key, &AffinityValue { gateway, seen: now });
+    true
+}
+
+/// True while a gateway is there, and takes new flows when it has to (`ready`).
+#[inline(always)]
+fn is_there<A: Addr, T: Tables<A>>(gateway: &A, of: &Choice, ready: bool, tables: &T) -> bool {
+    let Some(flags) = tables.gateway_of(of.policy, gateway) else { return false };
+    !ready || flags & gateway_flag::NO_NEW == 0
 }
 
 /// Asks the routing for the way to a client's gateway.
@@ -333,7 +345,37 @@ fn ask_tunnel<A: Addr, T: Tables<A>>(
     tables: &T,
     way: &mut Way,
 ) -> Routed {
-    ask(&outer_query(packet, &outer(packet, passage, tables)), tables, way)
+    ask_path(&outer_query(packet, &outer(packet, passage, tables)), tables, way)
+}
+
+/// [`ask`] about a packet in FOU, with what routers have said of the path.
+#[inline(always)]
+pub(super) fn ask_path<A: Addr, T: Tables<A>>(question: &FibQuery<A>, tables: &T, way: &mut Way) -> Routed {
+    let routed = ask(question, tables, way);
+    if routed != ROUTED && routed != ELSEWHERE {
+        return routed;
+    }
+    let mtu = path_mtu(&question.dst, tables);
+    if question.len > mtu {
+        return TOO_BIG | mtu;
+    }
+    way.limit(mtu);
+    routed
+}
+
+/// What fits the path to a pod of another node, as far as that is known.
+#[inline(never)]
+fn path_mtu<A: Addr, T: Tables<A>>(to: &A, tables: &T) -> u32 {
+    match tables.path(to) {
+        Some(path) if tables.now().saturating_sub(path.seen) < PATHS => path.mtu,
+        _ => 0xffff,
+    }
+}
+
+/// The smallest MTU that a sender is told.
+#[inline(always)]
+pub(super) const fn least_mtu<A: Addr>() -> u32 {
+    if A::L3_SUM { MIN_MTU_V4 } else { MIN_MTU }
 }
 
 /// Puts a client's packet into FOU, towards its gateway.
@@ -358,7 +400,14 @@ fn by_stack<A: Addr, T: Tables<A>>(
 ) -> Reason {
     let outer = outer(packet, way, tables);
     // What the stack would say of a packet that is too big, the client would not understand.
-    if let Fib::TooBig { mtu } = tables.fib(&outer_query(packet, &outer)) {
+    let mut mtu = path_mtu(&outer.dst, tables);
+    if packet.segment + A::HEADER + UDP <= mtu {
+        mtu = match tables.fib(&outer_query(packet, &outer)) {
+            Fib::TooBig { mtu } => mtu,
+            _ => FITS,
+        };
+    }
+    if mtu != FITS {
         return too_big(packet, way.gateway, mtu.saturating_sub(A::HEADER + UDP), outcome);
     }
     wrap(packet, &outer, Deliver::Here, outcome)
@@ -425,14 +474,14 @@ pub(super) fn fill<A: Addr>(packet: &Packet<A>, outer: &Outer<A>) -> Option<Oute
 /// Tells the sender what fits. Nobody is told about an error.
 #[inline(always)]
 pub(super) fn too_big<A: Addr>(packet: &Packet<A>, from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
-    let least = if A::L3_SUM { MIN_MTU_V4 } else { MIN_MTU };
+    let least = least_mtu::<A>();
     // A kernel before 5.12 does not say the route's MTU.
     if mtu < least || mtu > 0xffff || packet.kind == Kind::Error {
         return outcome.drop(Reason::EgressTooBig);
     }
     #[expect(clippy::cast_possible_truncation, reason = "checked above")]
     let mtu = mtu as u16;
-    outcome.answer(Reason::TooBig, TooBig { from, mtu })
+    outcome.answer(Reason::TooBig, Message { from, kind: A::TOO_BIG, mtu })
 }
 
 #[inline(always)]

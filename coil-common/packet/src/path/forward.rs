@@ -154,7 +154,7 @@ fn way_out<A: Addr, T: Tables<A>>(
 /// the kernel's search, which keeps the kernel's knowledge of it fresh; those that follow in this second need none.
 #[inline(always)]
 fn draft<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables: &T) {
-    let Decision { packet, flow: Draft { key, value, upward }, way, .. } = decision;
+    let Decision { moment, packet, flow: Draft { key, value, upward }, way, .. } = decision;
     (*key, *upward) = flow::key(packet);
     let now = tables.now();
     flow::begin(value, flow::FAST, packet, now);
@@ -170,7 +170,7 @@ fn draft<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, ingress: u32, tables
     {
         next.to_link(macs);
     }
-    next.seal(&tables.config(), now, ingress);
+    next.seal(moment, ingress);
 }
 
 /// Finds or makes the packet's fast flow, and stores the drafted decision in it. [`Reason::ToPod`] says that it

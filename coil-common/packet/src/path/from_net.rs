@@ -1,9 +1,10 @@
 //! TC ingress of an uplink.
 
-use super::{forward, gateway};
+use super::{forward, fou_error, gateway};
 use crate::{
     Decision, Outlet, Reason, Skb, Tables,
-    wire::{Header, Kind, parse_here, quoted},
+    hops::Moment,
+    wire::{Header, Kind, quoted},
 };
 
 /// Looks at a packet that came in on the uplink `ingress`, and decides about one that needs no more than what is
@@ -16,12 +17,10 @@ pub fn known_from_net<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     decision: &mut Decision<A>,
     outlet: &mut O,
 ) -> bool {
-    let Decision { packet, outcome, .. } = decision;
-    packet.ingress = ingress;
-    if !parse_here(skb, packet) {
-        let _ = outcome.next(Reason::Malformed);
+    if !super::look(skb, ingress, decision) {
         return true;
     }
+    let packet = &decision.packet;
     if packet.kind == Kind::Udp && packet.dport == tables.config().fou_port {
         return gateway::known_inside(skb, decision, tables, outlet);
     }
@@ -35,24 +34,24 @@ pub fn decide_from_net<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
+    decision.moment = Moment::now(tables);
     let Decision { packet, outcome, .. } = decision;
     let Some(pod) = tables.pod(&packet.dst) else { return outcome.next(Reason::NotAPod) };
+    // Here it has the source that it was sent with, and is in fragments if it was sent so.
+    if let Some(reason) = super::refused(packet, &pod, tables) {
+        return outcome.drop(reason);
+    }
     // `to_pod` does what is to be done, behind the host's stack.
     if tables.config().is_by_host_stack() {
         return outcome.next(Reason::HostStack);
     }
-    if super::is_hidden_fou(packet, &pod, tables) {
-        return outcome.drop(Reason::FouHidden);
-    }
     if super::is_fou(packet, &pod, tables) {
         return gateway::from_tunnel(skb, &pod, tables, decision);
     }
-    // Its own kernel would take it from anybody.
-    if pod.is_kernel_client()
-        && super::is_to_fou_port(packet, tables)
-        && tables.gateway_of(pod.policy, &packet.src).is_none()
+    if packet.kind == Kind::Error
+        && let Some(reason) = fou_error::relayed(skb, &pod, tables, decision)
     {
-        return outcome.drop(Reason::FouNotGateway);
+        return reason;
     }
     if pod.is_gateway()
         && let Some(reason) = gateway::back(skb, true, decision, tables)

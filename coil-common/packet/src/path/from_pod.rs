@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{
     Addr, Decision, Outlet, Reason, Skb, Tables,
-    abi::NONE,
-    wire::{Header, Kind, parse_here, quoted},
+    abi::{NONE, PodValue},
+    hops::Moment,
+    wire::{Header, Kind, Packet, quoted},
 };
 
 /// Looks at a packet that the pod behind the veth `ingress` sends, and decides about one that needs no more than what is
@@ -20,10 +21,7 @@ pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     decision: &mut Decision<A>,
     outlet: &mut O,
 ) -> bool {
-    let Decision { packet, outcome, .. } = decision;
-    packet.ingress = ingress;
-    if !parse_here(skb, packet) {
-        let _ = outcome.next(Reason::Malformed);
+    if !super::look(skb, ingress, decision) {
         return true;
     }
     if forward::known(decision, ingress, tables) {
@@ -69,6 +67,7 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
+    decision.moment = Moment::now(tables);
     let Decision { packet, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
     let Some(pod) = tables.pod(&packet.src).filter(|pod| pod.ifindex == ingress) else {
@@ -88,14 +87,10 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
             None => gateway::out(decision, tables),
         };
     }
-    // The programs send a client's FOU, not the client. What a pod of this node with a kernel of its own takes out of
-    // FOU, no program looks at.
     if super::is_to_fou_port(packet, tables)
-        && !pod.may_send_fou()
-        && (tables.gateway_of(NONE, &packet.dst).is_some()
-            || tables.pod(&packet.dst).is_some_and(|to| to.is_kernel_client()))
+        && let Some(reason) = strange_fou(packet, &pod, tables)
     {
-        return outcome.drop(Reason::FouForged);
+        return outcome.drop(reason);
     }
     if pod.is_by_kernel() {
         return outcome.next(Reason::KernelPod);
@@ -105,4 +100,16 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
         return forward::error(decision, tables);
     }
     forward::to_pod_or_node(decision, tables)
+}
+
+/// Why a pod of this node may not send what goes to the FOU port, if it may not. The programs send a client's FOU, not the
+/// client. What a pod of this node with a kernel of its own takes out of FOU, no program looks at.
+#[inline(never)]
+fn strange_fou<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> Option<Reason> {
+    let to = tables.pod(&packet.dst).filter(PodValue::is_kernel_client);
+    if !pod.may_send_fou() && (to.is_some() || tables.gateway_of(NONE, &packet.dst).is_some()) {
+        return Some(Reason::FouForged);
+    }
+    // UDP between pods may go a way that passes `to_pod` by.
+    super::refused(packet, &to?, tables)
 }

@@ -103,9 +103,9 @@ pub(super) fn out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &mu
     let Ok(port) = u16::try_from(answer) else { return outcome.drop(nat::refusal(answer)) };
     let routed = ask_out(decision, port, tables);
     let reason = send_out(decision, port, routed, tables);
-    let Decision { packet, passage, way, .. } = decision;
+    let Decision { moment, packet, passage, way, .. } = decision;
     if routed == ROUTED && egress::is_plain(packet) {
-        let _ = nat::remember(tables, &passage.gateway, packet, way);
+        let _ = nat::remember(tables, &passage.gateway, packet, way, moment);
     }
     reason
 }
@@ -194,10 +194,10 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
         _ => {
             let routed = ask_back(decision, tables);
             let reason = reply(decision, routed, tables);
-            let Decision { packet, way, .. } = decision;
+            let Decision { moment, packet, way, .. } = decision;
             // Routing rules may look at the link that a packet comes in on: uplinks are alike, others are not.
             if network && routed == ROUTED && egress::is_plain(packet) {
-                let _ = nat::remember_reply(tables, packet, way);
+                let _ = nat::remember_reply(tables, packet, way, moment);
             }
             return Some(reason);
         }
@@ -258,7 +258,7 @@ fn ask_back<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, tables: &T) -> Ro
         way.to_pod(&pod);
         return ROUTED;
     }
-    ask(&egress::outer_query(packet, &back_outer(packet, to, config.fou_port)), tables, way)
+    egress::ask_path(&egress::outer_query(packet, &back_outer(packet, to, config.fou_port)), tables, way)
 }
 
 /// A reply to a gateway, for one of its clients.

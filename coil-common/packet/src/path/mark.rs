@@ -1,11 +1,12 @@
 //! What the kernel sends: its flows are marked, so that none of them ever becomes fast.
 
-use super::{gateway, is_fou, is_hidden_fou};
+use super::{fou_error, gateway, is_fou, refused};
 use crate::{
     Addr, Decision, Draft, Insert, Reason, Skb, Tables,
     abi::{FlowValue, config_flag},
     flow::{self, Phase},
-    wire::{Header, Packet, parse},
+    hops::Moment,
+    wire::{Header, Kind, Packet, parse},
 };
 
 /// Looks at a packet that the kernel delivers to the pod behind the veth `egress`.
@@ -16,6 +17,7 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
     tables: &mut T,
     decision: &mut Decision<A>,
 ) -> Reason {
+    decision.moment = Moment::now(tables);
     let Decision { packet, outcome, .. } = decision;
     packet.ingress = egress;
     if !parse(skb, packet) {
@@ -24,12 +26,18 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
     let Some(pod) = tables.pod(&packet.dst).filter(|pod| pod.ifindex == egress) else {
         return outcome.next(Reason::NotMarked);
     };
-    if is_hidden_fou(packet, &pod, tables) {
-        return outcome.drop(Reason::FouHidden);
+    // Of this node's own pods and of links that are no uplinks, and what a Service's rules turned to the pod.
+    if let Some(reason) = refused(packet, &pod, tables) {
+        return outcome.drop(reason);
     }
     // What did not come from an uplink, or whose outer header the host stack had to see.
     if is_fou(packet, &pod, tables) {
         return gateway::from_tunnel(skb, &pod, tables, decision);
+    }
+    if packet.kind == Kind::Error
+        && let Some(reason) = fou_error::relayed(skb, &pod, tables, decision)
+    {
+        return reason;
     }
     if pod.is_gateway()
         && let Some(reason) = gateway::back(skb, false, decision, tables)

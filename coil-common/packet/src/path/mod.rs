@@ -5,6 +5,7 @@
 
 mod egress;
 mod forward;
+mod fou_error;
 mod from_net;
 mod from_pod;
 mod gateway;
@@ -15,15 +16,45 @@ pub use from_pod::{decide_from_pod, known_from_pod};
 pub use mark::{to_net, to_pod};
 
 use crate::{
-    Addr, Deliver, Family, Fib, FibQuery, NextHop, Tables,
+    Addr, Decision, Deliver, Family, Fib, FibQuery, NextHop, Reason, Skb, Tables,
     abi::{PodValue, Way, way_kind},
-    wire::{Kind, Packet, udp},
+    wire::{Header, Kind, Packet, parse_here, udp},
 };
 
-/// True for FOU that one of the programs takes off: for a client or a gateway.
+/// Reads the facts of a packet that came in on the link `ingress`; false for one that the kernel drops, which is then decided.
+#[inline(always)]
+fn look<A: Header, S: Skb>(skb: &S, ingress: u32, decision: &mut Decision<A>) -> bool {
+    let Decision { packet, outcome, .. } = decision;
+    packet.ingress = ingress;
+    let good = parse_here(skb, packet);
+    if !good {
+        let _ = outcome.next(Reason::Malformed);
+    }
+    good
+}
+
+/// True for FOU that one of the programs takes off: for a client or a gateway. What a gateway that is another's client by its
+/// own kernel gets from that one is its kernel's.
 #[inline(always)]
 fn is_fou<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> bool {
-    is_to_fou_port(packet, tables) && (pod.is_client() || pod.is_gateway())
+    is_to_fou_port(packet, tables)
+        && (pod.is_client()
+            || pod.is_gateway()
+                && !(pod.is_kernel_client() && tables.gateway_of(pod.policy, &packet.src).is_some()))
+}
+
+/// Why a pod whose own kernel takes FOU off may not get the packet, if it may not: the kernel would take it from anybody.
+#[inline(always)]
+fn refused<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> Option<Reason> {
+    if is_hidden_fou(packet, pod, tables) {
+        return Some(Reason::FouHidden);
+    }
+    let strange = pod.is_kernel_client()
+        // Whom a gateway takes it from is seen where it is taken off.
+        && !pod.is_gateway()
+        && is_to_fou_port(packet, tables)
+        && tables.gateway_of(pod.policy, &packet.src).is_none();
+    strange.then_some(Reason::FouNotGateway)
 }
 
 /// True for UDP to the FOU port in one piece.

@@ -4,7 +4,9 @@ mod outer;
 mod parse;
 
 pub use outer::{fou_header_v4, fou_header_v6};
-pub use parse::{Header, Packet, from_client, parse, parse_here, parse_inner, parse_inside, quoted};
+pub use parse::{
+    Header, Packet, from_client, parse, parse_here, parse_inner, parse_inside, quoted, quoted_inside,
+};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: u32 = 14;

@@ -73,6 +73,8 @@ pub trait Header: Addr {
     fn source<S: Skb>(skb: &S, at: u32) -> Option<Self>;
     /// True for type and code (one number) of an ICMP error that concerns one flow.
     fn is_error(kind: u16) -> bool;
+    /// The MTU in the ICMP header of an error that says "too big"; none in another.
+    fn too_big(header: &[u8; 8]) -> Option<u32>;
 }
 
 impl Header for [u8; 4] {
@@ -113,6 +115,11 @@ impl Header for [u8; 4] {
     fn is_error(kind: u16) -> bool {
         // Destination unreachable, time exceeded, parameter problem.
         matches!(kind >> 8, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn too_big(&[kind, code, _, _, _, _, m, n]: &[u8; 8]) -> Option<u32> {
+        ([kind, code] == Self::TOO_BIG).then_some(u32::from(u16::from_be_bytes([m, n])))
     }
 }
 
@@ -170,6 +177,11 @@ impl Header for [u8; 16] {
     fn is_error(kind: u16) -> bool {
         // Destination unreachable, packet too big, time exceeded, parameter problem.
         matches!(kind >> 8, 1..=4)
+    }
+
+    #[inline(always)]
+    fn too_big(&[kind, code, _, _, k, l, m, n]: &[u8; 8]) -> Option<u32> {
+        ([kind, code] == Self::TOO_BIG).then_some(u32::from_be_bytes([k, l, m, n]))
     }
 }
 
@@ -294,12 +306,27 @@ fn read<A: Header, S: Skb, const FRONT: bool>(skb: &S, l3: u32, packet: &mut Pac
 
 /// Reads the beginning of the packet that the ICMP error `error` quotes: both ends, and whose flow it is. False
 /// when it names no flow, or when the error is not for the packet's sender.
-#[inline(never)]
+#[inline(always)]
 pub fn quoted<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet<A>) -> bool {
-    let l3 = error.l4 + ICMP;
+    beginning(skb, error.l4 + ICMP, error.l3 + error.len, packet) && packet.src.same(error.dst)
+}
+
+/// The same of the packet inside FOU, of which `outer` is the header that the error quotes.
+#[inline(always)]
+pub fn quoted_inside<A: Header, S: Skb>(
+    skb: &S,
+    error: &Packet<A>,
+    outer: &Packet<A>,
+    packet: &mut Packet<A>,
+) -> bool {
+    beginning(skb, outer.l4 + UDP, error.l3 + error.len, packet)
+}
+
+/// Reads the beginning of a packet at `l3`, of which there is no more than up to `end`.
+#[inline(never)]
+fn beginning<A: Header, S: Skb>(skb: &S, l3: u32, end: u32, packet: &mut Packet<A>) -> bool {
     let Some(ip) = A::header::<S, false>(skb, l3, false) else { return false };
-    let room = error.len - (error.l4 - error.l3);
-    if !ip.plain || ip.fragment || ip.fou_options || !ip.src.same(error.dst) || room < ICMP + ip.header + 8 {
+    if !ip.plain || ip.fragment || ip.fou_options || l3 + ip.header + 8 > end {
         return false;
     }
     let Some(b) = skb.load::<8>(l3 + ip.header) else { return false };
@@ -309,7 +336,8 @@ pub fn quoted<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet
     packet.l3 = l3;
     packet.l4 = l3 + ip.header;
     packet.protocol = ip.protocol;
-    match ip.protocol {
+    packet.quoted = 0;
+    let names_flow = match ip.protocol {
         tcp::PROTOCOL | udp::PROTOCOL => {
             packet.kind = if ip.protocol == tcp::PROTOCOL { Kind::Tcp } else { Kind::Udp };
             (packet.sport, packet.dport) = (first, second);
@@ -317,7 +345,9 @@ pub fn quoted<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet
         }
         icmp if icmp == A::ICMP => echo(packet, first, u16::from_be_bytes([b[4], b[5]])),
         _ => false,
-    }
+    };
+    packet.under = packet.kind;
+    names_flow
 }
 
 /// Fills in what an echo has in place of ports; false for another message. `first`: type and code.

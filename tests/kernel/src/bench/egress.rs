@@ -168,6 +168,7 @@ impl Journey {
         let egress = Egress {
             name: "bench/egress".into(),
             gateways,
+            services: vec![],
             sport_auto: false,
             client_affinity: true,
             originating_only: false,

@@ -31,6 +31,7 @@ impl Fabric {
         let egress = Egress {
             name: "test/egress".into(),
             gateways: vec![Gateway { address: self.address(Pod::Gateway), ready: true }],
+            services: vec![],
             sport_auto: false,
             client_affinity: true,
             originating_only: false,

@@ -139,6 +139,7 @@ impl Place {
         let mut desired = self.fabric.stated(node);
         for egress in desired.egresses.values_mut() {
             egress.sport_auto = self.pair.sport_auto;
+            egress.services = vec![self.service()];
         }
         let (gateway, plain) = (self.fabric.address(Pod::Gateway), self.fabric.address(Pod::Plain));
         desired.clients.insert((gateway, plain));
