@@ -44,10 +44,7 @@ use crate::{
         recover::Found,
     },
     plane::{Plane, PlaneError},
-    watch::{
-        Feed,
-        index::ObjectKey,
-    },
+    watch::{Feed, index::ObjectKey},
 };
 
 pub use attachments::{Attachment, Connected};

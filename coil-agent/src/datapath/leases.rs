@@ -330,7 +330,11 @@ mod tests {
         }
         let seen = |seen, recent| InUse { seen, recent };
         assert_eq!(used(seen(300, 0), 1000, 1000), 300, "nothing was lent meanwhile");
-        assert_eq!(used(seen(300, 0), 1000, 1050), 350, "the pass came too early for what was lent meanwhile");
+        assert_eq!(
+            used(seen(300, 0), 1000, 1050),
+            350,
+            "the pass came too early for what was lent meanwhile"
+        );
         assert_eq!(used(seen(350, 50), 1000, 1050), 350, "the pass saw it");
         assert_eq!(used(seen(350, 350), 1000, 1050), 350, "old ones are in use, too");
         assert_eq!(used(seen(320, 20), 1000, 1050), 350, "it saw some of it");

@@ -345,7 +345,8 @@ impl Datapath {
     /// When the kernel cannot be asked.
     pub fn check(&mut self) -> Result<Drift, DatapathError> {
         let programs = self.attachments.check(&mut self.ebpf)?;
-        let mut entries = self.uplinks.check()? + self.own_ports.check()? + self.v4.check()? + self.v6.check()?;
+        let mut entries =
+            self.uplinks.check()? + self.own_ports.check()? + self.v4.check()? + self.v6.check()?;
         let there = self.read_config()?;
         if self.stated.is_some_and(|stated| Config { epoch: there.epoch, ..stated } != there) {
             entries += 1;
@@ -405,10 +406,7 @@ impl Datapath {
     }
 
     /// The same when something was changed, also where that then failed: what was decided by half of it must not last.
-    fn decide_anew_after(
-        &mut self,
-        changed: Result<Report, DatapathError>,
-    ) -> Result<Report, DatapathError> {
+    fn decide_anew_after(&mut self, changed: Result<Report, DatapathError>) -> Result<Report, DatapathError> {
         if changed.as_ref().is_ok_and(|report| *report == Report::default()) {
             return changed;
         }

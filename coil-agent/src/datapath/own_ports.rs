@@ -52,9 +52,11 @@ impl OwnPorts {
         let words = differing(&self.there, wanted);
         for word in &words {
             let bits = wanted.get(word).copied().unwrap_or_default();
-            self.map
-                .set(*word, bits, 0)
-                .map_err(|source| DatapathError::Map { name: NAME, action: "write it", source })?;
+            self.map.set(*word, bits, 0).map_err(|source| DatapathError::Map {
+                name: NAME,
+                action: "write it",
+                source,
+            })?;
             self.there.insert(*word, bits);
         }
         Ok(words.len())
@@ -64,8 +66,11 @@ impl OwnPorts {
 fn read(map: &Array<MapData, u64>) -> Result<Words, DatapathError> {
     let mut words = Words::new();
     for word in 0..OWN_WORDS {
-        let bits =
-            map.get(&word, 0).map_err(|source| DatapathError::Map { name: NAME, action: "read it", source })?;
+        let bits = map.get(&word, 0).map_err(|source| DatapathError::Map {
+            name: NAME,
+            action: "read it",
+            source,
+        })?;
         if bits != 0 {
             words.insert(word, bits);
         }

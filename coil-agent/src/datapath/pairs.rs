@@ -150,8 +150,7 @@ mod tests {
     }
 
     fn lease(client: u8, seen: u32) -> Lease {
-        let key =
-            NatRevKey { gateway: GATEWAY, remote: REMOTE, port: 2000, remote_port: 443, protocol: 17 };
+        let key = NatRevKey { gateway: GATEWAY, remote: REMOTE, port: 2000, remote_port: 443, protocol: 17 };
         let client = [10, 64, 1, client];
         let value = NatRevValue { client, seen, client_port: 1, state: 1, pad: 0, known: Known::default() };
         (key, value)

@@ -117,7 +117,9 @@ impl<K: Pod, V: Pod> Store<K, V> for Walked<K, V> {
 
     fn take(&mut self, key: &K) -> Result<Option<V>, DatapathError> {
         match self.walk.take(key) {
-            Err(error) if matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL)) => {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL)) =>
+            {
                 let value = self.look(key)?;
                 remove(&mut self.map, key, self.name)?;
                 Ok(value)
@@ -164,8 +166,9 @@ impl Walk {
             flags: 0,
         };
         // SAFETY: the attributes, and all that they point to, outlive the call; the value has room for the map's.
-        let code =
-            unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_AND_DELETE, &raw mut element, size_of::<Element>()) };
+        let code = unsafe {
+            libc::syscall(libc::SYS_bpf, LOOKUP_AND_DELETE, &raw mut element, size_of::<Element>())
+        };
         if code == 0 {
             // SAFETY: the kernel has written all of it, and any bytes are a value of a `Pod`.
             return Ok(Some(unsafe { value.assume_init() }));

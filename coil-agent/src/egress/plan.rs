@@ -121,7 +121,11 @@ fn policy_within(
 fn unknown_destinations(node: &NodeFacts, id: EgressId) -> Vec<IpNet> {
     let former = node.former_destinations.iter().filter(|(of, _)| *of == id).map(|(_, net)| *net);
     let former: Vec<IpNet> = former.collect();
-    if former.is_empty() { vec![IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())] } else { former }
+    if former.is_empty() {
+        vec![IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())]
+    } else {
+        former
+    }
 }
 
 /// Egresses that are not understood, with clients on this node: those are shut in.

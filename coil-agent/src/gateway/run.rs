@@ -108,7 +108,9 @@ pub async fn run(
 type Answer = Result<GatewayStatus, String>;
 
 /// The answer to the question that is under way, which then is none any more; for ever when there is none.
-async fn answered(question: &mut Option<(JoinHandle<Answer>, Instant)>) -> (Result<Answer, JoinError>, Instant) {
+async fn answered(
+    question: &mut Option<(JoinHandle<Answer>, Instant)>,
+) -> (Result<Answer, JoinError>, Instant) {
     let Some((handle, asked)) = question else { return std::future::pending().await };
     let answer = (handle.await, *asked);
     *question = None;

@@ -161,7 +161,10 @@ mod tests {
         s.observe(Ok(status(0)), now);
         assert_eq!((s.ready(now), s.note()), (Ok(()), String::new()));
         let lacks = "this kernel lacks FOU for IPv4".to_owned();
-        s.observe(Ok(GatewayStatus { seen: GatewaySeen { lacks, ..GatewaySeen::default() }, ..status(0) }), now);
+        s.observe(
+            Ok(GatewayStatus { seen: GatewaySeen { lacks, ..GatewaySeen::default() }, ..status(0) }),
+            now,
+        );
         assert_eq!(s.ready(now), Ok(()));
         assert!(s.note().ends_with("are dropped: this kernel lacks FOU for IPv4"), "{}", s.note());
     }

@@ -8,11 +8,14 @@ use coil_api::{
     names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME},
 };
 use ipnet::IpNet;
-use k8s_openapi::{api::{
-    core::v1::{Namespace, Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::ServiceCIDR,
-}, apimachinery::pkg::util::intstr::IntOrString};
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Node, Pod, Service},
+        discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 use kube::{Resource, ResourceExt};
 use tracing::warn;
 
@@ -64,7 +67,8 @@ pub fn pod(pod: &Pod) -> Option<PodInfo> {
 /// The ports on which a pod's containers say that they listen, and those that the kubelet looks at.
 fn ports_of(pod: &Pod) -> BTreeSet<u16> {
     let spec = pod.spec.iter();
-    let containers = spec.flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    let containers =
+        spec.flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
     let ports = containers.flat_map(|container| {
         let stated = container.ports.iter().flatten().map(|port| port.container_port);
         let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];

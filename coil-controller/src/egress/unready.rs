@@ -137,7 +137,10 @@ mod tests {
             "HTTP/1.0 503 Service Unavailable\r\ncontent-type: text/plain\r\n\r\nthis kernel lacks FOU\n";
         assert_eq!(said(lacks), words("this kernel lacks FOU"));
         assert_eq!(said("HTTP/1.1 200 OK\r\n\r\nok\n"), Said::Ready);
-        assert_eq!(said("HTTP/1.1 200 OK\r\n\r\nok; no GRE: this kernel lacks FOU\n"), words("no GRE: this kernel lacks FOU"));
+        assert_eq!(
+            said("HTTP/1.1 200 OK\r\n\r\nok; no GRE: this kernel lacks FOU\n"),
+            words("no GRE: this kernel lacks FOU")
+        );
         for strange in ["", "SSH-2.0-OpenSSH_9", "HTTP/1.1 404 Not Found\r\n\r\nsecret"] {
             assert_eq!(said(strange), words("does not answer as a gateway"), "{strange}");
         }
@@ -147,7 +150,9 @@ mod tests {
 
     #[tokio::test]
     async fn gateways_are_asked() {
-        let ready = pod(json!({"metadata": {"name": "nat-1"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}));
+        let ready = pod(
+            json!({"metadata": {"name": "nat-1"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+        );
         assert!(!is_unready(&ready) && is_meant(&ready));
         let starting = pod(json!({"metadata": {"name": "nat-1"}, "status": {"phase": "Pending"}}));
         assert!(is_unready(&starting));

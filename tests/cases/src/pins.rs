@@ -127,7 +127,13 @@ fn originating_only_of_a_pod(net: Net) -> Vec<Case> {
         Case::from_pod("also past the host's stack", net, CLIENT, answer(back), Reason::ToNode)
             .given(Flow::fast(6, ends.0, ends.1))
             .sends(&answer(back.ttl(63))),
-        Case::from_pod("what the client begins with a pod goes to a gateway", net, CLIENT, answer(back), Reason::ToGateway)
-            .sends(&wire::fou((net.client, net.remote_gateway), 0, 5555, &answer(back))),
+        Case::from_pod(
+            "what the client begins with a pod goes to a gateway",
+            net,
+            CLIENT,
+            answer(back),
+            Reason::ToGateway,
+        )
+        .sends(&wire::fou((net.client, net.remote_gateway), 0, 5555, &answer(back))),
     ]
 }

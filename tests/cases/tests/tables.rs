@@ -67,7 +67,9 @@ fn a_flow_keeps_its_port_and_its_reply_finds_it() {
 fn a_port_that_the_gateway_pod_has_for_itself_is_not_lent() {
     let (net, mut node) = node();
     let (word, bit) = coil_packet::ports::own(9090);
-    let to_pod = |node: &mut Node<[u8; 4]>, port| node.run(Path::FromNet, UPLINK, &reply(&net, port, tcp::SYN), 0).reason;
+    let to_pod = |node: &mut Node<[u8; 4]>, port| {
+        node.run(Path::FromNet, UPLINK, &reply(&net, port, tcp::SYN), 0).reason
+    };
     assert_eq!(to_pod(&mut node, 9090), Reason::NatUnknown);
     node.own_ports.insert(word, bit);
     assert_ne!(to_pod(&mut node, 9090), Reason::NatUnknown, "it is the pod's");

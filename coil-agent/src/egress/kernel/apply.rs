@@ -12,10 +12,10 @@ use super::{
     rules, tunnel,
 };
 use crate::net::{
-    Rtnl, RtnlError, run_inside,
+    Rtnl, RtnlError,
     plan::{OVERHEAD_V4, OVERHEAD_V6},
     route::{Owned, Path, Routes},
-    sysctl,
+    run_inside, sysctl,
 };
 
 /// IP and TCP headers without options.
@@ -93,11 +93,8 @@ pub async fn apply(
             let mtu = eth0.mtu.saturating_sub(overhead);
             let path = Path { ifindex: Some(link.index), ..Path::default() };
             // The Go version leaves that to the tunnel's own MTU.
-            let path = if wanted.adopted {
-                path
-            } else {
-                Path { mtu, advmss: mtu.saturating_sub(headers), ..path }
-            };
+            let path =
+                if wanted.adopted { path } else { Path { mtu, advmss: mtu.saturating_sub(headers), ..path } };
             routes.insert(*net, path);
         }
         Owned { table, protocol: PROTOCOL }.sync(&rtnl, &routes).await?;

@@ -26,22 +26,14 @@ fn index() -> Index {
         index.egresses.insert(ObjectKey::new("internet", name), info);
     }
     let endpoints = vec![Endpoint { address: "203.0.113.1".parse().unwrap(), ready: true }];
-    index
-        .slices
-        .insert(ObjectKey::new("internet", "nat-x"), SliceInfo { egress: egress("nat"), endpoints });
+    index.slices.insert(ObjectKey::new("internet", "nat-x"), SliceInfo { egress: egress("nat"), endpoints });
     index
 }
 
 fn attached(index: u32, egresses: &[&str], gateway: bool) -> Attached {
-    let host =
-        Link { index, name: format!("veth{index}"), mac: Mac([2, 0, 0, 0, 0, 9]), ..Link::default() };
+    let host = Link { index, name: format!("veth{index}"), mac: Mac([2, 0, 0, 0, 0, 9]), ..Link::default() };
     Attached {
-        link: PodLink {
-            host,
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            ipv4: "203.0.113.7".parse().ok(),
-            ipv6: None,
-        },
+        link: PodLink { host, mac: Mac([2, 0, 0, 0, 0, 1]), ipv4: "203.0.113.7".parse().ok(), ipv6: None },
         pod: Some(PodInfo {
             key: ObjectKey::new("a", &format!("p{index}")),
             uid: index.to_string(),

@@ -39,7 +39,8 @@ fn client(answers: &Answers) -> Client {
 }
 
 fn refusal(code: u16) -> (u16, Value) {
-    let status = json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "no"});
+    let status =
+        json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "no"});
     (code, status)
 }
 

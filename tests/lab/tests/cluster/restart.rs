@@ -7,7 +7,8 @@ use coil_lab::{Lab, config::Ip};
 
 use crate::{
     common::{
-        LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, namespace, server_pod, start, wait_ready,
+        LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, namespace, server_pod, start,
+        wait_ready,
     },
     egress::{socket, start_with_client, wait_out},
     gateways::pods_of,
@@ -100,7 +101,8 @@ fn gateway(lab: &Lab, pod: &str) -> Result<(String, i64, bool)> {
     let restarts = status["restartCount"].as_i64().context("a container's restarts")?;
     // The programs of all pods have their processes in one list: this one listens in its pod's namespace.
     let listening = lab.exec(&format!("internet/{pod}"), "ss -Hltnp sport = :8081")?.stdout;
-    let pid = listening.split("pid=").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    let pid =
+        listening.split("pid=").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
     Ok((pid.unwrap_or_default().to_owned(), restarts, status["ready"] == true))
 }
 
@@ -129,7 +131,9 @@ fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
         })?;
         for (what, flow) in &mut flows {
             let ended = flow.try_wait().context("cannot look at a flow")?;
-            check(ended.is_none(), || format!("{what} ended before coil-egress was back beside {coilds:?}: {ended:?}"))?;
+            check(ended.is_none(), || {
+                format!("{what} ended before coil-egress was back beside {coilds:?}: {ended:?}")
+            })?;
         }
     }
     for (what, flow) in flows {

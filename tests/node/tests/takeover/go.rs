@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use coil_api::{
     crd::{AddressBlock, AddressPool, Egress},
     names::{
-        ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, FINALIZER, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME,
-        LABEL_NODE, LABEL_POOL,
+        ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, FINALIZER, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
+        LABEL_APP_NAME, LABEL_NODE, LABEL_POOL,
     },
 };
 use coil_node_tests::{

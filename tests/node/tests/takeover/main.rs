@@ -163,9 +163,10 @@ fn a_node_of_the_go_version_is_taken_over() -> Result<()> {
         go::lead_to(&cluster, &grown).await?;
         let followed = async || {
             let now = inside(&client)?;
-            let missing = grown.iter().zip(["fou4_0a600707", "fou4_0a600707", "fou6_256d826a"]).find(|(net, link)| {
-                !now.iter().any(|line| line.starts_with(&format!("{net} dev {link} ")))
-            });
+            let missing = grown
+                .iter()
+                .zip(["fou4_0a600707", "fou4_0a600707", "fou6_256d826a"])
+                .find(|(net, link)| !now.iter().any(|line| line.starts_with(&format!("{net} dev {link} "))));
             Ok(missing.map(|(net, _)| format!("no route to {net} in {now:#?}")))
         };
         cluster.wait_for("routes to what the Egress leads to now", followed).await?;
@@ -173,7 +174,8 @@ fn a_node_of_the_go_version_is_taken_over() -> Result<()> {
         let new: Vec<&String> = now.iter().filter(|line| !as_before.contains(line)).collect();
         ensure!(new.len() == grown.len() && !new.iter().any(|line| line.contains("unreachable")), "{new:#?}");
         go::lead_to(&cluster, &[]).await?;
-        let same = async || Ok(unchanged("the client", &as_before, &inside(&client)?).err().map(|e| e.to_string()));
+        let same =
+            async || Ok(unchanged("the client", &as_before, &inside(&client)?).err().map(|e| e.to_string()));
         cluster.wait_for("the routes of before", same).await?;
 
         // A new pod gets what is free in the block that the node has, and reaches the old ones.
