@@ -19,6 +19,8 @@ mod cluster;
 mod down;
 mod gc;
 mod invalid;
+#[path = "../coild/roles.rs"]
+mod roles;
 mod runtime;
 #[path = "../net/topology.rs"]
 #[expect(dead_code, reason = "shared with the tests of the pod network")]
