@@ -92,8 +92,10 @@ spec: {destinations: ['198.51.100.0/24', '2001:db8:9::/64'], template: {spec: {n
     end(lab)
 }
 
-/// The same, longer than three restarts one after the other take.
-const MANY_TURNS: &str = "--times 2000 --pause 20 --bytes 1000 --timeout 5";
+/// The same for as long as the test takes. One that is not answered in time ends it.
+const FOR_EVER: &str = "--times 1000000 --pause 20 --bytes 1000 --timeout 5";
+/// And for longer than an answer may take.
+const A_WHILE: &str = "--times 300 --pause 20 --bytes 1000 --timeout 5";
 
 /// coil-egress of a gateway pod on node3: its process, how often it was started again, and whether it is ready.
 fn gateway(lab: &Lab, pod: &str) -> Result<(String, i64, bool)> {
@@ -106,6 +108,19 @@ fn gateway(lab: &Lab, pod: &str) -> Result<(String, i64, bool)> {
     Ok((pid.unwrap_or_default().to_owned(), restarts, status["ready"] == true))
 }
 
+/// Whether none of the flows has ended, once whoever waits for an answer by now would have given up.
+fn still_flow(lab: &Lab, flows: &mut [(String, Child)]) -> Result<()> {
+    for ip in [Ip::V4, Ip::V6] {
+        let words = format!("coil-lab tool tcp-echo {A_WHILE} {}", socket(ip.world(), 7));
+        lab.exec("default/client", &words)?.success()?;
+    }
+    for (what, flow) in flows {
+        let ended = flow.try_wait().context("cannot look at a flow")?;
+        check(ended.is_none(), || format!("{what} has ended: {ended:?}"))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
     let lab = start_with_client("restart-gateway", "")?;
@@ -115,10 +130,11 @@ fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
     let mut flows = Vec::new();
     for ip in [Ip::V4, Ip::V6] {
         for tool in ["tcp-echo", "udp-echo"] {
-            let words = format!("coil-lab tool {tool} {MANY_TURNS} {}", socket(ip.world(), 7));
+            let words = format!("coil-lab tool {tool} {FOR_EVER} {}", socket(ip.world(), 7));
             flows.push((words.clone(), lab.spawn_in_pod("default/client", &words)?));
         }
     }
+    still_flow(&lab, &mut flows)?;
     // Alone, and at once with the coild of its own node, and of the client's.
     for coilds in [&[][..], &["node3"], &["node2"]] {
         let (pid, restarts, _) = gateway(&lab, pod)?;
@@ -129,15 +145,12 @@ fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
             let now = gateway(lab, pod)?;
             Ok(if now.0 != pid && now.1 > restarts && now.2 { Ok(()) } else { Err(format!("{now:?}")) })
         })?;
-        for (what, flow) in &mut flows {
-            let ended = flow.try_wait().context("cannot look at a flow")?;
-            check(ended.is_none(), || {
-                format!("{what} ended before coil-egress was back beside {coilds:?}: {ended:?}")
-            })?;
-        }
+        still_flow(&lab, &mut flows)
+            .with_context(|| format!("coil-egress and the coilds {coilds:?} were killed"))?;
     }
-    for (what, flow) in flows {
-        finish(&what, flow)?;
+    for (_, mut flow) in flows {
+        flow.kill()?;
+        flow.wait()?;
     }
     let now = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
     check(now == own, || format!("{pod} had {own:?}, and has {now:?}"))?;
