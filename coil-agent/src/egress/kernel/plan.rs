@@ -92,9 +92,11 @@ impl Wanted {
         };
         self.adopted
             && !with_mtu
-            && self.closed.iter().map(|(_, net)| net.addr().is_ipv6()).all(|v6| {
-                leads(v6, RULE_PRIVATE, TABLE_PRIVATE) && leads(v6, RULE_REST, TABLE_REST)
-            })
+            && self
+                .closed
+                .iter()
+                .map(|(_, net)| net.addr().is_ipv6())
+                .all(|v6| leads(v6, RULE_PRIVATE, TABLE_PRIVATE) && leads(v6, RULE_REST, TABLE_REST))
     }
 }
 
