@@ -313,7 +313,7 @@ impl<A: HostAddr> Leases<A> {
                     // It is lent again: what came back counts first, or it would seem to have all of that.
                     Some(taken) if taken != now => {
                         self.give_back(client, has.returned(*before, taken))?;
-                        drop(self.lent.put_back(client, &taken)?);
+                        let _ = self.lent.put_back(client, &taken)?;
                     }
                     _ => {}
                 }
