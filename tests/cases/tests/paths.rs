@@ -123,7 +123,7 @@ fn what_is_not_proven_is_believed_as_far_as_it_does_not_hurt() {
 fn a_path_does_not_become_wider() {
     fn try_it<A: HostAddr>(net: Net) {
         let mut node = Node::<A>::new(World::new(&net), &[]);
-        let mut path = |node: &mut Node<A>, mtu, seconds: u32| {
+        let path = |node: &mut Node<A>, mtu, seconds: u32| {
             node.now.set(node.now.get() + seconds);
             let said = error(&net, (net.client, net.remote_gateway), mtu);
             assert_eq!(node.run(Path::FromNet, UPLINK, &said, 0).reason, Reason::PathNoted);
