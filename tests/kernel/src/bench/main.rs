@@ -69,7 +69,7 @@ fn run(args: &Args) -> Result<()> {
     let (rounds, time, v4) = (args.rounds, std::time::Duration::from_millis(args.millis), !args.v6);
     let chosen = measure::Chosen { metrics: &args.metric, paths: &args.path };
     if args.fou {
-        traffic::nobody_else_is_here();
+        traffic::work_before_sending()?;
     }
     let lines = if args.egress {
         measure::egress(rounds, time, v4, args.fou, args.flows, &chosen)?

@@ -32,29 +32,43 @@ const PORT: u16 = 7000;
 /// How long anything may take that is over in a moment when all is well.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether the machine has nothing else to do.
-static ALONE: AtomicBool = AtomicBool::new(false);
+/// Lets the kernel's thread for what arrives have the core before those who send. Before 6.5 the kernel leaves work to it,
+/// which would wait for whoever has the core for itself; later kernels do that work in the sender's place. For a machine that is for
+/// this alone.
+pub(crate) fn work_before_sending() -> Result<()> {
+    let wanted = format!("ksoftirqd/{}", measured_core()?);
+    for entry in fs::read_dir("/proc").context("cannot read /proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        if fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == wanted) {
+            return have_priority(pid, PRIORITY + 1);
+        }
+    }
+    bail!("there is no {wanted}");
+}
 
-/// Says that the machine has nothing else to do. Before 6.5 the kernel may leave what arrives to a thread of its own, which would
-/// wait for whoever has a core for itself.
-pub(crate) fn nobody_else_is_here() {
-    ALONE.store(true, Ordering::Relaxed);
+/// The last core: the first has the machine's interrupts.
+fn measured_core() -> Result<usize> {
+    Ok(thread::available_parallelism()?.get() - 1)
+}
+
+/// Real-time priority of those who send and receive.
+const PRIORITY: i32 = 10;
+
+fn have_priority(pid: i32, priority: i32) -> Result<()> {
+    let parameter = libc::sched_param { sched_priority: priority };
+    // SAFETY: the parameter is valid for the call.
+    let done = unsafe { libc::sched_setscheduler(pid, libc::SCHED_FIFO, &raw const parameter) };
+    ensure!(done == 0, "cannot have a core alone: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 /// Gives this thread the core of the measurement for itself and those like it.
 fn have_the_core() -> Result<()> {
     let mut cpus = CpuSet::new();
-    // The last one: the first has the machine's interrupts.
-    cpus.set(thread::available_parallelism()?.get() - 1)?;
+    cpus.set(measured_core()?)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("cannot choose a core")?;
-    if ALONE.load(Ordering::Relaxed) {
-        return Ok(());
-    }
-    let priority = libc::sched_param { sched_priority: 10 };
-    // SAFETY: the parameter is valid for the call.
-    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
-    ensure!(done == 0, "cannot have a core alone: {}", std::io::Error::last_os_error());
-    Ok(())
+    have_priority(0, PRIORITY)
 }
 
 /// Small datagrams a second that arrive.
