@@ -11,8 +11,8 @@ use coil_packet::{
     abi::{
         AffinityKey, AffinityValue, ClientKey, ClientValue, Config, Counter, Event, FlowKey, FlowValue,
         FragKey, FragValue, GatewayKey, GatewayValue, HOPS, Lost, Maglev, NatKey, NatRevKey, NatRevValue,
-        NatValue, PACE, PORT_ROWS, PORT_WORDS_OF_ROW, Pace, PathValue, PinKey, PinValue, PodValue, PolicyKey,
-        PoolValue, PortRow, Tally, UplinkValue, Way,
+        NatValue, PACE, PORT_ROWS, PORT_WORDS_OF_ROW, Pace, PathKey, PathValue, PinKey, PinValue, PodValue,
+        PolicyKey, PoolValue, PortRow, Tally, UplinkValue, Way,
     },
     counter_index,
     ports::OWN_WORDS,
@@ -32,10 +32,10 @@ const EVENTS: usize = 32768;
 const NATS: usize = 1_000_000;
 const PINS: usize = 65536;
 /// Clients of this node, and the Egresses of each.
-const AFFINITIES: usize = 16384;
+const AFFINITIES: usize = 65536;
 const FRAGMENTS: usize = 4096;
-/// Pods of other nodes behind a path that is narrower than the link.
-const PATHS: usize = 4096;
+/// Pairs of pods between which the path is narrower than the link.
+const PATHS: usize = 16384;
 const CLIENTS: usize = 65536;
 /// Clients of all gateways of one node, of any node.
 const SENDERS: usize = 262_144;
@@ -60,7 +60,7 @@ pub(crate) trait Maps: Sized + 'static {
     fn pin() -> &'static LruHashMap<PinKey<Self>, PinValue<Self>, PINS>;
     fn affinity() -> &'static LruHashMap<AffinityKey<Self>, AffinityValue<Self>, AFFINITIES>;
     fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, FRAGMENTS>;
-    fn paths() -> &'static LruHashMap<Self, PathValue, PATHS>;
+    fn paths() -> &'static LruHashMap<PathKey<Self>, PathValue, PATHS>;
     fn lent() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
     fn returned() -> &'static HashMap<Self, u32, CLIENTS, GROWS>;
     fn tally() -> &'static HashMap<Self, Tally, TALLIES, GROWS>;
@@ -100,7 +100,7 @@ macro_rules! family_maps {
             #[btf_map(name = $frags)]
             static FRAGS: LruHashMap<FragKey<$addr>, FragValue, { super::FRAGMENTS }> = LruHashMap::new();
             #[btf_map(name = $paths)]
-            static PATHS: LruHashMap<$addr, PathValue, { super::PATHS }> = LruHashMap::new();
+            static PATHS: LruHashMap<PathKey<$addr>, PathValue, { super::PATHS }> = LruHashMap::new();
             #[btf_map(name = $lent)]
             static LENT: HashMap<$addr, u32, { super::CLIENTS }, GROWS> = HashMap::new();
             #[btf_map(name = $returned)]
@@ -137,7 +137,7 @@ macro_rules! family_maps {
                 #[inline(always)]
                 fn frags() -> &'static LruHashMap<FragKey<Self>, FragValue, { super::FRAGMENTS }> { &FRAGS }
                 #[inline(always)]
-                fn paths() -> &'static LruHashMap<Self, PathValue, { super::PATHS }> { &PATHS }
+                fn paths() -> &'static LruHashMap<PathKey<Self>, PathValue, { super::PATHS }> { &PATHS }
                 #[inline(always)]
                 fn lent() -> &'static HashMap<Self, u32, { super::CLIENTS }, GROWS> { &LENT }
                 #[inline(always)]

@@ -11,8 +11,8 @@ use coil_packet::{
     Addr, Family, Fib, FibQuery, Full, IcmpError, Insert, NextHop, Rewrite, Tables,
     abi::{
         AffinityKey, AffinityValue, ClientKey, Config, Counter, FlowKey, FlowValue, FragKey, FragValue,
-        GatewayKey, NONE, NatKey, NatRevKey, NatRevValue, NatValue, PathValue, PinKey, PinValue, PodValue,
-        PolicyKey, Tally, Way,
+        GatewayKey, NONE, NatKey, NatRevKey, NatRevValue, NatValue, PathKey, PathValue, PinKey, PinValue,
+        PodValue, PolicyKey, Tally, Way,
     },
     hash,
     nat::Tallied,
@@ -206,15 +206,15 @@ impl<A: Side> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn path(&self, to: &A) -> Option<PathValue> {
+    fn path(&self, key: &PathKey<A>) -> Option<PathValue> {
         // SAFETY: eight bytes; of two that are written at once either will do.
-        unsafe { A::paths().get(to).copied() }
+        unsafe { A::paths().get(key).copied() }
     }
 
     #[inline(always)]
-    fn put_path(&mut self, to: &A, value: &PathValue) {
+    fn put_path(&mut self, key: &PathKey<A>, value: &PathValue) {
         // Without room the next error says it again.
-        let _ = A::paths().insert(to, value, 0);
+        let _ = A::paths().insert(key, value, 0);
     }
 
     #[inline(always)]

@@ -291,6 +291,16 @@ impl<A: HostAddr> Leases<A> {
         Ok(stepped)
     }
 
+    /// Writes how many of the ports that a client was ever lent have come back.
+    fn give_back(&mut self, client: &A, count: u32) -> Result<(), DatapathError> {
+        let name = self.names.returned;
+        self.returned.insert(*client, count, 0).map_err(|source| DatapathError::Map {
+            name,
+            action: "change an entry",
+            source,
+        })
+    }
+
     /// Tells the programs how many of the ports that they lent have come back.
     fn settle(&mut self, pass: &Pass<A>) -> Result<(), DatapathError> {
         for (client, before) in &pass.lent {
@@ -300,15 +310,16 @@ impl<A: HostAddr> Leases<A> {
             if has.seen == 0 && now == *before {
                 remove(&mut self.returned, client, self.names.returned)?;
                 match self.lent.take(client)? {
-                    Some(taken) if taken != now => drop(self.lent.put_back(client, &taken)?),
+                    // It is lent again: what came back counts first, or it would seem to have all of that.
+                    Some(taken) if taken != now => {
+                        self.give_back(client, has.returned(*before, taken))?;
+                        let _ = self.lent.put_back(client, &taken)?;
+                    }
                     _ => {}
                 }
                 continue;
             }
-            let name = self.names.returned;
-            self.returned
-                .insert(*client, has.returned(*before, now), 0)
-                .map_err(|source| DatapathError::Map { name, action: "change an entry", source })?;
+            self.give_back(client, has.returned(*before, now))?;
         }
         // Only now: an address without a tally counts as one that has lent nothing.
         for address in &pass.gone {

@@ -26,8 +26,6 @@ pub trait Addr: Copy + Eq + Debug + Pod {
     const ICMP: u8;
     /// Type and code of its error "fragmentation needed and DF set" (RFC 1191), or "packet too big" (RFC 4443).
     const TOO_BIG: [u8; 2];
-    /// The same of "host unreachable" or "address unreachable".
-    const UNREACHABLE: [u8; 2];
     /// True when the L3 header carries its own checksum.
     const L3_SUM: bool;
 
@@ -51,7 +49,6 @@ impl Addr for [u8; 4] {
     const HEADER: u32 = 20;
     const ICMP: u8 = 1;
     const TOO_BIG: [u8; 2] = [3, 4];
-    const UNREACHABLE: [u8; 2] = [3, 1];
     const L3_SUM: bool = true;
 
     #[inline(always)]
@@ -72,7 +69,6 @@ impl Addr for [u8; 16] {
     const HEADER: u32 = 40;
     const ICMP: u8 = 58;
     const TOO_BIG: [u8; 2] = [2, 0];
-    const UNREACHABLE: [u8; 2] = [1, 3];
     const L3_SUM: bool = false;
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! ICMP errors to a sender: what leaves room for the encapsulation, and what became of that.
+//! ICMP errors to a sender: what leaves room for the encapsulation.
 
 use crate::{
     Addr, Fault, Message, Relay, Rewrite, Room, Skb,
@@ -56,7 +56,7 @@ pub trait Error: Rewrite {
 impl Error for [u8; 4] {
     #[inline(always)]
     fn prepend<S: Skb>(skb: &mut S, to: Self, message: &Message<Self>) -> Result<(), Fault> {
-        let ([t, c], [m, n]) = (message.kind, message.mtu.to_be_bytes());
+        let ([t, c], [m, n]) = (Self::TOO_BIG, message.mtu.to_be_bytes());
         let icmp = (!fold(quoted(skb, 40)? + sum(&[t, c, 0, 0, 0, 0, m, n]))).to_ne_bytes();
         let head = [0x45, 0xc0, 0, 28 + 40, 0, 0, 0x40, 0, TTL, <[u8; 4]>::ICMP];
         let check = (!fold(sum(&head) + message.from.sum() + to.sum())).to_ne_bytes();
@@ -72,7 +72,7 @@ impl Error for [u8; 4] {
 impl Error for [u8; 16] {
     #[inline(always)]
     fn prepend<S: Skb>(skb: &mut S, to: Self, message: &Message<Self>) -> Result<(), Fault> {
-        let ([t, c], [m, n]) = (message.kind, message.mtu.to_be_bytes());
+        let ([t, c], [m, n]) = (Self::TOO_BIG, message.mtu.to_be_bytes());
         let len = 8 + 60;
         let pseudo = message.from.sum() + to.sum() + sum(&[0, len, 0, <[u8; 16]>::ICMP]);
         let icmp = (!fold(quoted(skb, 60)? + pseudo + sum(&[t, c, 0, 0, 0, 0, m, n]))).to_ne_bytes();

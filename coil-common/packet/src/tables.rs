@@ -4,7 +4,7 @@ use crate::{
     Addr, Family,
     abi::{
         AffinityKey, AffinityValue, ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, NatKey,
-        NatRevKey, NatRevValue, NatValue, PathValue, PinKey, PinValue, PodValue, Way,
+        NatRevKey, NatRevValue, NatValue, PathKey, PathValue, PinKey, PinValue, PodValue, Way,
     },
     nat::Tallied,
 };
@@ -113,10 +113,10 @@ pub trait Tables<A: Addr> {
     fn frag(&self, key: &FragKey<A>) -> Option<FragValue>;
     /// Remembers it. A table without room forgets the oldest.
     fn put_frag(&mut self, key: &FragKey<A>, value: &FragValue);
-    /// What routers have said of the path to a pod of another node.
-    fn path(&self, to: &A) -> Option<PathValue>;
+    /// What routers have said of a path.
+    fn path(&self, key: &PathKey<A>) -> Option<PathValue>;
     /// Remembers it. A table without room forgets the oldest.
-    fn put_path(&mut self, to: &A, value: &PathValue);
+    fn put_path(&mut self, key: &PathKey<A>, value: &PathValue);
     /// Counts a port that a client is lent; false when it has as many as it may.
     fn borrow_port(&mut self, client: &A, quota: u32) -> bool;
     /// Looks at a flow's entry, and changes it in place; none without an entry.

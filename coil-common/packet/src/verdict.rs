@@ -328,14 +328,12 @@ impl<A: Addr> Plan<A> {
     }
 }
 
-/// An ICMP error to a sender.
+/// An ICMP error to a sender whose packet is too big.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<A> {
     /// Who says so.
     pub from: A,
-    /// Type and code.
-    pub kind: [u8; 2],
-    /// The MTU that fits, in bytes; 0 when that is not what is wrong.
+    /// The MTU that fits, in bytes.
     pub mtu: u16,
 }
 

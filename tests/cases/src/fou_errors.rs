@@ -66,7 +66,7 @@ fn of_client(net: Net) -> Vec<Case> {
     let icmp = if net.is_v4() { 1 } else { 58 };
     let datagram = wire::udp(out, 40000, 53, &[7; 1400]);
     let echo = wire::echo_with(out, false, 77, &[7; 1400]);
-    let mut cases = vec![
+    vec![
         case("a narrow path to the gateway", big(&large))
             .given(pin(&net, 6, (40000, 443)))
             .hands_over(CLIENT, &told),
@@ -90,16 +90,7 @@ fn of_client(net: Net) -> Vec<Case> {
             .given(pin(&net, 6, (40000, 443)))
             .with_host_stack()
             .leaves_as(&told),
-    ];
-    let names = ["no way to the gateway", "no FOU at the gateway", "a loop on the way to the gateway"];
-    for (name, kind) in names.into_iter().zip(others(&net)) {
-        cases.push(
-            case(name, error(&net, kind, &fou(&large), most))
-                .given(pin(&net, 6, (40000, 443)))
-                .hands_over(CLIENT, &wire::unreachable(net.router, net.client, &large)),
-        );
-    }
-    cases
+    ]
 }
 
 /// Errors that tell a client nothing, or whose truth is in doubt.
@@ -113,7 +104,7 @@ fn not_of_client(net: Net) -> Vec<Case> {
     let to_gateway = fou(net.remote_gateway, &large);
     let of_another = wire::tcp(Ip::new(net.plain, net.world), 40000, 443, tcp::ACK, &[7; 1400]);
     let other_port = wire::udp(Ip::new(net.client, net.remote_gateway), 5555, 5556, &large);
-    let unreachable = others(&net)[0];
+    let [unreachable, refused, exceeded] = others(&net);
     vec![
         case(
             "a narrow path, with nothing of what was inside",
@@ -130,28 +121,49 @@ fn not_of_client(net: Net) -> Vec<Case> {
         case(
             "a narrow path for a flow that is not known",
             error(&net, too_big(&net), &to_gateway, most),
-            Reason::PathNoted,
+            Reason::NotFastFlow,
         ),
         case(
             "a narrow path for a flow with another gateway",
             error(&net, too_big(&net), &fou(net.auto_gateway, &large), most),
-            Reason::PathNoted,
+            Reason::NotFastFlow,
         )
         .given(pinned),
         case(
             "a narrow path for another's packet",
             error(&net, too_big(&net), &fou(net.remote_gateway, &of_another), most),
-            Reason::PathNoted,
+            Reason::NotFastFlow,
+        )
+        .given(pinned),
+        case("no way to the gateway", error(&net, unreachable, &to_gateway, most), Reason::NotFastFlow)
+            .given(pinned),
+        case("no FOU at the gateway", error(&net, refused, &to_gateway, most), Reason::NotFastFlow)
+            .given(pinned),
+        case(
+            "a loop on the way to the gateway",
+            error(&net, exceeded, &to_gateway, most),
+            Reason::NotFastFlow,
         )
         .given(pinned),
         case(
-            "no way for a flow that is not known",
-            error(&net, unreachable, &to_gateway, most),
+            "a narrow path that a pod tells of, with nothing of what was inside",
+            wire::error(
+                Ip::new(net.remote, net.client).ttl(63),
+                too_big(&net),
+                [0, 0, MTU.to_be_bytes()[0], MTU.to_be_bytes()[1]],
+                &to_gateway[..least],
+            ),
             Reason::NotFastFlow,
-        ),
+        )
+        .given(pinned),
         case(
-            "no way, with nothing of what was inside",
-            error(&net, unreachable, &to_gateway, least),
+            "a path narrower than any, with nothing of what was inside",
+            wire::error(
+                Ip::new(net.router, net.client).ttl(63),
+                too_big(&net),
+                [0, 0, 1279_u16.to_be_bytes()[0], 1279_u16.to_be_bytes()[1]],
+                &to_gateway[..least],
+            ),
             Reason::NotFastFlow,
         )
         .given(pinned),
@@ -228,9 +240,6 @@ fn of_gateway(net: Net) -> Vec<Case> {
         .given(lease(&net, 6, 443))
         .with_host_stack()
         .hands_in(GATEWAY, &told(&outside)),
-        case("no way to the client", error(&net, others(&net)[0], &fou(&inside), most))
-            .given(lease(&net, 6, 443))
-            .hands_in(GATEWAY, &wire::unreachable(net.gateway, net.world_local, &outside)),
     ];
     if net.is_v4() {
         let unsummed = |to, port| wire::udp_unsummed(back(to), 53, port, &[7; 1400]);
@@ -258,8 +267,14 @@ fn not_of_gateway(net: Net) -> Vec<Case> {
         case(
             "a narrow path for a reply that is not known",
             error(&net, too_big(&net), &fou(net.remote_client), most),
-            Reason::PathNoted,
+            Reason::NotFastFlow,
         ),
+        case(
+            "no way to the client",
+            error(&net, others(&net)[0], &fou(net.remote_client), most),
+            Reason::NotFastFlow,
+        )
+        .given(lease(&net, 6, 443)),
         case(
             "a narrow path to what is no client",
             error(&net, too_big(&net), &fou(net.remote), most),

@@ -10,8 +10,8 @@ use coil_packet::{
     Decision, Family, Fib, FibQuery, Full, Insert, Later, NextHop, Path, Reason, Tables, Verdict,
     abi::{
         AffinityKey, AffinityValue, ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, Known,
-        NatKey, NatRevKey, NatRevValue, NatValue, PathValue, PinKey, PinValue, PodValue, Way, config_flag,
-        egress_flag, gateway_flag, pod_flag,
+        NatKey, NatRevKey, NatRevValue, NatValue, PathKey, PathValue, PinKey, PinValue, PodValue, Way,
+        config_flag, egress_flag, gateway_flag, pod_flag,
     },
     answer, apply, forward, hash,
     nat::Tallied,
@@ -165,7 +165,7 @@ pub struct Node<A> {
     affinity: HashMap<AffinityKey<A>, AffinityValue<A>>,
     frags: HashMap<FragKey<A>, FragValue>,
     /// What routers have said of paths.
-    pub paths: HashMap<A, PathValue>,
+    pub paths: HashMap<PathKey<A>, PathValue>,
     hops: HashMap<u32, Way>,
     ports: HashMap<u32, u64>,
     /// What the gateways did, and how often.
@@ -387,12 +387,12 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         self.frags.insert(*key, *value);
     }
 
-    fn path(&self, to: &A) -> Option<PathValue> {
-        self.paths.get(to).copied()
+    fn path(&self, key: &PathKey<A>) -> Option<PathValue> {
+        self.paths.get(key).copied()
     }
 
-    fn put_path(&mut self, to: &A, value: &PathValue) {
-        self.paths.insert(*to, *value);
+    fn put_path(&mut self, key: &PathKey<A>, value: &PathValue) {
+        self.paths.insert(*key, *value);
     }
 
     fn ports(&self, word: u32) -> u64 {

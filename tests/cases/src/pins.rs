@@ -51,10 +51,17 @@ fn originating_only(net: Net) -> Vec<Case> {
     let flow = Flow::kernel(6, (remote, 40000), (net.client, 80));
     let answer = out(tcp::SYN | tcp::ACK);
     let query = wire::udp(Ip::new(remote, net.client), 40000, 53, b"query");
+    let begun = |protocol, port| Given::Pin {
+        protocol,
+        client: (net.client, port),
+        remote: (remote, 40000),
+        egress: 1,
+        gateway: net.remote_gateway,
+    };
     vec![
-        Case::to_pod("a connection from the world is noted", net, CLIENT, syn, Reason::Incoming)
+        Case::to_pod("a connection from the world is noted", net, CLIENT, syn.clone(), Reason::Incoming)
             .leaves(flow.phase(coil_packet::flow::Phase::New)),
-        Case::to_pod("so is a datagram", net, CLIENT, query, Reason::Incoming).leaves(Flow::kernel(
+        Case::to_pod("so is a datagram", net, CLIENT, query.clone(), Reason::Incoming).leaves(Flow::kernel(
             17,
             (remote, 40000),
             (net.client, 53),
@@ -66,6 +73,18 @@ fn originating_only(net: Net) -> Vec<Case> {
             wire::tcp(Ip::new(remote, net.client), 40000, 80, tcp::ACK, b""),
             Reason::NotMarked,
         ),
+        Case::to_pod(
+            "a datagram of a flow that the client has begun is not",
+            net,
+            CLIENT,
+            query.clone(),
+            Reason::NotMarked,
+        )
+        .given(begun(17, 53)),
+        Case::to_pod("nor is a connection", net, CLIENT, syn.clone(), Reason::NotMarked).given(begun(6, 80)),
+        Case::to_pod("one through another port is", net, CLIENT, query.clone(), Reason::Incoming)
+            .given(begun(17, 54))
+            .leaves(Flow::kernel(17, (remote, 40000), (net.client, 53))),
         Case::from_pod("its answer goes the way it came", net, CLIENT, answer.clone(), Reason::Incoming)
             .given(flow),
         Case::from_pod(

@@ -259,16 +259,7 @@ pub fn fou_with_limit(outer: (IpAddr, IpAddr), inner: &[u8]) -> Vec<u8> {
 /// The ICMP error for a packet that is too big, with its header and 20 more bytes.
 #[must_use]
 pub fn too_big(from: IpAddr, to: IpAddr, mtu: u16, packet: &[u8]) -> Vec<u8> {
-    our_error(from, to, if from.is_ipv4() { [3, 4] } else { [2, 0] }, mtu, packet)
-}
-
-/// The ICMP error for a packet whose way has ended, likewise.
-#[must_use]
-pub fn unreachable(from: IpAddr, to: IpAddr, packet: &[u8]) -> Vec<u8> {
-    our_error(from, to, if from.is_ipv4() { [3, 1] } else { [1, 3] }, 0, packet)
-}
-
-fn our_error(from: IpAddr, to: IpAddr, [t, c]: [u8; 2], mtu: u16, packet: &[u8]) -> Vec<u8> {
+    let [t, c] = if from.is_ipv4() { [3, 4] } else { [2, 0] };
     let m = mtu.to_be_bytes();
     let header = Ip::new(from, to);
     match (from, to) {

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
 
+use std::sync::LazyLock;
+
 use coil_cases::{Case, host};
 use coil_packet::{Class, Path, Reason};
 use proptest::prelude::*;
@@ -10,14 +12,22 @@ use proptest::prelude::*;
 const ETHERNET: usize = 14;
 
 /// Cases that forward from pod to pod.
-fn fast() -> Vec<Case> {
+static FAST: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let mut cases = coil_cases::all();
     cases.retain(|case| {
         matches!(case.path, Path::FromPod | Path::FromNet)
             && matches!(case.reason, Reason::ToPod | Reason::ToNode)
+            && !is_egress_else(case)
     });
     assert!(cases.len() > 10, "{} cases", cases.len());
     cases
+});
+
+/// True when the packet goes to a gateway unless it is of a flow that is known.
+fn is_egress_else(case: &Case) -> bool {
+    let mut unknown = case.clone();
+    unknown.given.clear();
+    host::run(&unknown).reason == Reason::ToGateway
 }
 
 /// Length of the packet that the IP header states.
@@ -173,8 +183,7 @@ proptest! {
 
     #[test]
     fn no_hostile_packet_is_fast(which in 0..1000usize, what in changes()) {
-        let cases = fast();
-        let mut case = cases[which % cases.len()].clone();
+        let mut case = FAST[which % FAST.len()].clone();
         change(&mut case, &what);
         untouched(&case, &format!("{what:?}"))?;
     }

@@ -6,7 +6,7 @@ use coil_cases::{
     wire::{self, Ip, tcp},
     world::{self, CLIENT, GATEWAY, UPLINK},
 };
-use coil_packet::{Path, Reason};
+use coil_packet::{Path, Reason, abi::PathKey};
 
 fn from(ifindex: u32, packet: &[u8]) -> Vec<u8> {
     wire::ethernet(world::host_mac(ifindex), world::pod_mac(ifindex), packet)
@@ -102,17 +102,42 @@ fn a_narrow_path_to_a_client_is_remembered() {
     remote_learns::<[u8; 16]>(Net::v6());
 }
 
-/// Who says that next to nothing fits is not believed that far: a client could not be told.
+/// A router that quotes nothing of the packet inside is not believed that next to nothing fits.
 #[test]
-fn no_path_is_remembered_that_is_too_narrow_for_anybody() {
+fn what_is_not_proven_is_believed_as_far_as_it_does_not_hurt() {
     fn remembered<A: HostAddr>(net: Net, mtu: u16) -> Option<u32> {
         let mut node = Node::<A>::new(World::new(&net), &[]);
         let said = error(&net, (net.client, net.remote_gateway), mtu);
         let _ = node.run(Path::FromNet, UPLINK, &said, 0);
-        node.paths.get(&A::of(net.remote_gateway)).map(|path| path.mtu)
+        let path = PathKey { from: A::of(net.client), to: A::of(net.remote_gateway) };
+        node.paths.get(&path).map(|path| path.mtu)
     }
-    let v4 = [0, 68, 551, 552, 580, 581].map(|mtu| remembered::<[u8; 4]>(Net::v4(), mtu));
-    assert_eq!(v4, [None, None, None, Some(580), Some(580), Some(581)]);
-    let v6 = [0, 1279, 1280, 1328, 1329].map(|mtu| remembered::<[u8; 16]>(Net::v6(), mtu));
-    assert_eq!(v6, [None, None, Some(1328), Some(1328), Some(1329)]);
+    let mtus = [0, 68, 1279, 1280, 1329];
+    let expected = [None, None, None, Some(1280), Some(1329)];
+    assert_eq!(mtus.map(|mtu| remembered::<[u8; 4]>(Net::v4(), mtu)), expected);
+    assert_eq!(mtus.map(|mtu| remembered::<[u8; 16]>(Net::v6(), mtu)), expected);
+}
+
+/// Of two narrow places the narrower one counts, as long as it is remembered, and for that pair of pods alone.
+#[test]
+fn a_path_does_not_become_wider() {
+    fn try_it<A: HostAddr>(net: Net) {
+        let mut node = Node::<A>::new(World::new(&net), &[]);
+        let path = |node: &mut Node<A>, mtu, seconds: u32| {
+            node.now.set(node.now.get() + seconds);
+            let said = error(&net, (net.client, net.remote_gateway), mtu);
+            assert_eq!(node.run(Path::FromNet, UPLINK, &said, 0).reason, Reason::PathNoted);
+            let path = PathKey { from: A::of(net.client), to: A::of(net.remote_gateway) };
+            let path = node.paths[&path];
+            (path.mtu, node.now.get() - path.seen)
+        };
+        assert_eq!(path(&mut node, 1400, 0), (1400, 0));
+        assert_eq!(path(&mut node, 1450, 10), (1400, 10), "one that is wider");
+        assert_eq!(path(&mut node, 1400, 10), (1400, 0), "the same again");
+        assert_eq!(path(&mut node, 1300, 10), (1300, 0), "one that is narrower");
+        assert_eq!(path(&mut node, 1450, 600), (1450, 0), "when the other is forgotten");
+        assert_eq!(node.paths.len(), 1, "nobody else's path has changed");
+    }
+    try_it::<[u8; 4]>(Net::v4());
+    try_it::<[u8; 16]>(Net::v6());
 }

@@ -15,7 +15,7 @@ pub use event::{Event, PACE, Pace};
 pub use flow::{FlowKey, FlowValue, Lost, Way, way_kind};
 pub use nat::{
     AffinityKey, AffinityValue, FragKey, FragValue, HOPS, Known, NatKey, NatRevKey, NatRevValue, NatValue,
-    PORT_ROWS, PORT_WORDS_OF_ROW, PathValue, PinKey, PinValue, PortRow, Tally,
+    PORT_ROWS, PORT_WORDS_OF_ROW, PathKey, PathValue, PinKey, PinValue, PortRow, Tally,
 };
 pub use node::{
     ClientKey, ClientValue, Config, Counter, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey,

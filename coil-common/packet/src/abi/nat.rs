@@ -196,8 +196,18 @@ pub struct FragValue {
     pub dport: u16,
 }
 
-/// Value of `coil_paths4` and `coil_paths6`, keyed by the address of a gateway or a client of another node: what routers
-/// have said of the path there, which is narrower than the link.
+/// Key of `coil_paths4` and `coil_paths6`: between a pod of this node that sends FOU and one of another. Of its own for each pair:
+/// what somebody made a router say about one, no other has to bear.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PathKey<A> {
+    /// The client or the gateway that sends.
+    pub from: A,
+    /// The gateway or the client to whom.
+    pub to: A,
+}
+
+/// Value of `coil_paths4` and `coil_paths6`: what routers have said of the path, which is narrower than the link.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct PathValue {
@@ -211,6 +221,7 @@ plain! {
     PinKey { A, A, u32, u16, u16, u32 }
     AffinityKey { A, u32 }
     AffinityValue { A, u32 }
+    PathKey { A, A }
     PinValue { A, u32, u32, u32, u32, u32, u16, u16 }
     FragKey { A, A, u32, u32 }
     NatKey { A, A, A, u16, u16, u32 }

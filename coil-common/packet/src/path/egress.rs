@@ -4,8 +4,8 @@ use crate::{
     Addr, Decision, Deliver, Fib, FibQuery, Message, Outcome, Outer, Outlet, Passage, Plan, Reason, Skb,
     Tables,
     abi::{
-        AffinityKey, AffinityValue, FragKey, FragValue, Known, PinKey, PinValue, PodValue, Way, egress_flag,
-        gateway_flag,
+        AffinityKey, AffinityValue, FragKey, FragValue, Known, PathKey, PinKey, PinValue, PodValue, Way,
+        egress_flag, gateway_flag,
     },
     flow, hash, hops, nat,
     wire::{Header, Kind, Packet, UDP, quoted, udp},
@@ -266,6 +266,25 @@ fn came_in<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &mut T) -> bool {
     state == Some(flow::KERNEL)
 }
 
+/// True for a packet to a client of a flow that the client itself has begun through a gateway: whoever sends it, that flow goes on
+/// as it began.
+#[inline(never)]
+pub(super) fn has_begun<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &mut T) -> bool {
+    let key = PinKey {
+        client: packet.dst,
+        remote: packet.src,
+        pad: 0,
+        client_port: packet.dport,
+        remote_port: packet.sport,
+        protocol: u32::from(packet.protocol),
+    };
+    let idle = nat::idle_limit(packet.protocol, nat::State::Established as u8);
+    let now = tables.now();
+    // An echo request has no ports, and is no answer to one.
+    packet.kind != Kind::EchoRequest
+        && tables.with_pin(&key, |pin| now.saturating_sub(pin.seen) <= idle) == Some(true)
+}
+
 /// True for a packet of a connection that came in to the client past the host's stack, from an address of a pool to which an
 /// Egress that is originating only leads: it is answered as what pods send each other.
 #[inline(never)]
@@ -355,7 +374,7 @@ pub(super) fn ask_path<A: Addr, T: Tables<A>>(question: &FibQuery<A>, tables: &T
     if routed != ROUTED && routed != ELSEWHERE {
         return routed;
     }
-    let mtu = path_mtu(&question.dst, tables);
+    let mtu = path_mtu(&PathKey { from: question.src, to: question.dst }, tables);
     if question.len > mtu {
         return TOO_BIG | mtu;
     }
@@ -363,10 +382,10 @@ pub(super) fn ask_path<A: Addr, T: Tables<A>>(question: &FibQuery<A>, tables: &T
     routed
 }
 
-/// What fits the path to a pod of another node, as far as that is known.
+/// What fits a path, as far as that is known.
 #[inline(never)]
-fn path_mtu<A: Addr, T: Tables<A>>(to: &A, tables: &T) -> u32 {
-    match tables.path(to) {
+pub(super) fn path_mtu<A: Addr, T: Tables<A>>(key: &PathKey<A>, tables: &T) -> u32 {
+    match tables.path(key) {
         Some(path) if tables.now().saturating_sub(path.seen) < PATHS => path.mtu,
         _ => 0xffff,
     }
@@ -400,7 +419,7 @@ fn by_stack<A: Addr, T: Tables<A>>(
 ) -> Reason {
     let outer = outer(packet, way, tables);
     // What the stack would say of a packet that is too big, the client would not understand.
-    let mut mtu = path_mtu(&outer.dst, tables);
+    let mut mtu = path_mtu(&PathKey { from: outer.src, to: outer.dst }, tables);
     if packet.segment + A::HEADER + UDP <= mtu {
         mtu = match tables.fib(&outer_query(packet, &outer)) {
             Fib::TooBig { mtu } => mtu,
@@ -481,7 +500,7 @@ pub(super) fn too_big<A: Addr>(packet: &Packet<A>, from: A, mtu: u32, outcome: &
     }
     #[expect(clippy::cast_possible_truncation, reason = "checked above")]
     let mtu = mtu as u16;
-    outcome.answer(Reason::TooBig, Message { from, kind: A::TOO_BIG, mtu })
+    outcome.answer(Reason::TooBig, Message { from, mtu })
 }
 
 #[inline(always)]

@@ -1,13 +1,15 @@
-//! ICMP errors about FOU: a path between nodes that is narrower than their links, or that has ended.
+//! ICMP errors about FOU: a path between nodes that is narrower than their links.
 //!
 //! They come to the pod in whose name FOU was sent, whose kernel knows nothing of it. Who sent what was inside is told
 //! instead: the client, or the remote whose reply was on its way to a client. What fits the path is remembered, too: not
 //! every router quotes the packet inside, and what is too big is refused on its own node from then on.
+//!
+//! Other errors tell nobody anything: a way that is not there may be there in a second, and who is told gives up at once.
 
 use super::{egress, peer};
 use crate::{
     Addr, Decision, Deliver, End, Message, Reason, Relay, Skb, Tables,
-    abi::{ClientKey, PathValue, PodValue},
+    abi::{ClientKey, PathKey, PathValue, PodValue},
     icmp::QUOTED,
     nat,
     wire::{ETHERNET, Header, Kind, Packet, UDP, quoted, quoted_inside},
@@ -32,38 +34,43 @@ pub(super) fn relayed<A: Header, S: Skb, T: Tables<A>>(
     if !by_client && !tables.is_client(&ClientKey { gateway: outer.src, client: outer.dst }) {
         return None;
     }
-    let said = A::too_big(&skb.load(packet.l4)?);
-    let fits = if let Some(mtu) = said { note(&outer.dst, mtu, tables) } else { 0 };
-    if said.is_some() && fits == 0 {
-        return None;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "no more than what was said")]
-    let mtu = fits as u16;
-    let is_whole =
-        quoted_inside(skb, packet, outer, inner) && inner.l3 + A::HEADER + QUOTED <= packet.l3 + packet.len;
-    let is_known = is_whole
-        && if by_client { has_sent(inner, outer, tables) } else { was_reply(inner, outer, tables, end) };
-    if is_known && by_client {
-        return Some(tell_client(decision, pod, mtu));
-    }
-    if is_known {
-        return Some(tell_remote(decision, pod, mtu));
-    }
-    (mtu != 0).then(|| decision.outcome.next(Reason::PathNoted))
-}
-
-/// Remembers what fits the path to a pod of another node. The answer is what fits inside FOU, 0 when that cannot be true:
-/// one number fits a register.
-#[inline(never)]
-fn note<A: Addr, T: Tables<A>>(to: &A, mtu: u32, tables: &mut T) -> u32 {
+    let Some(mtu) = A::too_big(&skb.load(packet.l4)?) else { return None };
     let least = egress::least_mtu::<A>();
     if mtu < least || mtu > 0xffff {
-        return 0;
+        return None;
     }
+    let path = PathKey { from: outer.src, to: outer.dst };
+    let is_whole =
+        quoted_inside(skb, packet, outer, inner) && inner.l3 + A::HEADER + QUOTED <= packet.l3 + packet.len;
+    if !is_whole {
+        // Whoever knows the addresses can say that much: it counts for what every path has, and no pod is a router.
+        if mtu < CREDIBLE || tables.in_pools(&packet.src) {
+            return None;
+        }
+        note(&path, mtu, tables);
+        return Some(decision.outcome.next(Reason::PathNoted));
+    }
+    let is_known =
+        if by_client { has_sent(inner, outer, tables) } else { was_reply(inner, outer, tables, end) };
+    if !is_known {
+        return None;
+    }
+    note(&path, mtu, tables);
     // Who sent what was inside cannot be told less, whatever the path.
-    let inside = (mtu - A::HEADER - UDP).max(least);
-    tables.put_path(to, &PathValue { seen: tables.now(), mtu: inside + A::HEADER + UDP });
-    inside
+    #[expect(clippy::cast_possible_truncation, reason = "no more than what was said")]
+    let fits = (mtu - A::HEADER - UDP).max(least) as u16;
+    Some(if by_client { tell_client(decision, pod, fits) } else { tell_remote(decision, pod, fits) })
+}
+
+/// The least MTU that is believed of a router that does not quote the packet inside.
+const CREDIBLE: u32 = 1280;
+
+/// Remembers what fits a path. One that is narrower somewhere else has not become wider.
+#[inline(never)]
+fn note<A: Addr, T: Tables<A>>(path: &PathKey<A>, mtu: u32, tables: &mut T) {
+    if mtu <= egress::path_mtu(path, tables) {
+        tables.put_path(path, &PathValue { seen: tables.now(), mtu });
+    }
 }
 
 /// True when a client has sent the packet to the gateway: not everybody who says so knows what flows there are.
@@ -87,12 +94,12 @@ fn was_reply<A: Addr, T: Tables<A>>(
     inner.dst.same(outer.dst)
 }
 
-/// Tells the client. `mtu`: what fits, 0 for another error.
+/// Tells the client what fits.
 #[inline(never)]
 fn tell_client<A: Addr>(decision: &mut Decision<A>, pod: &PodValue, mtu: u16) -> Reason {
     let Decision { packet, quoted: inner, client, outcome, .. } = decision;
     let deliver = peer(pod);
-    let message = Message { from: packet.src, kind: kind::<A>(mtu), mtu };
+    let message = Message { from: packet.src, mtu };
     let strip = inner.l3 - ETHERNET;
     outcome.relay(Reason::FouError, Relay { strip, was_reply: false, destination: *client, message, deliver })
 }
@@ -102,12 +109,7 @@ fn tell_client<A: Addr>(decision: &mut Decision<A>, pod: &PodValue, mtu: u16) ->
 fn tell_remote<A: Addr>(decision: &mut Decision<A>, pod: &PodValue, mtu: u16) -> Reason {
     let Decision { outer, quoted: inner, client, outcome, .. } = decision;
     let deliver = Deliver::Stack { ifindex: pod.ifindex, mac: pod.mac, host_mac: pod.host_mac };
-    let message = Message { from: outer.src, kind: kind::<A>(mtu), mtu };
+    let message = Message { from: outer.src, mtu };
     let strip = inner.l3 - ETHERNET;
     outcome.relay(Reason::FouError, Relay { strip, was_reply: true, destination: *client, message, deliver })
-}
-
-#[inline(always)]
-const fn kind<A: Addr>(mtu: u16) -> [u8; 2] {
-    if mtu == 0 { A::UNREACHABLE } else { A::TOO_BIG }
 }

@@ -1,6 +1,6 @@
 //! What the kernel sends: its flows are marked, so that none of them ever becomes fast.
 
-use super::{fou_error, gateway, is_fou, refused};
+use super::{egress, fou_error, gateway, is_fou, refused};
 use crate::{
     Addr, Decision, Draft, Insert, Reason, Skb, Tables,
     abi::{FlowValue, config_flag},
@@ -46,7 +46,7 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
     }
     let Decision { packet, outcome, .. } = decision;
     // A client may have to answer it the way it came, wherever that is: an Egress may lead to pools, too.
-    let comes_in = pod.is_originating_only() && flow::begins_in(packet);
+    let comes_in = pod.is_originating_only() && flow::begins_in(packet) && !egress::has_begun(packet, tables);
     if !tables.in_pools(&packet.src) {
         // From a service or the world: no such flow can be fast.
         return if comes_in {

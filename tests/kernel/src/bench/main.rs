@@ -43,7 +43,7 @@ struct Args {
     /// Through a gateway to the world, not from pod to pod
     #[arg(long)]
     egress: bool,
-    /// With --egress: the kernel's FOU, too, for which it needs modules
+    /// With --egress: the kernel's FOU, too, for which it needs modules; the machine is for this alone
     #[arg(long, requires = "egress")]
     fou: bool,
     /// With --egress: up to a million flows, too
@@ -68,6 +68,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let (rounds, time, v4) = (args.rounds, std::time::Duration::from_millis(args.millis), !args.v6);
     let chosen = measure::Chosen { metrics: &args.metric, paths: &args.path };
+    if args.fou {
+        traffic::nobody_else_is_here();
+    }
     let lines = if args.egress {
         measure::egress(rounds, time, v4, args.fou, args.flows, &chosen)?
     } else {
