@@ -112,8 +112,8 @@ pub struct Node {
     told: Mutex<String>,
     /// Clients for which programs of an earlier run stay, as last said.
     waiting: Mutex<String>,
-    /// Egresses that are not understood, and their clients, as last said.
-    shut_in: Mutex<BTreeMap<EgressRef, Vec<String>>>,
+    /// Egresses of which was said that they are not understood, since they last were.
+    shut_in: Mutex<BTreeSet<EgressRef>>,
     /// Gateways whose ports were said to run out.
     port_warnings: Mutex<BTreeSet<IpAddr>>,
 }
@@ -354,7 +354,7 @@ impl Node {
     }
 
     /// Makes the whole datapath follow the index.
-    async fn apply(&self) -> Result<(), ApplyError> {
+    async fn apply(self: &Arc<Self>) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
         let facts = self.facts();
         let desired = self.feed.read(|index| {

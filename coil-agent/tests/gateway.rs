@@ -65,11 +65,14 @@ async fn nobody_waits_for_a_coild_that_hangs() {
     let socket = format!("coil-gateway-hangs-{}", std::process::id());
     let listener = UnixListener::bind_addr(&UnixAddr::from_abstract_name(&socket).unwrap()).unwrap();
     let (asked, was_asked) = std::sync::mpsc::channel();
-    // It takes every question, and answers none.
+    // It takes every question, and answers none, until all is looked at.
+    let hanging = Arc::new(Mutex::new(Some(Vec::new())));
+    let open = hanging.clone();
     std::thread::spawn(move || {
-        let mut open = Vec::new();
         for stream in listener.incoming().map_while(Result::ok) {
-            open.push(stream);
+            if let Some(open) = open.lock().unwrap().as_mut() {
+                open.push(stream);
+            }
             let _ = asked.send(());
         }
     });
@@ -83,21 +86,25 @@ async fn nobody_waits_for_a_coild_that_hangs() {
         addresses: vec!["10.0.0.1".parse().unwrap()],
     };
     let (stop, stopped) = oneshot::channel::<()>();
-    let program = tokio::spawn(run(settings, Endpoints { metrics, health, socket }, LIMIT, async {
+    let endpoints = Endpoints { metrics, health, socket, limit: LIMIT };
+    let program = tokio::spawn(run(settings, endpoints, LIMIT, async {
         stopped.await.unwrap();
     }));
     tokio::task::spawn_blocking(move || was_asked.recv_timeout(LIMIT)).await.unwrap().unwrap();
-    // A kubelet waits a second for an answer.
+    // Far less than the question takes, and room for a machine that is busy.
+    let short = LIMIT / 2;
     let since = Instant::now();
     for path in ["/healthz", "/readyz"] {
         wait_for(health_at, path, &["HTTP/1.1"]).await;
     }
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?} for two answers", since.elapsed());
+    assert!(since.elapsed() < short, "{:?} for two answers", since.elapsed());
     // Nor does its end.
     stop.send(()).unwrap();
     let since = Instant::now();
     tokio::time::timeout(LIMIT, program).await.expect("it ends").unwrap().unwrap();
-    assert!(since.elapsed() < Duration::from_millis(1500), "{:?} until the end", since.elapsed());
+    assert!(since.elapsed() < short, "{:?} until the end", since.elapsed());
+    // The question that is under way ends, or this test would wait for it.
+    hanging.lock().unwrap().take();
 }
 
 #[tokio::test]
@@ -113,7 +120,7 @@ async fn a_gateway_from_start_to_end() {
         addresses: vec!["10.0.0.1".parse().unwrap()],
     };
     let (stop, stopped) = oneshot::channel::<()>();
-    let endpoints = Endpoints { metrics, health, socket: socket.clone() };
+    let endpoints = Endpoints { metrics, health, socket: socket.clone(), limit: coil_agent::gateway::LIMIT };
     let program = tokio::spawn(run(settings, endpoints, LIMIT, async {
         stopped.await.unwrap();
     }));

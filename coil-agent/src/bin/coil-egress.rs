@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use coil_agent::gateway::{Endpoints, run, settings::Settings};
+use coil_agent::gateway::{Endpoints, LIMIT, run, settings::Settings};
 use coil_api::{
     flags::{GoDuration, ListenAddr, parse_bool},
     gateway::SOCKET,
@@ -69,6 +69,7 @@ async fn serve() -> Result<()> {
         metrics: coil_program::listen("--metrics-addr", args.metrics_addr)?,
         health: coil_program::listen("--health-addr", args.health_addr)?,
         socket: SOCKET.to_owned(),
+        limit: LIMIT,
     };
     run(settings, endpoints, args.drain_timeout.0, coil_program::stopped()?).await
 }

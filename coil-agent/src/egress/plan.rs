@@ -128,7 +128,14 @@ fn unknown_destinations(node: &NodeFacts, id: EgressId) -> Vec<IpNet> {
     }
 }
 
-/// Egresses that are not understood, with clients on this node: those are shut in.
+/// Egresses that are not understood.
+#[must_use]
+pub fn not_understood(index: &Index) -> BTreeSet<EgressRef> {
+    let unknown = index.egresses.iter().filter(|(_, info)| info.unknown);
+    unknown.map(|(key, _)| EgressRef { namespace: key.namespace.clone(), name: key.name.clone() }).collect()
+}
+
+/// Those of them with clients on this node, which are shut in.
 pub fn unknown_egresses<'a>(
     index: &Index,
     attached: impl IntoIterator<Item = &'a Attached>,

@@ -11,8 +11,6 @@ use std::{
 
 use coil_api::gateway::GatewayStatus;
 
-/// How long coild may take for its answer.
-const LIMIT: Duration = Duration::from_secs(2);
 /// An answer is a few hundred bytes; anything much longer is not one.
 const LONGEST: u64 = 1 << 20;
 
@@ -45,18 +43,18 @@ pub enum AskError {
     },
 }
 
-/// Asks for the gateway's status. Blocks for seconds at most.
+/// Asks for the gateway's status. Blocks while coild sends nothing, for `limit` at most.
 ///
 /// # Errors
 /// See [`AskError`].
-pub fn ask(socket: &str) -> Result<GatewayStatus, AskError> {
+pub fn ask(socket: &str, limit: Duration) -> Result<GatewayStatus, AskError> {
     let name = || socket.to_owned();
     let stream = SocketAddr::from_abstract_name(socket)
         .and_then(|address| UnixStream::connect_addr(&address))
         .map_err(|source| AskError::Connect { socket: name(), source })?;
     let mut text = Vec::new();
     stream
-        .set_read_timeout(Some(LIMIT))
+        .set_read_timeout(Some(limit))
         .and_then(|()| stream.take(LONGEST).read_to_end(&mut text))
         .map_err(|source| AskError::Read { socket: name(), source })?;
     serde_json::from_slice(&text).map_err(|source| AskError::Answer { socket: name(), source })

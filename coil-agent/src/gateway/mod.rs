@@ -15,4 +15,4 @@ mod run;
 pub mod settings;
 pub mod state;
 
-pub use run::{Endpoints, run};
+pub use run::{Endpoints, LIMIT, run};

@@ -15,8 +15,10 @@ use super::{ask::ask, metrics::Metrics, settings::Settings, state::State};
 
 /// How often coild is asked.
 const PERIOD: Duration = Duration::from_millis(500);
-/// How long coild may take for an answer.
+/// How long after the question coild passes for silent.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long coild may take for an answer.
+pub const LIMIT: Duration = Duration::from_secs(2);
 
 /// Where the program listens and asks.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Endpoints {
     pub health: TcpListener,
     /// Name of coild's abstract socket.
     pub socket: String,
+    /// How long coild may take for an answer there: [`LIMIT`].
+    pub limit: Duration,
 }
 
 /// Serves until `stop` resolves and then until the flows are gone, `drain_timeout` at most.
@@ -73,15 +77,15 @@ pub async fn run(
             _ = tick.tick() => match &question {
                 // What is found out is not older than the question.
                 None => {
-                    let socket = endpoints.socket.clone();
-                    let ask = tokio::task::spawn_blocking(move || ask(&socket).map_err(|e| e.to_string()));
+                    let (socket, limit) = (endpoints.socket.clone(), endpoints.limit);
+                    let ask = tokio::task::spawn_blocking(move || ask(&socket, limit).map_err(|e| e.to_string()));
                     question = Some((ask, Instant::now()));
                     continue;
                 }
                 // A coild that hangs is silent; nobody else waits for it.
                 Some((_, asked)) if asked.elapsed() > PATIENCE => {
-                    let silent = format!("coild has not answered for {} s", asked.elapsed().as_secs());
-                    lock(&state).observe(Err(silent), *asked);
+                    // The same words each time: the Egress's status says them, and who writes it asks again at each change.
+                    lock(&state).observe(Err("coild does not answer".to_owned()), *asked);
                 }
                 Some(_) => {}
             },

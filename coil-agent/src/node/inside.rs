@@ -34,6 +34,8 @@ impl Node {
                 // However it ended, it is tried again.
                 let _ = task.await;
                 lock(&node.late).remove(&owner);
+                // One that always takes so long is not all that is done.
+                tokio::time::sleep(LIMIT).await;
                 node.again.notify_one();
             });
         }

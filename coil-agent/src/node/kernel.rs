@@ -84,8 +84,15 @@ impl Node {
             let mut vias = BTreeMap::new();
             for egress in egresses {
                 let key = ObjectKey::new(&egress.namespace, &egress.name);
-                // What leads nowhere has no tunnel.
-                let Some(info) = index.egresses.get(&key).filter(|info| !info.unknown) else { continue };
+                // What has no Egress has no tunnel.
+                let Some(info) = index.egresses.get(&key) else { continue };
+                // What it led to nobody knows, so what is there stays: tunnels, and destinations that are closed.
+                if info.unknown {
+                    return Err(format!(
+                        "Egress {egress} cannot be understood: the pod's tunnels and routes stay as they are until it is put \
+                         right"
+                    ));
+                }
                 let service = index.services.get(&key).cloned().unwrap_or_default();
                 if service.is_empty() {
                     return Err(format!("Egress {egress} has no Service with an address yet"));

@@ -52,6 +52,8 @@ const SERVICE_RANGES: &str = "servicecidrs";
 /// How long after an answer of no use the API server is asked again, and after a refusal.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_FORBIDDEN: Duration = Duration::from_secs(60);
+/// How often in a row it is forbidden before it counts: a role that was just made is not known to all API servers at once.
+const FORBIDDEN: u32 = 10;
 
 struct Inner {
     index: Mutex<Index>,
@@ -177,6 +179,7 @@ impl Feed {
         let (feed, client) = (self.clone(), client.clone());
         tokio::spawn(async move {
             let ranges: Api<ServiceCIDR> = Api::all(client.clone());
+            let mut forbidden = 0;
             loop {
                 match ranges.list_metadata(&ListParams::default().limit(1)).await {
                     Ok(_) => {
@@ -187,6 +190,10 @@ impl Feed {
                         info!("this cluster does not tell its service ranges; --in-cluster-cidrs can");
                         feed.go_without(SERVICE_RANGES);
                         return;
+                    }
+                    Err(kube::Error::Api(status)) if status.code == 403 && forbidden + 1 < FORBIDDEN => {
+                        forbidden += 1;
+                        tokio::time::sleep(RETRY).await;
                     }
                     Err(kube::Error::Api(status)) if status.code == 403 => {
                         if feed.go_without(SERVICE_RANGES) {
@@ -201,6 +208,7 @@ impl Feed {
                     // Others pass: the API server is away, or busy.
                     Err(e) => {
                         warn!(kind = SERVICE_RANGES, error = %e, "cannot list; will try again");
+                        forbidden = 0;
                         tokio::time::sleep(RETRY).await;
                     }
                 }

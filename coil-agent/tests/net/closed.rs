@@ -6,6 +6,7 @@ use coil_agent::egress::kernel::{
     apply::{self, Common},
     plan::{self, Via, Wanted},
 };
+use coil_api::names::DEFAULT_PROTOCOL;
 use ipnet::IpNet;
 
 use crate::topology::TestNs;
@@ -49,6 +50,25 @@ fn pod() -> (TestNs, TestNs) {
     pod.ip("route add default dev eth0");
     pod.ip("-6 route add default dev eth0");
     (pod, node)
+}
+
+/// What the Go version made of a client, as far as routes and rules go: a link stands for each tunnel.
+fn made_by_go(pod: &TestNs) {
+    for (family, service, of) in [("-4", SERVICES[0], &WORLD[..2]), ("-6", SERVICES[1], &WORLD[2..])] {
+        let name = plan::tunnel_name(service.parse().unwrap());
+        pod.ip(&format!("link add {name} type veth peer name {name}p"));
+        pod.ip(&format!("link set {name} up"));
+        pod.ip(&format!("link set {name}p up"));
+        for (priority, table) in [(1900, 117), (2100, 118)] {
+            pod.ip(&format!("{family} rule add priority {priority} lookup {table}"));
+        }
+        for (to, table) in [(of[0].0, 118), (of[1].0, 117)] {
+            pod.ip(&format!("{family} route add {to} dev {name} table {table} protocol {DEFAULT_PROTOCOL}"));
+        }
+    }
+    for (_, to) in WORLD {
+        assert!(way(pod, to).is_some_and(|link| link.starts_with("fou")), "{to} by the Go version's tunnel");
+    }
 }
 
 /// The link by which a packet leaves; none when it does not.
@@ -104,5 +124,38 @@ fn a_client_leaves_by_a_tunnel_or_not_at_all() {
     assert!(apply(&pod, made.then_some(&v4), &Wanted::default()));
     for (_, to) in WORLD {
         assert_eq!(way(&pod, to).as_deref(), Some("eth0"), "{to} after all");
+    }
+}
+
+/// Clients of the Go version have nothing behind their routes: what loses its tunnel is closed, what keeps it stays.
+#[test]
+fn a_client_of_the_go_version_leaves_by_a_tunnel_or_not_at_all() {
+    let adopted = |wanted: Wanted| Wanted { adopted: true, ..wanted };
+    // What is open: the Egress's destinations of IPv4 alone, none.
+    let unknown = Wanted { tunnels: BTreeMap::new(), routes: BTreeMap::new(), ..client(&SERVICES, false) };
+    for (wanted, open) in [(client(&SERVICES[..1], false), 2), (unknown, 0)] {
+        let (pod, _node) = pod();
+        made_by_go(&pod);
+        let wanted = adopted(wanted);
+        assert!(apply(&pod, None, &wanted), "nothing is to be made");
+        // And again, when the routes are gone.
+        for before in [None, Some(&wanted)] {
+            for (n, (_, to)) in WORLD.iter().enumerate() {
+                let by_tunnel = way(&pod, to).is_some_and(|link| link.starts_with("fou"));
+                assert_eq!(by_tunnel, n < open, "{to} of {open} open");
+                assert_eq!(way(&pod, to).is_some(), by_tunnel, "{to} of {open} open");
+            }
+            assert!(apply(&pod, before, &wanted));
+        }
+    }
+    // Another kind of source ports: the tunnels are made anew, or nothing leaves.
+    let (pod, _node) = pod();
+    made_by_go(&pod);
+    let (whole, other) = (adopted(client(&SERVICES, false)), adopted(client(&SERVICES, true)));
+    let made = apply(&pod, Some(&whole), &other);
+    for (_, to) in WORLD {
+        let way = way(&pod, to);
+        let by_tunnel = way.as_deref().is_some_and(|link| link.starts_with("fou"));
+        assert!(by_tunnel == made && way.is_none() != made, "{to} by {way:?}; tunnels: {made}");
     }
 }

@@ -1,5 +1,6 @@
-//! What Coil's long-running programs share: command line, logging, signals, health and metrics.
+//! What Coil's long-running programs share: command line, logging, signals, health, metrics and words of Events.
 
+pub mod event;
 pub mod memory;
 pub mod serve;
 

@@ -50,18 +50,20 @@ use crate::{program::Ready, queue::Queue};
 const WORKERS: usize = 8;
 /// How often gateways that are not ready are asked why: nothing tells when their reason changes.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// The same for those that are ready, and have said that they do without something.
+const ASK_READY_AGAIN: Duration = Duration::from_secs(180);
 
 /// What became of the work on a key.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     ok: bool,
-    /// Gateways are missing.
-    is_short: bool,
+    /// When it is looked at again though nothing changes.
+    again: Option<Duration>,
 }
 
 impl From<bool> for Outcome {
     fn from(ok: bool) -> Self {
-        Self { ok, is_short: false }
+        Self { ok, again: None }
     }
 }
 
@@ -130,11 +132,11 @@ pub async fn run(client: Client, settings: Settings, ready: Ready) -> Result<()>
                 }
             }
             Some(ended) = running.join_next() => {
-                let (key, Outcome { ok, is_short }) = ended?;
+                let (key, Outcome { ok, again }) = ended?;
                 let now = Instant::now();
                 queue.done(key.clone(), ok, now);
-                if is_short {
-                    queue.later(key, now + ASK_AGAIN);
+                if let Some(again) = again {
+                    queue.later(key, now + again);
                 }
             }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
@@ -298,7 +300,14 @@ async fn reconcile(client: &Client, settings: &Settings, teller: &Teller, key: &
     let is_short = status::is_short(&egress, seen);
     let said = unready::reasons(client, key).await;
     let wanted = status::status(&egress, seen, &trouble, &said, Timestamp::now());
-    Outcome { ok: errors.is_empty() & write_status(&api, teller, egress, wanted).await, is_short }
+    let ok = errors.is_empty() & write_status(&api, teller, egress, wanted).await;
+    Outcome { ok, again: ask_again(is_short, &said) }
+}
+
+/// When gateways are asked again: what they said becomes untrue without a word.
+fn ask_again(is_short: bool, said: &[String]) -> Option<Duration> {
+    let is_said = !said.is_empty();
+    if is_short { Some(ASK_AGAIN) } else { is_said.then_some(ASK_READY_AGAIN) }
 }
 
 async fn service_account(client: &Client, namespace: &str) -> Result<(), EnsureError> {
@@ -337,5 +346,18 @@ async fn write_status(api: &Api<Egress>, teller: &Teller, mut egress: Egress, wa
             warn!(egress = %name, error = %e, "cannot write its status; trying again");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gateways_that_said_something_are_asked_again() {
+        let lacks = ["nat-1 on node2: no FOU".to_owned()];
+        assert_eq!(ask_again(false, &[]), None);
+        assert_eq!(ask_again(false, &lacks), Some(ASK_READY_AGAIN));
+        assert_eq!([ask_again(true, &[]), ask_again(true, &lacks)], [Some(ASK_AGAIN); 2]);
     }
 }

@@ -1,6 +1,7 @@
 //! What people should hear of an Egress, told by Kubernetes Events when its status changes.
 
 use coil_api::crd::{Egress, EgressStatus};
+use coil_program::event::note;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client, Resource,
@@ -95,14 +96,9 @@ fn of(condition: &Condition, type_: EventType) -> Event {
     event(type_, &condition.reason, "Reconcile", condition.message.clone())
 }
 
-fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Event {
-    // The API server takes no longer note.
-    const LONGEST: usize = 1024;
-    if note.len() > LONGEST {
-        note.truncate(note.floor_char_boundary(LONGEST - '…'.len_utf8()));
-        note.push('…');
-    }
-    Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
+fn event(type_: EventType, reason: &str, action: &str, text: String) -> Event {
+    let note = Some(note(text));
+    Event { type_, reason: reason.to_owned(), note, action: action.to_owned(), secondary: None }
 }
 
 #[cfg(test)]
@@ -154,12 +150,5 @@ mod tests {
         let other = status(false, Some("taken by another"));
         assert_eq!(reasons(Some(&down), &other), [(true, "NameTaken".into())]);
         assert_eq!(reasons(Some(&other), &began), [(false, "AsWanted".into())]);
-    }
-
-    #[test]
-    fn a_long_note_is_cut_between_letters() {
-        let event = event(EventType::Normal, "R", "A", "ü".repeat(1000));
-        let note = event.note.unwrap();
-        assert!(note.len() <= 1024 && note.ends_with("ü…"), "{}", note.len());
     }
 }

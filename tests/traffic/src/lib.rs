@@ -65,6 +65,9 @@ pub enum Tool {
     UdpEcho {
         /// ADDRESS:PORT
         to: SocketAddr,
+        /// End when more than this many are lost, and forgive these; without it all are sent, and all must come back
+        #[arg(long)]
+        lost: Option<usize>,
         /// Bytes of a datagram
         #[arg(long, default_value_t = 1000)]
         bytes: usize,
@@ -213,9 +216,9 @@ pub fn run(tool: Tool) -> Result<String> {
                 let pause = Duration::from_millis(pause);
                 tcp::echo_on_all(connections, to, bytes, times, pause, timeout.get()).await
             }
-            Tool::UdpEcho { to, bytes, segments, times, pause, timeout } => {
+            Tool::UdpEcho { to, lost, bytes, segments, times, pause, timeout } => {
                 let pause = Duration::from_millis(pause);
-                udp::echo(to, bytes, segments, times, pause, timeout.get()).await
+                udp::echo(to, bytes, segments, times, pause, timeout.get(), lost).await
             }
             Tool::UdpWhole { to, bytes, timeout } => udp::whole(to, bytes, timeout.get()).await,
             Tool::UdpPorts { to, first, ports } => udp::from_ports(to, first, ports).await,
@@ -241,7 +244,7 @@ async fn visit(address: IpAddr, port: u16, times: usize, limit: Duration) -> Res
     let seen = tcp::whoami(at(2), None, limit).await?;
     tcp::send(at(0), MEGABYTE, limit).await?;
     tcp::echo(at(1), MEGABYTE, times, Duration::ZERO, limit).await?;
-    udp::echo(at(1), 1000, 1, 20, Duration::ZERO, limit).await?;
+    udp::echo(at(1), 1000, 1, 20, Duration::ZERO, limit, None).await?;
     Ok(seen)
 }
 

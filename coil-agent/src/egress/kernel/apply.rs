@@ -69,6 +69,10 @@ pub async fn apply(
         if stays {
             there.insert(link.name);
         } else if !is_left {
+            // Its routes go with it, and nothing stands behind those of the Go version's client.
+            if wanted.adopted {
+                closed::close(&rtnl, PROTOCOL, &wanted.closed).await?;
+            }
             rtnl.delete_link(link.index).await?;
         }
     }
@@ -117,11 +121,11 @@ async fn ways(rtnl: &Rtnl) -> Result<Vec<((u32, IpNet), Path)>, RtnlError> {
 }
 
 /// What is to be closed: behind the routes of a client that the Go version made there is nothing, so of those only what has
-/// no route yet.
+/// no route yet, or none that stays.
 async fn not_open(rtnl: &Rtnl, wanted: &Wanted) -> Result<BTreeSet<(u32, IpNet)>, RtnlError> {
     let mut closed = wanted.closed.clone();
     if wanted.adopted {
-        for (way, _) in ways(rtnl).await? {
+        for (way, _) in ways(rtnl).await?.into_iter().filter(|(way, _)| wanted.routes.contains_key(way)) {
             closed.remove(&way);
         }
     }

@@ -80,6 +80,19 @@ async fn service_ranges_are_waited_for_only_where_they_can_be_had() {
 }
 
 #[tokio::test]
+async fn service_ranges_that_are_forbidden_at_first_are_waited_for() {
+    let answers: Answers = Arc::new(Mutex::new([("servicecidrs", refusal(403))].into()));
+    let feed = Feed::default();
+    feed.start(&client(&answers), "n", ALL);
+    until("all other lists", || feed.missing() == [SERVICE_RANGES]).await;
+    let range = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["203.0.113.0/24"]}});
+    let list = json!({"metadata": {"resourceVersion": "1"}, "items": [range]});
+    answers.lock().unwrap().insert("servicecidrs", (200, list));
+    until("the ranges", || feed.missing().is_empty()).await;
+    assert_eq!(feed.read(|index| index.service_ranges.len()), 1, "nobody went without");
+}
+
+#[tokio::test]
 async fn an_egress_that_is_not_understood_is_known_to_be_there() {
     let egress = |name: &str, destinations: Value| {
         json!({"apiVersion": Egress::api_version(&()), "kind": Egress::kind(&()),

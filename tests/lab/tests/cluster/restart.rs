@@ -92,9 +92,13 @@ spec: {destinations: ['198.51.100.0/24', '2001:db8:9::/64'], template: {spec: {n
     end(lab)
 }
 
-/// The same for as long as the test takes. One that is not answered in time ends it.
-const FOR_EVER: &str = "--times 1000000 --pause 20 --bytes 1000 --timeout 5";
-/// And for longer than an answer may take.
+/// The same for as long as the test takes. What is not answered in time ends it; of datagrams, which nobody promises to
+/// deliver, the third: a flow that has died ends within [`A_WHILE`].
+const FOR_EVER: [(&str, &str); 2] = [
+    ("tcp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5"),
+    ("udp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 3 --lost 2"),
+];
+/// Twice that, once for each family, is longer than any of them waits.
 const A_WHILE: &str = "--times 300 --pause 20 --bytes 1000 --timeout 5";
 
 /// coil-egress of a gateway pod on node3: its process, how often it was started again, and whether it is ready.
@@ -129,8 +133,8 @@ fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
     let own = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
     let mut flows = Vec::new();
     for ip in [Ip::V4, Ip::V6] {
-        for tool in ["tcp-echo", "udp-echo"] {
-            let words = format!("coil-lab tool {tool} {FOR_EVER} {}", socket(ip.world(), 7));
+        for (tool, flags) in FOR_EVER {
+            let words = format!("coil-lab tool {tool} {flags} {}", socket(ip.world(), 7));
             flows.push((words.clone(), lab.spawn_in_pod("default/client", &words)?));
         }
     }

@@ -48,8 +48,10 @@ fn standbys(lab: &Lab) -> Result<()> {
         let account = format!("/run/coil-lab/{}/inside/account-{controller}.kubeconfig", lab.options().name);
         let address = |flag: &str, more: u16| format!("--{flag}-addr=127.0.0.1:{}", ports + more);
         let flags = [address("metrics", 0), address("health", 1), address("webhook", 2)].join(" ");
+        // It is ended below; should this test not live so long, it ends by itself.
+        let limit = 4 * LIMIT.as_secs();
         let words = format!(
-            "timeout 20 env KUBECONFIG={account} COIL_EGRESS_IMAGE=none {controller} {flags} --enable-cert-rotation=true"
+            "timeout {limit} env KUBECONFIG={account} COIL_EGRESS_IMAGE=none {controller} {flags} --enable-cert-rotation=true"
         );
         let mut standby = lab.spawn_on_node("control", &words)?;
         let watched = wait_asked(lab, controller, "watch", "leases");
