@@ -161,8 +161,10 @@ impl Node {
             .with_context(|| format!("cannot run {program} on a packet"))?;
         output.truncate(result.data_size_out as usize);
         let counted = self.datapath()?.counters()?.into_iter().zip(before);
-        let counted =
-            counted.filter(|(after, before)| after.packets != before.packets).map(|(after, _)| after);
+        // The kernel's own packets, such as router solicitations, pass the other programs meanwhile.
+        let counted = counted
+            .filter(|(after, before)| after.packets != before.packets && after.path.name() == program)
+            .map(|(after, _)| after);
         let mark = context_out[MARK_OFFSET..].first_chunk().map_or(0, |mark| u32::from_ne_bytes(*mark));
         Ok(Outcome {
             code: result.return_value.cast_signed(),
