@@ -145,7 +145,12 @@ async fn make_egress(cluster: &Cluster, node: &str, more: Value) -> Result<bool>
     let possible = until("both gateways are available", cluster.limit, async || {
         let egress = egresses(cluster).get(EGRESS).await.context("cannot read the Egress")?;
         let status = egress.status.unwrap_or_default();
-        let lacks = status.conditions.iter().flatten().any(|c| c.message.contains(KERNEL_LACKS));
+        // Gateways that are ready may lack something beside what makes them gateways.
+        let lacks = status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == "Available" && c.status == "False" && c.message.contains(KERNEL_LACKS));
         Ok(match status.replicas {
             Some(2) => Ok(true),
             _ if lacks => Ok(false),
