@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coil_api::gateway::{GatewaySeen, GatewayStatus};
+use coil_api::gateway::{GatewaySeen, GatewayStatus, OTHERS_DROPPED};
 
 use super::settings::Settings;
 
@@ -65,7 +65,7 @@ impl State {
     pub fn note(&self) -> String {
         match self.seen() {
             Some(GatewaySeen { lacks, .. }) if !lacks.is_empty() => {
-                format!("protocols other than TCP, UDP and ICMP echo are dropped: {lacks}")
+                format!("{OTHERS_DROPPED}{lacks}")
             }
             _ => String::new(),
         }

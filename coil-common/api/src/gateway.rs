@@ -12,6 +12,8 @@ pub const SOCKET: &str = "coil-gateway";
 
 /// How a reason begins for which no gateway of a node can ever be ready without eBPF. It gets into the Egress's conditions.
 pub const KERNEL_LACKS: &str = "this kernel lacks";
+/// How a gateway that is ready begins to say what it does without.
+pub const OTHERS_DROPPED: &str = "protocols other than TCP, UDP and ICMP echo are dropped: ";
 
 /// The state of one gateway pod, as the node's coild sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use coil_api::{
     crd::Egress,
-    gateway::KERNEL_LACKS,
+    gateway::{KERNEL_LACKS, OTHERS_DROPPED},
     names::{
         ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
         LABEL_APP_NAME,
@@ -146,11 +146,9 @@ async fn make_egress(cluster: &Cluster, node: &str, more: Value) -> Result<bool>
         let egress = egresses(cluster).get(EGRESS).await.context("cannot read the Egress")?;
         let status = egress.status.unwrap_or_default();
         // Gateways that are ready may lack something beside what makes them gateways.
-        let lacks = status
-            .conditions
-            .iter()
-            .flatten()
-            .any(|c| c.type_ == "Available" && c.status == "False" && c.message.contains(KERNEL_LACKS));
+        let beside = format!("{OTHERS_DROPPED}{KERNEL_LACKS}");
+        let lacks = |message: &str| message.replace(&beside, "").contains(KERNEL_LACKS);
+        let lacks = status.conditions.iter().flatten().any(|c| lacks(&c.message));
         Ok(match status.replicas {
             Some(2) => Ok(true),
             _ if lacks => Ok(false),
