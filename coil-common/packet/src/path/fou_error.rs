@@ -34,7 +34,7 @@ pub(super) fn relayed<A: Header, S: Skb, T: Tables<A>>(
     if !by_client && !tables.is_client(&ClientKey { gateway: outer.src, client: outer.dst }) {
         return None;
     }
-    let Some(mtu) = A::too_big(&skb.load(packet.l4)?) else { return None };
+    let mtu = A::too_big(&skb.load(packet.l4)?)?;
     let least = egress::least_mtu::<A>();
     if mtu < least || mtu > 0xffff {
         return None;
