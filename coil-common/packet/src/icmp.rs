@@ -1,7 +1,7 @@
 //! ICMP errors to a sender: what leaves room for the encapsulation.
 
 use crate::{
-    Addr, Fault, Message, Relay, Rewrite, Room, Skb,
+    Addr, Deliver, End, Fault, Rewrite, Room, Skb,
     apply::{address_frame, translate},
     wire::{ETHERNET, Packet, fold, sum},
 };
@@ -12,6 +12,39 @@ const TTL: u8 = 64;
 /// Bytes of the transport header that are quoted: TCP's checksum must stay inside, or the kernel refuses
 /// to cut a packet whose checksum it has yet to fill in.
 pub(crate) const QUOTED: u32 = 20;
+
+/// Smallest MTU that an IPv6 link may have (RFC 8200), and a bound for IPv4 that path MTU discovery accepts.
+const MIN_MTU: u32 = 1280;
+const MIN_MTU_V4: u32 = 552;
+
+/// The smallest MTU that a sender is told.
+#[inline(always)]
+pub(crate) const fn least_mtu<A: Addr>() -> u32 {
+    if A::L3_SUM { MIN_MTU_V4 } else { MIN_MTU }
+}
+/// An ICMP error to a sender whose packet is too big.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<A> {
+    /// Who says so.
+    pub from: A,
+    /// The MTU that fits, in bytes.
+    pub mtu: u16,
+}
+
+/// An ICMP error about FOU, as one about the packet inside, to who sent that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relay<A> {
+    /// Bytes in front of the packet that was inside.
+    pub strip: u32,
+    /// True for a reply that a gateway translated: its sender knows it with `destination`.
+    pub was_reply: bool,
+    /// Of no meaning for another.
+    pub destination: End<A>,
+    /// What its sender is told.
+    pub message: Message<A>,
+    /// How that leaves.
+    pub deliver: Deliver,
+}
 
 /// Turns the packet into an ICMP error for its sender. The frame goes back where it came from.
 #[inline(always)]

@@ -28,10 +28,10 @@ pub mod wire;
 
 pub use addr::{Addr, Family};
 pub use apply::{Rewrite, apply, forward};
-pub use icmp::{Error as IcmpError, answer, relay};
+pub use icmp::{Error as IcmpError, Message, Relay, answer, relay};
 pub use skb::{Fault, Room, Skb};
 pub use tables::{Fib, FibQuery, Full, Insert, NextHop, Tables};
 pub use verdict::{
-    COUNTERS, Class, Decision, Deliver, Draft, End, Later, Message, Outcome, Outer, Outlet, Passage, Path,
-    Plan, Reason, Relay, Verdict, counter_index,
+    COUNTERS, Class, Decision, Deliver, Draft, End, Later, Outcome, Outer, Outlet, Passage, Path, Plan,
+    Reason, Verdict, counter_index,
 };

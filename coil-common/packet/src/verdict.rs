@@ -3,7 +3,7 @@
 use bytemuck::Zeroable as _;
 
 use crate::{
-    Addr, Family, NextHop,
+    Addr, Family, Message, NextHop, Relay,
     abi::{FlowKey, FlowValue, Way},
     hops::Moment,
     wire::Packet,
@@ -326,30 +326,6 @@ impl<A: Addr> Plan<A> {
     pub const fn forward(deliver: Deliver) -> Self {
         Self { decap: 0, tos: None, source: None, destination: None, hop: true, encap: None, deliver }
     }
-}
-
-/// An ICMP error to a sender whose packet is too big.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message<A> {
-    /// Who says so.
-    pub from: A,
-    /// The MTU that fits, in bytes.
-    pub mtu: u16,
-}
-
-/// An ICMP error about FOU, as one about the packet inside, to who sent that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Relay<A> {
-    /// Bytes in front of the packet that was inside.
-    pub strip: u32,
-    /// True for a reply that a gateway translated: its sender knows it with `destination`.
-    pub was_reply: bool,
-    /// Of no meaning for another.
-    pub destination: End<A>,
-    /// What its sender is told.
-    pub message: Message<A>,
-    /// How that leaves.
-    pub deliver: Deliver,
 }
 
 /// What becomes of a packet.

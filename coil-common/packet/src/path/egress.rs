@@ -7,7 +7,7 @@ use crate::{
         AffinityKey, AffinityValue, FragKey, FragValue, Known, PathKey, PinKey, PinValue, PodValue, Way,
         egress_flag, gateway_flag,
     },
-    flow, hash, hops, nat,
+    flow, hash, hops, icmp, nat,
     wire::{Header, Kind, Packet, UDP, quoted, udp},
 };
 
@@ -16,10 +16,6 @@ use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, neighbour
 /// First port and number of ports of hashed FOU source ports.
 const AUTO_FIRST: u16 = 32768;
 const AUTO_COUNT: u32 = 28232;
-
-/// Smallest MTU that an IPv6 link may have (RFC 8200), and a bound for IPv4 that path MTU discovery accepts.
-const MIN_MTU: u32 = 1280;
-const MIN_MTU_V4: u32 = 552;
 
 /// No MTU.
 const FITS: u32 = u32::MAX;
@@ -391,12 +387,6 @@ pub(super) fn path_mtu<A: Addr, T: Tables<A>>(key: &PathKey<A>, tables: &T) -> u
     }
 }
 
-/// The smallest MTU that a sender is told.
-#[inline(always)]
-pub(super) const fn least_mtu<A: Addr>() -> u32 {
-    if A::L3_SUM { MIN_MTU_V4 } else { MIN_MTU }
-}
-
 /// Puts a client's packet into FOU, towards its gateway.
 #[inline(never)]
 fn encapsulate<A: Addr, T: Tables<A>>(
@@ -493,7 +483,7 @@ pub(super) fn fill<A: Addr>(packet: &Packet<A>, outer: &Outer<A>) -> Option<Oute
 /// Tells the sender what fits. Nobody is told about an error.
 #[inline(always)]
 pub(super) fn too_big<A: Addr>(packet: &Packet<A>, from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
-    let least = least_mtu::<A>();
+    let least = icmp::least_mtu::<A>();
     // A kernel before 5.12 does not say the route's MTU.
     if mtu < least || mtu > 0xffff || packet.kind == Kind::Error {
         return outcome.drop(Reason::EgressTooBig);

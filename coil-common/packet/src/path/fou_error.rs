@@ -10,7 +10,7 @@ use super::{egress, peer};
 use crate::{
     Addr, Decision, Deliver, End, Message, Reason, Relay, Skb, Tables,
     abi::{ClientKey, PathKey, PathValue, PodValue},
-    icmp::QUOTED,
+    icmp::{QUOTED, least_mtu},
     nat,
     wire::{ETHERNET, Header, Kind, Packet, UDP, quoted, quoted_inside},
 };
@@ -35,7 +35,7 @@ pub(super) fn relayed<A: Header, S: Skb, T: Tables<A>>(
         return None;
     }
     let mtu = A::too_big(&skb.load(packet.l4)?)?;
-    let least = egress::least_mtu::<A>();
+    let least = least_mtu::<A>();
     if mtu < least || mtu > 0xffff {
         return None;
     }
