@@ -123,8 +123,10 @@ impl Table {
         for allocation in self.owners.values() {
             slots.hold(addresses(allocation));
         }
-        // Half returned by an earlier life of this agent, whose last step may still be on its way.
-        let exported = exported && !(info.deleting && slots.is_empty());
+        // Half returned by an earlier life of this agent, whose last step may still be on its way: an attempt of
+        // this life that fails takes nothing of that back.
+        let half_returned = info.deleting && slots.is_empty();
+        let (exported, doubted) = (exported && !half_returned, doubted || half_returned);
         let block = Block { slots, state, exported, doubted, info };
         self.blocks.insert(block.info.name.clone(), block);
     }

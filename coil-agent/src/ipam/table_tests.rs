@@ -122,6 +122,19 @@ fn a_block_that_was_doubtful_once_is_never_in_hand_again() {
     assert_eq!(t.depart_idle(), [second], "it is tried again");
 }
 
+/// The last step of an earlier life may still be on its way when this life's attempt finds the API server unreachable.
+#[test]
+fn a_block_that_an_earlier_life_half_returned_is_never_in_hand_again() {
+    let half_returned = BlockInfo { deleting: true, ..block("a", 0, 0) };
+    let mut t = table([half_returned.clone()]);
+    let d = t.depart_idle().remove(0);
+    t.stays(&d);
+    assert_eq!((t.allocate("a", &owner(1)), t.networks().len()), (None, 0));
+    t.upsert(half_returned);
+    assert_eq!((t.allocate("a", &owner(1)), t.networks().len()), (None, 0));
+    assert_eq!(t.depart_idle(), [d], "it is tried again");
+}
+
 #[test]
 fn a_doubtful_block_is_unused_and_tried_again() {
     let mut t = table([block("a", 0, 0)]);
