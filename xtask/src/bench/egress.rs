@@ -15,9 +15,9 @@ use crate::{run, vm};
 ///
 /// All are measured in turn on one core, round by round: small datagrams, TCP with and without segmentation offload,
 /// requests and connections (each a new translation); then, once, nearly a million flows, and what they take. The
-/// kernel's path here has no tunnel, as few machines have the
-/// modules of FOU: routes and masquerading in the gateway pod. With --vm everything runs in a virtual machine under
-/// emulation, where the kernel's FOU is measured, too. Results are a table and, with --json,
+/// kernel's path here has no tunnel, as few machines have the modules of FOU: routes and masquerading in the gateway pod.
+/// With --vm everything runs in a virtual machine under emulation, where the kernel's FOU is measured, too: between
+/// nodes without rules, and between nodes with kube-proxy's. Results are a table and, with --json,
 /// {"results":[{"scenario","path","metric","median","ratio_to_veth"}]}, with --vm "ratio_to_kernel_fou" too.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -62,6 +62,7 @@ const PATHS: &[(&str, &str, Option<&str>)] = &[
     ("veth", "bare veth", None),
     ("kernel-no-tunnel", "kernel, no tunnel", Some("#9aa5b1")),
     ("kernel-fou", "kernel, FOU", Some("#5f6c7b")),
+    ("kernel-fou+services", "kernel, FOU, kube-proxy's rules", Some("#3d4652")),
     ("ebpf", "eBPF", Some("#2f7ed8")),
 ];
 

@@ -30,6 +30,8 @@ pub(super) struct Guest<'a> {
     pub(super) folder: &'a Path,
     /// For everything, the boot included.
     pub(super) limit: Duration,
+    /// More parameters for the kernel.
+    pub(super) append: Option<&'a str>,
 }
 
 impl Guest<'_> {
@@ -75,6 +77,9 @@ impl Guest<'_> {
         // The 9p file system is the one that every kernel and every host has.
         command.args(["--disable-kvm", "--force-9p", "--cpus", "2", "--memory", "2G", "--user", "root"]);
         command.args(["--cwd", "/", "--rwdir"]).arg(self.folder);
+        if let Some(parameters) = self.append {
+            command.args(["--append", parameters]);
+        }
         command.args(["--", "sh"]).arg(run::root().join("tests/vm/guest.sh")).arg(self.folder);
         eprintln!("+ {}", run::shown(&command));
         command

@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Fetch the kernels anew: Debian updates them
     #[arg(long)]
     refresh: bool,
+    /// More parameters for the kernels, as one word
+    #[arg(long, value_name = "PARAMETERS")]
+    append: Option<String>,
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -84,11 +87,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(kernel) => {
                 let folder = folder(known.name)?;
                 let limit = Duration::from_secs(args.timeout);
-                guest::Guest { vng: &vng, kernel: &kernel, folder: &folder, limit }.run(
-                    &entries,
-                    args.command.is_empty(),
-                    &mut report,
-                )?;
+                guest::Guest {
+                    vng: &vng,
+                    kernel: &kernel,
+                    folder: &folder,
+                    limit,
+                    append: args.append.as_deref(),
+                }
+                .run(&entries, args.command.is_empty(), &mut report)?;
             }
             Err(error) => report.no_kernel(known.name, &error),
         }
@@ -112,6 +118,7 @@ pub(crate) fn output(kernel: &str, words: &[String]) -> Result<String> {
         list: false,
         timeout: LIMIT,
         refresh: false,
+        append: None,
         json: None,
         command: words.to_vec(),
     };

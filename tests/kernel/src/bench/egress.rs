@@ -24,7 +24,7 @@ use coil_kernel_tests::{MARK, Pins};
 use coil_packet::{Class, Reason};
 use ipnet::IpNet;
 
-use crate::place::{End, Space, UPLINK, address, block, forwards, join, local_pod, nodad};
+use crate::place::{End, Space, UPLINK, address, block, forwards, join, local_pod, nodad, with_services};
 
 /// What carries a client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +33,17 @@ pub(crate) enum By {
     KernelWithoutTunnel,
     /// FOU from pod to pod, and masquerading, as Coil does it without eBPF.
     KernelFou,
-    /// The programs.
+    /// The same between nodes with connection tracking and kube-proxy's rules, as a cluster's have.
+    KernelFouWithServices,
+    /// The programs, beside the same rules.
     Ebpf,
+}
+
+impl By {
+    /// Whether it needs the modules of FOU.
+    pub(crate) fn fou(self) -> bool {
+        matches!(self, Self::KernelFou | Self::KernelFouWithServices)
+    }
 }
 
 /// Index of the link to the world.
@@ -93,9 +102,12 @@ impl Journey {
         join(&nodes[0], &client.space, CLIENT, client.address, v4)?;
         join(&nodes[1], &gateway.space, GATEWAY, gateway.address, v4)?;
         let mut journey = Self { client, world, nobody, gateway, nodes, datapaths: vec![] };
+        if matches!(by, By::KernelFouWithServices | By::Ebpf) {
+            with_services(&journey.nodes, &[journey.client.address, journey.gateway.address], v4)?;
+        }
         match by {
             By::KernelWithoutTunnel => journey.without_tunnel(v4)?,
-            By::KernelFou => journey.with_fou(v4)?,
+            By::KernelFou | By::KernelFouWithServices => journey.with_fou(v4)?,
             By::Ebpf => journey.with_programs(v4)?,
         }
         Ok(journey)

@@ -27,11 +27,15 @@ const PATHS: [(&str, By); 3] =
     [("kernel", By::Kernel), ("kernel+services", By::KernelWithServices), ("ebpf", By::Ebpf)];
 
 /// The same for egress.
-const EGRESS_PATHS: [(&str, egress::By); 3] = [
+const EGRESS_PATHS: [(&str, egress::By); 4] = [
     ("kernel-no-tunnel", egress::By::KernelWithoutTunnel),
-    ("kernel-fou", egress::By::KernelFou),
+    (FOU, egress::By::KernelFou),
+    ("kernel-fou+services", egress::By::KernelFouWithServices),
     ("ebpf", egress::By::Ebpf),
 ];
+
+/// The path that egress is compared with where it was measured.
+const FOU: &str = "kernel-fou";
 
 /// Values, and their ratios to the bare pair of the same round.
 type Series = (Vec<f64>, Vec<f64>);
@@ -57,12 +61,17 @@ impl Found {
         ratios.push(value / reference);
     }
 
-    fn lines(self) -> Vec<Value> {
-        let line = |((scenario, path, metric), (values, ratios)): ((&str, &str, &str), Series)| {
-            json!({"scenario": scenario, "path": path, "metric": metric,
-                "median": median(values), "ratio_to_veth": median(ratios)})
+    fn lines(&self) -> Vec<Value> {
+        let line = |(&(scenario, path, metric), (values, ratios)): (&(&str, &str, &str), &Series)| {
+            let mut line = json!({"scenario": scenario, "path": path, "metric": metric,
+                "median": median(values.clone()), "ratio_to_veth": median(ratios.clone())});
+            if let Some((fou, _)) = self.0.get(&(scenario, FOU, metric)) {
+                let ratios = values.iter().zip(fou).map(|(value, fou)| value / fou).collect();
+                line["ratio_to_kernel_fou"] = json!(median(ratios));
+            }
+            line
         };
-        self.0.into_iter().map(line).collect()
+        self.0.iter().map(line).collect()
     }
 }
 
@@ -109,7 +118,7 @@ pub(crate) fn egress(
     let bare = place::bare(v4)?;
     let mut journeys = vec![];
     for (number, (path, by)) in EGRESS_PATHS.into_iter().enumerate() {
-        if holds(chosen.paths, path) && (by != egress::By::KernelFou || fou) {
+        if holds(chosen.paths, path) && (!by.fou() || fou) {
             journeys.push((path, Journey::new(&number.to_string(), by, v4)?));
         }
     }
@@ -131,29 +140,11 @@ pub(crate) fn egress(
         }
     }
     let mut lines = found.lines();
-    if fou {
-        add_ratios(&mut lines);
-    }
     if flows {
         let journey = Journey::new("flows", egress::By::Ebpf, v4)?;
         lines.extend(flows::many(&journey, &bare, v4, time)?);
     }
     Ok(lines)
-}
-
-/// Adds the ratio of each median to that of the kernel's FOU.
-fn add_ratios(lines: &mut [Value]) {
-    let of_fou: Vec<(Value, f64)> = lines
-        .iter()
-        .filter(|line| line["path"] == "kernel-fou")
-        .filter_map(|line| Some((line["metric"].clone(), line["median"].as_f64()?)))
-        .collect();
-    for line in lines {
-        let fou = of_fou.iter().find(|(metric, _)| *metric == line["metric"]);
-        if let (Some((_, fou)), Some(median)) = (fou, line["median"].as_f64()) {
-            line["ratio_to_kernel_fou"] = json!(median / fou);
-        }
-    }
 }
 
 /// What a bare pair does.
@@ -184,13 +175,19 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_compared_with_those_of_fou() {
-        let line = |path: &str, median: f64| json!({"path": path, "metric": "udp_pps", "median": median});
-        let mut lines = vec![line("ebpf", 30.0), line("kernel-fou", 10.0)];
-        add_ratios(&mut lines);
-        assert_eq!(
-            (&lines[0]["ratio_to_kernel_fou"], &lines[1]["ratio_to_kernel_fou"]),
-            (&json!(3.0), &json!(1.0))
-        );
+    fn each_round_is_compared_with_fou_in_the_same_round() {
+        let mut found = Found::default();
+        for (fou, ebpf) in [(10.0, 30.0), (100.0, 200.0), (1000.0, 4000.0)] {
+            found.note(("egress", FOU, "udp_pps"), fou, fou);
+            found.note(("egress", "ebpf", "udp_pps"), ebpf, fou);
+        }
+        let ratio = |path: &str| {
+            found.lines().into_iter().find(|line| line["path"] == path).unwrap()["ratio_to_kernel_fou"]
+                .clone()
+        };
+        assert_eq!((ratio("ebpf"), ratio(FOU)), (json!(3.0), json!(1.0)));
+        let mut found = Found::default();
+        found.note(("egress", "ebpf", "udp_pps"), 1.0, 1.0);
+        assert!(found.lines()[0].get("ratio_to_kernel_fou").is_none(), "it was not measured");
     }
 }

@@ -134,10 +134,7 @@ impl Cluster {
         };
         let pods = [pod(1, 0)?, pod(2, 0)?, pod(3, 1)?];
         if by != By::Kernel {
-            let services: Vec<Service> = (0..SERVICES).map(|n| service(n, &pods, v4)).collect();
-            for node in &nodes {
-                node.run(|| rules::install(Writer::Nft, v4, &services))??;
-            }
+            with_services(&nodes, &[pods[0].address, pods[1].address, pods[2].address], v4)?;
         }
         let mut datapaths = vec![];
         if by == By::Ebpf {
@@ -226,11 +223,20 @@ pub(crate) fn address(v4: bool, network: u8, host: u8) -> IpAddr {
     }
 }
 
-fn service(number: u16, pods: &[End; 3], v4: bool) -> Service {
-    let [high, low] = number.to_be_bytes();
-    let front = if v4 { [10, 96, high, low].into() } else { [0xfd96, 0, 0, 0, 0, 0, 0, number].into() };
-    let endpoint = SocketAddr::new(pods[usize::from(number) % 3].address, 8080);
-    Service { front: Front::Cluster(front), port: 80, protocol: "tcp", endpoint }
+/// Gives nodes connection tracking and kube-proxy's rules for [`SERVICES`] of these pods.
+pub(crate) fn with_services(nodes: &[Space], pods: &[IpAddr], v4: bool) -> Result<()> {
+    let service = |(number, pod): (u16, &IpAddr)| {
+        let [high, low] = number.to_be_bytes();
+        let front = if v4 { [10, 96, high, low].into() } else { [0xfd96, 0, 0, 0, 0, 0, 0, number].into() };
+        Service {
+            front: Front::Cluster(front),
+            port: 80,
+            protocol: "tcp",
+            endpoint: SocketAddr::new(*pod, 8080),
+        }
+    };
+    let services: Vec<Service> = (0..SERVICES).zip(pods.iter().cycle()).map(service).collect();
+    nodes.iter().try_for_each(|node| node.run(|| rules::install(Writer::Nft, v4, &services))?)
 }
 
 /// A pod as the agent states it.
