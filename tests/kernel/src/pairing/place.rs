@@ -124,7 +124,7 @@ impl Place {
             let via = Via {
                 service: vec![self.service()],
                 sport_auto: self.pair.sport_auto,
-                originating_only: false,
+                originating_only: true,
             };
             let mut wanted = Wanted::default();
             plan::client(&mut wanted, &[fabric.address(Pod::Client)], &policy, &[(1, via)].into());

@@ -54,7 +54,7 @@ pub(crate) fn translated(place: &Place, seen: IpAddr) -> Result<()> {
 fn incoming(place: &Place) -> Result<()> {
     let fabric = &place.fabric;
     let (client, world) = (fabric.address(Pod::Client), fabric.address(Pod::World));
-    fabric.ip_in(Pod::World, &format!("route add {client} via {}", fabric.node_address(0)))?;
+    fabric.ip_in(Pod::World, &format!("route add {client} via {} src {world}", fabric.node_address(0)))?;
     let tried = || -> Result<()> {
         let seen = [
             traffic::tcp(fabric, Pod::World, Pod::Client, 8010, 100_000)?,
