@@ -67,8 +67,8 @@ struct Inner {
     client: Client,
     node: String,
     table: Mutex<Table>,
-    /// Pool → the request that all its waiters share.
-    requests: Mutex<HashMap<String, Answer>>,
+    /// Pool → the request that all its waiters share, and whether a block was on its way back when it was made.
+    requests: Mutex<HashMap<String, (Answer, bool)>>,
     /// Pool → when this node last returned a block of it.
     returned: Mutex<HashMap<String, Instant>>,
     /// Counts changes of the table; waiters look again at each.
@@ -201,16 +201,19 @@ impl NodeIpam {
                 if !synced {
                     std::future::pending::<()>().await;
                 }
-                inner.request(pool).await
+                let (answer, returning) = inner.request(pool);
+                answer.await.map_err(|e| (e, returning))
             };
             tokio::select! {
                 biased;
-                result = answer => if let Err(e) = result {
+                result = answer => if let Err((e, returning)) = result {
                     // Meanwhile an address may have been freed.
                     if let Some(allocation) = lock(&inner.table).allocate(pool, owner) {
                         return Ok(allocation);
                     }
-                    if matches!(e, IpamError::OutOfBlocks { .. }) && inner.returns(pool) && Instant::now() < deadline {
+                    // However long the answer took: the controller may have given it before it knew.
+                    let returns = returning || inner.returns(pool);
+                    if matches!(e, IpamError::OutOfBlocks { .. }) && returns && Instant::now() < deadline {
                         let changed = tokio::time::timeout(inner.pause * 2, changes.changed());
                         let _ = changed.await;
                         continue;
@@ -297,7 +300,8 @@ impl NodeIpam {
 
 impl Inner {
     /// The pool's outstanding request; a new one when there is none.
-    fn request(self: &Arc<Self>, pool: &str) -> Answer {
+    fn request(self: &Arc<Self>, pool: &str) -> (Answer, bool) {
+        let returning = self.returns(pool);
         let mut requests = lock(&self.requests);
         if let Some(running) = requests.get(pool) {
             return running.clone();
@@ -321,9 +325,9 @@ impl Inner {
                 Err(IpamError::Api { doing: "request a block".to_owned(), message: e.to_string() })
             })
         };
-        let answer = answer.boxed().shared();
-        requests.insert(pool.to_owned(), answer.clone());
-        answer
+        let asked = (answer.boxed().shared(), returning);
+        requests.insert(pool.to_owned(), asked.clone());
+        asked
     }
 
     /// Asks for a block, and takes it in hand. Returns its name.

@@ -173,6 +173,19 @@ impl Cluster {
         }
     }
 
+    /// Waits until table 119 has this IPv4 route, and no other.
+    pub(crate) async fn until_exported(&self, route: &str) {
+        let start = Instant::now();
+        loop {
+            let exported = self.node().ip("route show table 119");
+            if exported.trim() == route {
+                return;
+            }
+            assert!(start.elapsed() < LIMIT, "table 119 has {exported:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// A new coild.
     pub(crate) async fn go_on(&mut self) {
         self.coild = spawn(&self.directory, self.setup);

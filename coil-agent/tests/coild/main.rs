@@ -34,8 +34,7 @@ fn pods_come_and_go_and_coild_is_killed() {
         let first: BTreeSet<_> = result.ips.iter().map(|ip| ip.address).collect();
         assert_eq!(first.len(), 2, "dual stack");
         cluster.check("a", &a).await.unwrap();
-        let exported = cluster.node().ip("route show table 119");
-        assert_eq!(exported.trim(), "10.64.0.0/30 dev lo proto 30 scope link");
+        cluster.until_exported("10.64.0.0/30 dev lo proto 30 scope link").await;
 
         cluster.restart().await;
         cluster.check("a", &a).await.unwrap();

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use coil_agent::ipam::AttachmentId;
+use coil_agent::ipam::{Allocation, AttachmentId, IpamError};
 use serde_json::{Value, json};
 
 use crate::{
@@ -18,13 +18,13 @@ const BLOCKS: usize = 1;
 const REQUESTS: usize = 2;
 const NODES: usize = 3;
 
-/// A pool of two blocks with one address each, and two nodes.
-fn cluster() -> ApiModel {
+/// A pool of as many blocks with one address each as the subnets have, and two nodes.
+fn cluster(ipv4: &str, ipv6: &str) -> ApiModel {
     let api = ApiModel::default();
     {
         let mut state = api.lock();
         let metadata = json!({"name": "pool", "finalizers": ["coil.cybozu.com"]});
-        let spec = json!({"blockSizeBits": 0, "subnets": [{"ipv4": "10.0.0.0/31", "ipv6": "fd00::/127"}]});
+        let spec = json!({"blockSizeBits": 0, "subnets": [{"ipv4": ipv4, "ipv6": ipv6}]});
         let pool = json!({"apiVersion": "coil.cybozu.com/v2", "kind": "AddressPool", "metadata": metadata, "spec": spec});
         state.create("addresspools", pool);
         for node in ["node0", "node1"] {
@@ -45,6 +45,27 @@ fn answer_all(state: &mut State) {
     }
 }
 
+/// All but the answers to BlockRequests, which stay under way.
+fn answer_all_but_answers(state: &mut State) {
+    for id in state.waiting() {
+        if !state.describe(id).ends_with("/status") {
+            state.carry_out(id);
+        }
+    }
+}
+
+/// News, what they lead to, and the export of the blocks that are left.
+fn follow(agent: &mut AgentProcess, api: &ApiModel) -> Option<Result<Allocation, IpamError>> {
+    while agent.is_behind(&api.lock()) {
+        agent.deliver(&api.lock(), false);
+    }
+    let ended = agent.run().pop();
+    let blocks = agent.blocks.borrow().clone();
+    agent.ipam.exported(blocks);
+    agent.run();
+    ended.map(|(_, result)| result)
+}
+
 /// Everything that `controller` has not read of `kinds`.
 fn read(controller: &mut ControllerProcess, api: &ApiModel, kinds: &[usize]) {
     for kind in kinds {
@@ -62,7 +83,7 @@ fn block_of(request: &Value) -> Option<&str> {
 /// was given to another, whose request is gone: the block's name is taken, and the request gets the next one.
 #[test]
 fn a_taken_block_is_no_answer() {
-    let api = cluster();
+    let api = cluster("10.0.0.0/31", "fd00::/127");
     let now = Instant::now();
     let mut late = ControllerProcess::start(&api);
     read(&mut late, &api, &[POOLS, BLOCKS, NODES]);
@@ -107,5 +128,58 @@ fn a_taken_block_is_no_answer() {
     assert_eq!(block["metadata"]["labels"]["coil.cybozu.com/node"], "node1", "{block}");
     assert_ne!(block["ipv4"], json!(format!("{}/32", given.ipv4.unwrap())), "{block}");
     assert_ne!(block["ipv6"], json!(format!("{}/128", given.ipv6.unwrap())), "{block}");
+    assert_eq!(api.lock().misled, None);
+}
+
+/// A block comes and goes while the answer to its request is under way, and the controller's watch of blocks
+/// starts anew in between: no event will ever tell of that block. Its place is free all the same.
+#[test]
+fn a_block_that_came_and_went_unseen_leaves_its_place() {
+    let api = cluster("10.0.0.0/32", "fd00::/128");
+    let now = Instant::now();
+    let mut controller = ControllerProcess::start(&api);
+    read(&mut controller, &api, &[POOLS, BLOCKS, REQUESTS, NODES]);
+    let mut first = AgentProcess::start(&api, "node0", Vec::new());
+    first.add("pool", &attachment("first"));
+    let mut given = None;
+    for _ in 0..20 {
+        given = follow(&mut first, &api).or(given);
+        read(&mut controller, &api, &[REQUESTS]);
+        controller.run(now);
+        answer_all_but_answers(&mut api.lock());
+    }
+    given.expect("the watch shows the block, without an answer").unwrap();
+    first.free(&attachment("first"));
+    for _ in 0..20 {
+        follow(&mut first, &api);
+        answer_all_but_answers(&mut api.lock());
+    }
+    assert_eq!(api.lock().all("addressblocks"), Vec::<Value>::new(), "it was returned");
+    controller.deliver(&api.lock(), BLOCKS, true);
+    let asked = api.lock().all("blockrequests");
+    assert_eq!(asked.iter().filter_map(block_of).next(), None, "the answer is still under way");
+
+    let mut second = AgentProcess::start(&api, "node1", Vec::new());
+    let mut given = None;
+    for round in 0..40 {
+        if round == 10 {
+            second.add("pool", &attachment("second"));
+        }
+        answer_all(&mut api.lock());
+        controller.run(now + Duration::from_secs(round));
+        read(&mut controller, &api, &[POOLS, BLOCKS, REQUESTS, NODES]);
+        follow(&mut first, &api);
+        given = follow(&mut second, &api).or(given);
+    }
+    given.expect("the second ADD ends").expect("the only block is free");
+    second.free(&attachment("second"));
+    api.lock().delete("addresspools", "pool", "");
+    for round in 40..80 {
+        follow(&mut second, &api);
+        answer_all(&mut api.lock());
+        read(&mut controller, &api, &[POOLS, BLOCKS, REQUESTS, NODES]);
+        controller.run(now + Duration::from_secs(round));
+    }
+    assert_eq!(api.lock().all("addresspools"), Vec::<Value>::new(), "nothing holds the pool");
     assert_eq!(api.lock().misled, None);
 }

@@ -250,10 +250,10 @@ impl Controller {
     fn finish(&mut self, (key, request, result): Ended, now: Instant) {
         let request = request.as_deref().unwrap_or_default();
         let (ok, keys) = match result {
-            Ok(Outcome::Made { answered }) => {
-                self.index.made(request);
-                (answered, Vec::new())
-            }
+            Ok(Outcome::Made { answered }) => (answered, self.index.made(request)),
+            // Asked again, unless its event has come by then: another list may pass over its end.
+            Ok(Outcome::There) => (false, Vec::new()),
+            Ok(Outcome::Gone) => (true, self.index.gone(request)),
             Ok(Outcome::Taken) => (false, self.index.taken(request)),
             Ok(Outcome::Done) => (true, self.index.not_made(request)),
             // Its watch event is on the way, or never comes where nodes may not be watched.

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 
 use super::{
-    index::{Assigned, Index, Request, Stage},
+    index::{Assigned, Index, Kind, Request, Stage, parse_block_name},
     layout::BlockNetworks,
     notice::{About, Notice, Reason},
     uid::Uid,
@@ -45,11 +45,19 @@ fn pool(index: &Index, name: &str) -> Option<Work> {
 }
 
 fn block(index: &Index, name: &str) -> Option<Work> {
-    let (name, block) = index.blocks.get_key_value(name)?;
+    let Some((name, block)) = index.blocks.get_key_value(name) else { return unseen(index, name) };
     if index.nodes.contains_key(&block.node) {
         return None;
     }
     Some(Work::Collect { block: name.to_string(), uid: block.uid.to_string(), node: block.node.to_string() })
+}
+
+/// A block that was made, and that no event may ever tell of.
+fn unseen(index: &Index, name: &str) -> Option<Work> {
+    let (pool, position) = parse_block_name(name)?;
+    let ours = |a: &Assigned| *a.pool == *pool && a.index == position && index.in_doubt(a);
+    let (request, _) = index.assigned.iter().find(|(_, a)| ours(a))?;
+    Some(Work::Confirm { request: request.to_string(), block: name.to_owned() })
 }
 
 fn request(index: &mut Index, name: &str) -> Option<Work> {
@@ -66,7 +74,7 @@ fn request(index: &mut Index, name: &str) -> Option<Work> {
     if let Some(block) = index.answers.get(&uid) {
         return Some(Work::Answer { block: block.to_string(), request: reference });
     }
-    if let Some(made) = index.assigned.get(&uid).filter(|a| matches!(a.stage, Stage::Made(_))) {
+    if let Some(made) = index.assigned.get(&uid).filter(|a| matches!(a.stage, Stage::Made(_) | Stage::Gone)) {
         return Some(Work::Answer { block: made.block_name(), request: reference });
     }
     let Some(pool) = index.pools.get(pool_name.as_str()) else {
@@ -184,8 +192,9 @@ fn assign(
 
 /// From here on the block may come to exist.
 fn writing(index: &mut Index, request: &Uid) -> Option<(String, u64, BlockNetworks)> {
+    let round = index.round(Kind::Blocks);
     let assigned = index.assigned.get_mut(request)?;
-    assigned.stage = Stage::Writing;
+    assigned.stage = Stage::Writing(round);
     Some((assigned.block_name(), assigned.index, assigned.networks))
 }
 

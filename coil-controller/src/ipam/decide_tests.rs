@@ -239,20 +239,72 @@ fn a_made_block_keeps_its_index_until_the_watch_shows_it() {
     assert_eq!(name(&w.block("r3", "default")), "default-0");
 }
 
+/// What follows from a complete list of blocks that shows none.
+fn list_without_blocks(w: &mut World) -> Vec<Key> {
+    w.index.begin(Kind::Blocks);
+    w.index.end(Kind::Blocks)
+}
+
 #[test]
 fn a_list_without_a_made_block_frees_its_index() {
     let mut w = World::new(&[("default", &["10.0.0.0/31"])]);
+    w.index.begin(Kind::Blocks);
     assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
-    w.index.made("r1");
+    assert_eq!(w.index.made("r1"), []);
     w.index.delete_request("r1", "r1");
-    for gone in [false, true] {
-        // A list that began before the block was made says nothing about it.
-        if gone {
-            w.index.begin(super::super::index::Kind::Blocks);
+    // A list that began before the block was made says nothing about it.
+    assert_eq!(w.index.end(Kind::Blocks), []);
+    assert_eq!(w.index.gone("r1"), [], "nobody asked");
+    assert_eq!(w.refused("r2", "default").reason, "out of blocks");
+    let keys = list_without_blocks(&mut w);
+    assert_eq!(keys, [Key::Block("default-0".into())]);
+    let confirm = Work::Confirm { request: "r1".into(), block: "default-0".into() };
+    assert_eq!(w.index.decide(&keys[0]), Some(confirm));
+    assert_eq!(w.refused("r2", "default").reason, "out of blocks", "it may be made after the list");
+    assert_eq!(w.index.gone("r1"), [Key::Pool("default".into())]);
+    assert_eq!(w.index.decide(&keys[0]), None);
+    assert!(matches!(w.request("r2", "default"), Some(Work::Carve { .. })));
+}
+
+/// The answer to the creation comes when a list began that passed over all of the block's life.
+#[test]
+fn a_block_that_came_and_went_before_it_was_known_to_be_made_is_asked_for() {
+    for ended_before in [true, false] {
+        let mut w = World::new(&[("default", &["10.0.0.0/31"])]);
+        assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
+        w.index.begin(Kind::Blocks);
+        let doubt = [Key::Block("default-0".into())];
+        if ended_before {
+            assert_eq!(w.index.end(Kind::Blocks), [], "it may not be made yet");
+            assert_eq!(w.index.made("r1"), doubt);
+        } else {
+            assert_eq!(w.index.made("r1"), []);
+            assert_eq!(w.index.end(Kind::Blocks), doubt);
         }
-        w.index.end(super::super::index::Kind::Blocks);
-        assert_eq!(matches!(w.request("r2", "default"), Some(Work::Carve { .. })), gone);
+        assert!(matches!(w.index.decide(&doubt[0]), Some(Work::Confirm { .. })));
+        assert_eq!(w.index.gone("r1"), [], "no other is made while its request is open");
+        let answer = w.index.decide(&Key::Request("r1".into()));
+        assert!(matches!(answer, Some(Work::Answer { block, .. }) if block == "default-0"));
+        assert_eq!(w.index.delete_request("r1", "r1"), [Key::Pool("default".into())]);
+        assert!(matches!(w.request("r2", "default"), Some(Work::Carve { .. })));
     }
+}
+
+#[test]
+fn a_late_answer_to_a_question_takes_nothing_from_the_next_block() {
+    let mut w = World::new(&[("default", &["10.0.0.0/31"])]);
+    let Some(Work::Carve { mut block, .. }) = w.request("r1", "default") else { panic!() };
+    w.index.made("r1");
+    list_without_blocks(&mut w);
+    block.metadata.uid = Some("b1".into());
+    w.index.apply_block(&block.metadata, Ok(&block));
+    assert_eq!(w.index.decide(&Key::Block("default-0".into())), None, "the watch has shown it");
+    w.index.delete_block("default-0", "b1");
+    // Its request is still open.
+    assert!(matches!(w.request("r1", "default"), Some(Work::Carve { .. })));
+    w.index.delete_request("r1", "r1");
+    assert_eq!(w.index.gone("r1"), []);
+    assert_eq!(w.refused("r2", "default").reason, "out of blocks", "that one is being made");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //!
 //! Blocks come from the watch alone. Of a block that was just made, only its index is held (for the
 //! request, in `assigned`) until the watch shows it: an answer to a write says what was, and the block may
-//! be gone again when it comes.
+//! be gone again when it comes. Where a new list of blocks may have passed over all of its life, no event will
+//! tell of it: then the API server is asked.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -76,10 +77,13 @@ pub(super) struct Request {
 pub(super) enum Stage {
     /// Nothing is under way.
     Chosen,
-    /// It is being created.
-    Writing,
-    /// It was created, in this round of the block watch.
+    /// It is being created, since this round of the block watch.
+    Writing(u32),
+    /// It was created, in that round or later. A complete list of a later round that does not have it began
+    /// before it was made, or when it was gone.
     Made(u32),
+    /// It was created and is gone. Its request is not known to be closed: until then no other is made for that.
+    Gone,
 }
 
 /// The index that was chosen for a request whose block the watch has not shown.
@@ -107,6 +111,8 @@ pub struct Index {
     pub(super) networks: Networks,
     /// How many complete lists of each kind were begun: what an ended one did not show is gone.
     pub(super) rounds: [u32; 4],
+    /// The round of the last complete list of blocks.
+    listed_blocks: u32,
     pub(super) notices: Vec<Notice>,
     pub(super) changed_pools: BTreeSet<Arc<str>>,
 }
@@ -141,11 +147,9 @@ impl Index {
                 let old = self.blocks.iter().filter(|(_, b)| b.seen != round).map(|(n, _)| n.clone());
                 let gone: Vec<_> = old.collect();
                 let mut keys: Vec<Key> = gone.iter().flat_map(|name| self.remove_block(name)).collect();
-                // Made before the list began, and not in it: gone already.
-                let made = |a: &Assigned| matches!(a.stage, Stage::Made(then) if then < round);
-                let gone: Vec<Uid> =
-                    self.assigned.iter().filter(|(_, a)| made(a)).map(|(u, _)| u.clone()).collect();
-                keys.extend(gone.iter().flat_map(|request| self.take_back(request)));
+                self.listed_blocks = round;
+                let doubtful = self.assigned.values().filter(|a| self.in_doubt(a));
+                keys.extend(doubtful.map(|a| Key::Block(a.block_name())));
                 keys
             }
             Kind::Requests => {
@@ -297,10 +301,12 @@ impl Index {
     /// Nobody asks for the index any more. While its block may exist unseen, the index stays taken.
     fn give_up(&mut self, request: &Uid) -> Vec<Key> {
         match self.assigned.get_mut(request) {
-            Some(assigned) if assigned.stage != Stage::Chosen => assigned.given_up = true,
-            _ => return self.take_back(request),
+            Some(assigned) if matches!(assigned.stage, Stage::Writing(_) | Stage::Made(_)) => {
+                assigned.given_up = true;
+                Vec::new()
+            }
+            _ => self.take_back(request),
         }
-        Vec::new()
     }
 
     /// The index that a request had is free, unless a block has it.
@@ -314,22 +320,44 @@ impl Index {
         vec![Key::Pool(assigned.pool.to_string())]
     }
 
-    /// The block for a request was created. The watch will show it.
-    pub fn made(&mut self, request: &str) {
-        let round = self.round(Kind::Blocks);
-        if let Some(assigned) = self.assigned.get_mut(&Uid::from(request)) {
-            assigned.stage = Stage::Made(round);
+    /// The block for a request was created. The watch will show it, or has passed over it.
+    pub fn made(&mut self, request: &str) -> Vec<Key> {
+        let Some(assigned) = self.assigned.get_mut(&Uid::from(request)) else { return Vec::new() };
+        if let Stage::Writing(since) = assigned.stage {
+            assigned.stage = Stage::Made(since);
         }
+        let name = assigned.block_name();
+        let doubtful = self.assigned.get(&Uid::from(request)).is_some_and(|a| self.in_doubt(a));
+        if doubtful { vec![Key::Block(name)] } else { Vec::new() }
+    }
+
+    /// Whether a block that was made, and that the watch has not shown, may be gone for good.
+    pub(super) fn in_doubt(&self, assigned: &Assigned) -> bool {
+        matches!(assigned.stage, Stage::Made(since) if since < self.listed_blocks)
+    }
+
+    /// The block that was made for a request is not there any more.
+    pub fn gone(&mut self, request: &str) -> Vec<Key> {
+        let request = Uid::from(request);
+        // Since it was asked for, the watch may have shown it, and the request got another.
+        if !self.assigned.get(&request).is_some_and(|a| self.in_doubt(a)) {
+            return Vec::new();
+        }
+        match self.assigned.get_mut(&request) {
+            Some(assigned) if !assigned.given_up => assigned.stage = Stage::Gone,
+            _ => return self.take_back(&request),
+        }
+        Vec::new()
     }
 
     /// Creating the block for a request failed, or nobody knows: the name decides when it is tried again.
     pub fn not_made(&mut self, request: &str) -> Vec<Key> {
         let request = Uid::from(request);
         match self.assigned.get_mut(&request) {
-            Some(assigned) if assigned.stage == Stage::Writing && assigned.given_up => {
-                self.take_back(&request)
-            }
-            Some(assigned) if assigned.stage == Stage::Writing => {
+            Some(assigned) if matches!(assigned.stage, Stage::Writing(_)) => {
+                if assigned.given_up {
+                    return self.take_back(&request);
+                }
                 assigned.stage = Stage::Chosen;
                 Vec::new()
             }

@@ -65,6 +65,13 @@ pub enum Work {
         /// The new block.
         block: Box<AddressBlock>,
     },
+    /// Look whether a block that was made for a request, and that no event may ever tell of, is there.
+    Confirm {
+        /// UID of the request, which may be gone.
+        request: String,
+        /// Name of the block.
+        block: String,
+    },
     /// The block is there: answer.
     Answer {
         /// Whose.
@@ -128,6 +135,7 @@ impl Work {
             | Self::Refuse { request, .. }
             | Self::RefuseWithoutPool { request, .. }
             | Self::RefuseWithoutNode { request, .. } => Some(&request.uid),
+            Self::Confirm { request, .. } => Some(request),
             Self::Finalizers { .. } | Self::LetGo { .. } | Self::ListNodes { .. } | Self::Collect { .. } => {
                 None
             }

@@ -41,6 +41,10 @@ pub enum Outcome {
         /// Whether the request could be answered in the same go.
         answered: bool,
     },
+    /// The block that was made for the request is there: its event is on the way.
+    There,
+    /// The block that was made for the request is not there any more.
+    Gone,
     /// The name is taken by a block that the index did not know.
     Taken,
     /// What the decision was made on is not true any more; look again.
@@ -86,6 +90,7 @@ pub async fn carry_out(client: &Client, work: Work) -> Result<Outcome, WriteErro
             set_finalizers(client, &pool, &version, &finalizers).await
         }
         Work::Carve { request, block } => carve(client, &request, &block).await,
+        Work::Confirm { request, block } => confirm(client, &request, &block).await,
         Work::Answer { request, block } => answer(client, &request, complete(&block)).await,
         Work::Refuse { request, refusal } => refuse(client, &request, &refusal).await,
         Work::RefuseWithoutPool { request, pool, refusal } => {
@@ -181,6 +186,16 @@ async fn carve(client: &Client, request: &RequestRef, block: &AddressBlock) -> R
         warn!(block = name, request = request.name, error = %e, "the block is there, the answer failed");
     }
     Ok(Outcome::Made { answered: answered.is_ok() })
+}
+
+/// Looks whether a block that was made for a request is there.
+async fn confirm(client: &Client, request: &str, name: &str) -> Result<Outcome, WriteError> {
+    let block = Api::<AddressBlock>::all(client.clone())
+        .get_metadata_opt(name)
+        .await
+        .map_err(|source| WriteError { doing: format!("read AddressBlock {name}"), source })?;
+    let there = block.is_some_and(|b| b.labels().get(LABEL_REQUEST).is_some_and(|uid| uid == request));
+    Ok(if there { Outcome::There } else { Outcome::Gone })
 }
 
 async fn refuse(client: &Client, request: &RequestRef, why: &Refusal) -> Result<Outcome, WriteError> {

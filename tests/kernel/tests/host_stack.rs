@@ -1,13 +1,17 @@
 //! Where every packet passes the host's stack, that of egress does, too: as many packets pass the nodes' forward hooks
 //! as the programs encapsulate and translate. The fabric is that of `tests/journey.rs`.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use coil_agent::datapath::Desired;
 use coil_kernel_tests::{
     Fabric, Pod,
-    traffic::{tcp, udp},
+    traffic::{PATIENCE, tcp, udp},
 };
 use coil_packet::{Class, Reason};
 
@@ -47,6 +51,36 @@ fn seen(fabric: &Fabric, node: usize, name: &str) -> Result<u64> {
     Ok(count.parse()?)
 }
 
+/// What the programs encapsulated, translated and sent back, and what both nodes' hooks saw of each of [`WATCHED`].
+struct Counts {
+    programs: [u64; 3],
+    hooks: [[u64; 2]; 4],
+}
+
+/// The counts of one moment: the ends of connections may still be under way when their data has come.
+fn at_rest(fabric: &Fabric) -> Result<Counts> {
+    let programs =
+        || [Reason::ToGateway, Reason::OutByStack, Reason::ReplyToNode].map(|reason| fabric.count(reason));
+    let hooks = || -> Result<[[u64; 2]; 4]> {
+        let mut hooks = [[0; 2]; 4];
+        for (counts, name) in hooks.iter_mut().zip(WATCHED) {
+            *counts = [seen(fabric, 0, name)?, seen(fabric, 1, name)?];
+        }
+        Ok(hooks)
+    };
+    let (start, mut before) = (Instant::now(), (programs(), hooks()?));
+    loop {
+        // Two readings are alike once nothing comes between them.
+        thread::sleep(Duration::from_millis(50));
+        let now = (programs(), hooks()?);
+        if now == before {
+            return Ok(Counts { programs: now.0, hooks: now.1 });
+        }
+        ensure!(start.elapsed() < PATIENCE, "packets come and go: {before:?}, then {now:?}");
+        before = now;
+    }
+}
+
 fn by_host_stack(v4: bool) -> Result<()> {
     let fabric = Fabric::new(v4)?;
     for node in [0, 1] {
@@ -70,15 +104,9 @@ fn by_host_stack(v4: bool) -> Result<()> {
     tcp(&fabric, Pod::Plain, Pod::Remote, 9000, 1 << 20)?;
 
     // Every packet that a program touched was seen, and by no way past the stack did any go.
-    let (up, translated, back) = (
-        fabric.count(Reason::ToGateway),
-        fabric.count(Reason::OutByStack),
-        fabric.count(Reason::ReplyToNode),
-    );
+    let Counts { programs: [up, translated, back], hooks: [tunnel_out, tunnel_back, out, returned] } =
+        at_rest(&fabric)?;
     ensure!(up > 100 && translated == up && back > 100, "{}", fabric.counters());
-    let on =
-        |name: &'static str| -> Result<[u64; 2]> { Ok([seen(&fabric, 0, name)?, seen(&fabric, 1, name)?]) };
-    let (tunnel_out, tunnel_back) = (on("tunnel-out")?, on("tunnel-back")?);
     // Node a forwards what its client sends, node b that and what its own client sends.
     ensure!(tunnel_out[1] == up && tunnel_out[0] > 100, "{tunnel_out:?} of {up}\n{}", fabric.counters());
     ensure!(
@@ -87,8 +115,8 @@ fn by_host_stack(v4: bool) -> Result<()> {
         fabric.counters()
     );
     // A reply that is too big came, too, and what the gateway says of it goes out.
-    ensure!(on("out")?[1] >= translated, "{:?} of {translated}\n{}", on("out")?, fabric.counters());
-    ensure!(on("back")?[1] >= back, "{:?} of {back}\n{}", on("back")?, fabric.counters());
+    ensure!(out[1] >= translated, "{out:?} of {translated}\n{}", fabric.counters());
+    ensure!(returned[1] >= back, "{returned:?} of {back}\n{}", fabric.counters());
     let bypassed =
         [Reason::ToPod, Reason::ToNode, Reason::Out, Reason::ReplyToPod].map(|r| (r, fabric.count(r)));
     ensure!(bypassed.iter().all(|(_, count)| *count == 0), "past the stack: {bypassed:?}");

@@ -9,10 +9,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use coil_cases::wire::{self, Ip};
-use coil_kernel_tests::{Fabric, Pod};
+use coil_kernel_tests::{Fabric, Pod, traffic::PATIENCE};
 use nix::libc;
 
 const PORT: u16 = 7000;
+/// How long nothing may come for it to be nothing.
+const QUIET: Duration = Duration::from_millis(500);
 /// Ether types of a tag, and of the tag of a provider.
 const TAG: [u8; 2] = [0x81, 0];
 const PROVIDER: [u8; 2] = [0x88, 0xa8];
@@ -51,11 +53,11 @@ fn tagged(frame: &[u8], tags: &[([u8; 2], u16)]) -> Vec<u8> {
     [addresses.to_vec(), tags.collect(), rest.to_vec()].concat()
 }
 
-/// Who the world sees a datagram from; none when it does not come.
-fn seen(fabric: &Fabric, tags: &[([u8; 2], u16)], text: &str) -> Result<Option<IpAddr>> {
+/// Who the world sees a datagram from; none when it does not come in time.
+fn seen(fabric: &Fabric, tags: &[([u8; 2], u16)], text: &str, wait: Duration) -> Result<Option<IpAddr>> {
     let world = fabric.address(Pod::World);
     let receiver = fabric.inside(Pod::World, || UdpSocket::bind((world, PORT)))??;
-    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    receiver.set_read_timeout(Some(wait))?;
     let packet = wire::udp(Ip::new(fabric.address(Pod::Client), world), 40000, PORT, text.as_bytes());
     let (host, own) = fabric.macs(Pod::Client);
     send(fabric, Pod::Client, &tagged(&wire::ethernet(host, own, &packet), tags))?;
@@ -82,7 +84,7 @@ fn tags(v4: bool) -> Result<()> {
         ("a provider's tag", &[(PROVIDER, priority)]),
         ("two tags", &[(PROVIDER, 0), (TAG, priority)]),
     ] {
-        let from = seen(&fabric, tags, what)?;
+        let from = seen(&fabric, tags, what, PATIENCE)?;
         ensure!(from == gateway, "{what}: the world saw {from:?}\n{}", fabric.counters());
     }
     // More of them, or a VLAN that is not there, lead nowhere.
@@ -91,7 +93,7 @@ fn tags(v4: bool) -> Result<()> {
         ("a VLAN", &[(TAG, 7)]),
         ("a VLAN in a priority", &[(TAG, 0), (TAG, 7)]),
     ] {
-        let from = seen(&fabric, tags, what)?;
+        let from = seen(&fabric, tags, what, QUIET)?;
         ensure!(from.is_none(), "{what}: the world saw {from:?}\n{}", fabric.counters());
     }
     Ok(())

@@ -8,15 +8,19 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::within;
+use super::{tcp, within};
 
-pub(super) async fn get(url: &str, contains: &[String], limit: Duration) -> Result<String> {
+pub(super) async fn get(url: &str, contains: &[String], unrepeated: bool, limit: Duration) -> Result<String> {
     let (to, path) = parse(url)?;
     let mut stream = within(limit, "connect", to, TcpStream::connect(to)).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
     within(limit, "send the request", to, stream.write_all(request.as_bytes())).await?;
     let mut answer = Vec::new();
     within(limit, "read the answer", to, stream.read_to_end(&mut answer)).await?;
+    if unrepeated {
+        let repeated = tcp::repeated(&stream).with_context(|| format!("{to}: the kernel does not say"))?;
+        ensure!(repeated == 0, "{to}: {repeated} segments had to be sent again");
+    }
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) =
         answer.split_once("\r\n\r\n").with_context(|| format!("{to}: the answer is not HTTP"))?;

@@ -178,6 +178,9 @@ pub enum Tool {
         /// Fail unless the body has this word; repeatable. Then the body is not printed
         #[arg(long)]
         contains: Vec<String>,
+        /// Fail if anything had to be sent twice: tells a loss from a slow machine
+        #[arg(long)]
+        unrepeated: bool,
         /// How long to wait
         #[command(flatten)]
         timeout: Timeout,
@@ -228,7 +231,9 @@ pub fn run(tool: Tool) -> Result<String> {
                 node::with_routes(&addresses, &via).await.map(|()| String::new())
             }
             Tool::Whoami { to, from, timeout } => tcp::whoami(to, from, timeout.get()).await,
-            Tool::HttpGet { url, contains, timeout } => http::get(&url, &contains, timeout.get()).await,
+            Tool::HttpGet { url, contains, unrepeated, timeout } => {
+                http::get(&url, &contains, unrepeated, timeout.get()).await
+            }
             Tool::Routes { table } => node::routes(table).await,
             Tool::Links => node::links().await,
         }

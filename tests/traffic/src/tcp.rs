@@ -1,12 +1,15 @@
 //! TCP clients that check what comes back.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use futures::future::join_all;
+use nix::libc;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -82,6 +85,20 @@ pub(super) async fn echo(
     ))
 }
 
+/// How many segments of a connection its own kernel sent again, those that open it among them (TCP_INFO).
+pub(super) fn repeated(stream: &TcpStream) -> io::Result<u32> {
+    // SAFETY: all zeros is a state of a connection.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;
+    let (socket, into) = (stream.as_raw_fd(), (&raw mut info).cast());
+    // SAFETY: the memory is valid for the length given, and what the kernel leaves is zero.
+    let done = unsafe { libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut len) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(info.tcpi_total_retrans)
+}
+
 /// The address that the server sees.
 pub(super) async fn whoami(to: SocketAddr, from: Option<IpAddr>, limit: Duration) -> Result<String> {
     let connect = async {
@@ -95,4 +112,16 @@ pub(super) async fn whoami(to: SocketAddr, from: Option<IpAddr>, limit: Duration
     let mut answer = String::new();
     within(limit, "read the answer", to, stream.read_to_string(&mut answer)).await?;
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_sent_again_where_somebody_answers() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(server.local_addr().unwrap()).await.unwrap();
+        assert_eq!(repeated(&stream).unwrap(), 0);
+    }
 }

@@ -143,7 +143,7 @@ async fn refused(api: &Api<AddressPool>, spec: AddressPoolSpec, reason: &str) ->
     }
 }
 
-/// How soon the leader finds a block of a node that is not there, once it leads.
+/// How soon the leader finds a block of a node that is not there, once it leads, on a machine without other work.
 const COLLECTED: Duration = Duration::from_secs(20);
 
 /// A block of a node that never was goes when the leader looks, which it does at its start.
@@ -180,7 +180,7 @@ pub(super) async fn orphan(cluster: &Cluster) -> Result<Outcome> {
         .await
         .with_context(|| format!("cannot create AddressBlock {name}"))?;
     cluster.restart("coil-ipam-controller", |_| true).await?;
-    until("the orphan is gone", COLLECTED, async || {
+    until("the orphan is gone", cluster.limit.max(COLLECTED), async || {
         let there = api.get_opt(&name).await.context("cannot read a block")?;
         Ok(there.map_or(Ok(()), |_| Err("it is there".into())))
     })

@@ -1,8 +1,6 @@
 //! What Coil v2's own end-to-end tests say of addresses, in each family: blocks outlive coild, come one
 //! by one, and are returned; pools can be deleted; blocks of absent nodes are collected.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use coil_lab::{
     Lab,
@@ -12,9 +10,6 @@ use coil_lab::{
 use crate::common::{
     LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, name, namespace, program, wait_ready,
 };
-
-/// How long Coil v2's test gives the collector, which the lab lets run every ten seconds.
-const COLLECTED: Duration = Duration::from_secs(20);
 
 #[test]
 fn coil_v2_scenarios_with_ipv4() -> Result<()> {
@@ -172,7 +167,8 @@ index: 100
 {}",
         fields.concat()
     ))?;
-    lab.wait_for("the orphaned block to go", COLLECTED, |lab| {
+    // The lab lets the collector run every ten seconds.
+    lab.wait_for("the orphaned block to go", LIMIT, |lab| {
         let found = lab.kubectl("get addressblock default-100 --ignore-not-found -o name")?.success()?;
         Ok(if found.trim().is_empty() { Ok(()) } else { Err(found) })
     })

@@ -1,6 +1,6 @@
 //! coild and coil-egress are killed while packets flow: they go on, and the new ones know what the old ones did.
 
-use std::{collections::BTreeSet, process::Child};
+use std::{collections::BTreeSet, io::Read as _, process::Child};
 
 use anyhow::{Context as _, Result};
 use coil_lab::{Lab, config::Ip};
@@ -14,15 +14,19 @@ use crate::{
     gateways::pods_of,
 };
 
-/// Turns of an echo, 20 ms apart: longer than all coilds take to come back.
-const TURNS: &str = "--times 600 --pause 20 --bytes 1000 --timeout 5";
-
-fn finish(what: &str, child: Child) -> Result<()> {
-    let output = child.wait_with_output().with_context(|| format!("cannot wait for {what}"))?;
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    check(output.status.success(), || format!("{what}: {said}"))
-}
+/// Echoes, 20 ms apart, for as long as a test takes. What is not answered in time ends it; of datagrams, which nobody
+/// promises to deliver, the third: a flow that has died ends within [`A_WHILE`].
+const FOR_EVER: [(&str, &str); 2] = [
+    ("tcp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5"),
+    ("udp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 3 --lost 2"),
+];
+/// The same, of which nothing may be lost while only coilds are killed.
+const NOTHING_LOST: [(&str, &str); 2] = [
+    ("tcp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5"),
+    ("udp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5 --lost 0"),
+];
+/// Twice that, once for each family, is longer than any of them waits.
+const A_WHILE: &str = "--times 300 --pause 20 --bytes 1000 --timeout 5";
 
 #[test]
 fn traffic_goes_on_and_no_address_is_given_twice() -> Result<()> {
@@ -59,24 +63,20 @@ spec: {destinations: ['198.51.100.0/24', '2001:db8:9::/64'], template: {spec: {n
         ("client", "198.51.100.9:7".to_owned()),
         ("client", "[2001:db8:9::9]:7".to_owned()),
     ] {
-        for tool in ["tcp-echo", "udp-echo"] {
-            let words = format!("coil-lab tool {tool} {TURNS} {to}");
+        for (tool, flags) in NOTHING_LOST {
+            let words = format!("coil-lab tool {tool} {flags} {to}");
             flows.push((format!("{pod}: {words}"), lab.spawn_in_pod(&format!("default/{pod}"), &words)?));
         }
     }
     kill_coilds(&lab, &["node1", "node2", "node3"])?;
-    // Not one flow has ended by itself: they were all there while each coild was away.
-    for (what, flow) in &mut flows {
-        let ended = flow.try_wait().context("cannot look at a flow")?;
-        check(ended.is_none(), || format!("{what} ended before the last restart: {ended:?}"))?;
-    }
+    // Not one flow has died: they were all there while each coild was away.
+    still_flow(&lab, &mut flows).context("all coilds were killed")?;
     let names: Vec<String> = (0..6).map(|n| format!("new{n}")).collect();
     let new = names.iter().map(|name| idle_pod("default", name, "node1", ""));
     lab.apply(&new.collect::<Vec<_>>().concat())?;
     wait_ready(&lab, "default", &names.iter().map(String::as_str).collect::<Vec<_>>())?;
-    for (what, flow) in flows {
-        finish(&what, flow)?;
-    }
+    still_flow(&lab, &mut flows).context("pods came after all coilds were killed")?;
+    end_all(flows)?;
 
     let mut seen = BTreeSet::new();
     for pod in items(&lab, "pods -A")?.into_iter().filter(|pod| pod["spec"]["hostNetwork"] != true) {
@@ -91,15 +91,6 @@ spec: {destinations: ['198.51.100.0/24', '2001:db8:9::/64'], template: {spec: {n
     }
     end(lab)
 }
-
-/// The same for as long as the test takes. What is not answered in time ends it; of datagrams, which nobody promises to
-/// deliver, the third: a flow that has died ends within [`A_WHILE`].
-const FOR_EVER: [(&str, &str); 2] = [
-    ("tcp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5"),
-    ("udp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 3 --lost 2"),
-];
-/// Twice that, once for each family, is longer than any of them waits.
-const A_WHILE: &str = "--times 300 --pause 20 --bytes 1000 --timeout 5";
 
 /// coil-egress of a gateway pod on node3: its process, how often it was started again, and whether it is ready.
 fn gateway(lab: &Lab, pod: &str) -> Result<(String, i64, bool)> {
@@ -119,8 +110,19 @@ fn still_flow(lab: &Lab, flows: &mut [(String, Child)]) -> Result<()> {
         lab.exec("default/client", &words)?.success()?;
     }
     for (what, flow) in flows {
-        let ended = flow.try_wait().context("cannot look at a flow")?;
-        check(ended.is_none(), || format!("{what} has ended: {ended:?}"))?;
+        if let Some(ended) = flow.try_wait().context("cannot look at a flow")? {
+            let mut said = String::new();
+            flow.stderr.as_mut().context("a flow's errors")?.read_to_string(&mut said)?;
+            anyhow::bail!("{what} has ended: {ended}: {said}");
+        }
+    }
+    Ok(())
+}
+
+fn end_all(flows: Vec<(String, Child)>) -> Result<()> {
+    for (_, mut flow) in flows {
+        flow.kill()?;
+        flow.wait()?;
     }
     Ok(())
 }
@@ -152,10 +154,7 @@ fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
         still_flow(&lab, &mut flows)
             .with_context(|| format!("coil-egress and the coilds {coilds:?} were killed"))?;
     }
-    for (_, mut flow) in flows {
-        flow.kill()?;
-        flow.wait()?;
-    }
+    end_all(flows)?;
     let now = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
     check(now == own, || format!("{pod} had {own:?}, and has {now:?}"))?;
     wait_out(&lab, "default/client", "nat")?;
