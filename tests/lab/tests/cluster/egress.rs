@@ -4,14 +4,21 @@
 //!  node1: web (routed, client)   node2: client, plain   node3: gateway   world: echo on port 7, HTTP
 //! ```
 
-use std::{net::IpAddr, process::Child};
+use std::{
+    net::IpAddr,
+    process::Child,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use coil_lab::{Lab, config::Ip};
 use serde_json::Value;
 
-use crate::common::{
-    LIMIT, addresses, check, end, get, idle_pod, items, namespace, server_pod, start, wait_ready,
+use crate::{
+    common::{
+        LIMIT, addresses, check, end, get, idle_pod, items, logs, namespace, server_pod, start, wait_ready,
+    },
+    gateways::connections_of,
 };
 
 pub(crate) const ANNOTATION: &str = "egress.coil.cybozu.com/internet: nat";
@@ -113,11 +120,12 @@ pub(crate) fn start_with_client(test: &str, fields: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Opens connections of each family to the world, with data every tenth of a second, and waits until all are.
-pub(crate) fn open_flows(lab: &Lab, pod: &str, of_each: usize, times: usize) -> Result<Vec<Child>> {
+/// Opens connections of each family to the world, with data every tenth of a second, and waits until all are. How long they
+/// last the words say.
+pub(crate) fn open_flows(lab: &Lab, pod: &str, of_each: usize, lasting: &str) -> Result<Vec<Child>> {
     let flows = [Ip::V4, Ip::V6].map(|ip| {
         let words = format!(
-            "coil-lab tool tcp-echo --connections {of_each} --times {times} --pause 100 --bytes 1000 --timeout 5 {}",
+            "coil-lab tool tcp-echo --connections {of_each} --pause 100 --bytes 1000 {lasting} {}",
             socket(ip.world(), 7)
         );
         lab.spawn_in_pod(pod, &words)
@@ -260,20 +268,83 @@ fn what_came_in_is_answered_the_way_it_came() -> Result<()> {
     end(lab)
 }
 
+/// Longer than a rollout takes, so that it is their flows which keep gateways.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Addresses of an Egress's gateways, by whether they are terminating.
+fn gateways_by_end(lab: &Lab, egress: &str) -> Result<(Vec<IpAddr>, Vec<IpAddr>)> {
+    let pods = items(lab, &format!("pods -n internet -l app.kubernetes.io/instance={egress}"))?;
+    let (going, staying): (Vec<_>, Vec<_>) =
+        pods.iter().partition(|pod| !pod["metadata"]["deletionTimestamp"].is_null());
+    let all = |pods: Vec<&Value>| pods.into_iter().flat_map(addresses).flat_map(|a| a.parse()).collect();
+    Ok((all(going), all(staying)))
+}
+
 #[test]
 fn flows_finish_on_gateways_that_go() -> Result<()> {
-    let lab = start_with_client("draining", "replicas: 2, sessionAffinity: None, ")?;
+    const OF_EACH: usize = 100;
+    let lab = start("draining")?;
+    let patience = PATIENCE.as_secs();
+    let patient = format!(
+        "terminationGracePeriodSeconds: {}, containers: [{{name: egress, args: ['--drain-timeout={patience}s']}}]",
+        patience + 10
+    );
+    lab.apply(&namespace("internet", "egress"))?;
+    let fields = format!("replicas: 2, sessionAffinity: None, destinations: {DESTINATIONS}");
+    lab.apply(&egress("nat", &fields).replace("containers: [{name: egress}]", &patient))?;
+    rolled_out(&lab, "nat")?;
+    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
+    wait_ready(&lab, "default", &["client"])?;
+    wait_out(&lab, "default/client", "nat")?;
+
     let before = gateways(&lab, "nat")?;
-    let flows = open_flows(&lab, "default/client", 100, 50)?;
+    let may_end = logs(&lab.options().name)?.join("flows-may-end");
+    let lasting = format!("--times 1 --until {} --timeout 20", may_end.display());
+    let flows = open_flows(&lab, "default/client", OF_EACH, &lasting)?;
+    let carried = |lab: &Lab| {
+        let of = |address: &IpAddr| connections_of(lab, std::slice::from_ref(address));
+        before.iter().map(of).collect::<Result<Vec<_>>>()
+    };
+    let all = carried(&lab)?;
+    check(before.len() == 4 && all.iter().sum::<usize>() == 2 * OF_EACH && !all.contains(&0), || {
+        format!("of the gateways {before:?} the world sees {all:?} flows")
+    })?;
+
+    let told = Instant::now();
     lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;
+    // Both old gateways were told to go, and not one flow, none of which may end yet, has left them.
+    let new = lab.wait_for("both old gateways to be terminating", LIMIT * 2, |lab| {
+        let (going, staying) = gateways_by_end(lab, "nat")?;
+        let all_go = before.iter().all(|old| going.contains(old)) && staying.len() == before.len();
+        Ok(if all_go { Ok(staying) } else { Err(format!("{going:?} are, {staying:?} stay")) })
+    })?;
+    // What begins now leaves by those that stay.
+    lab.wait_for("new flows to leave by new gateways", LIMIT, |lab| {
+        let mut strays = Vec::new();
+        for ip in [Ip::V4, Ip::V6] {
+            for _ in 0..5 {
+                let seen = seen(lab, "default/client", ip)?;
+                strays.extend((!seen.is_some_and(|seen| new.contains(&seen))).then_some(seen));
+            }
+        }
+        Ok(if strays.is_empty() { Ok(()) } else { Err(format!("the world saw {strays:?}, not {new:?}")) })
+    })?;
+    let (going, _) = gateways_by_end(&lab, "nat")?;
+    let still = carried(&lab)?;
+    check(before.iter().all(|old| going.contains(old)) && still == all, || {
+        format!("of {before:?}, which had {all:?} flows, {going:?} are terminating; they have {still:?}")
+    })?;
+
+    std::fs::write(&may_end, "").with_context(|| format!("cannot write {}", may_end.display()))?;
     for flow in flows {
         finish("flows of a family", flow)?;
     }
-    rolled_out(&lab, "nat")?;
     lab.wait_for("the old gateways to go", LIMIT, |lab| {
         let now = gateways(lab, "nat")?;
         Ok(if now.iter().any(|g| before.contains(g)) { Err(format!("there are {now:?}")) } else { Ok(()) })
     })?;
+    check(told.elapsed() < PATIENCE, || "gateways went for want of patience, not of flows".to_owned())?;
+    rolled_out(&lab, "nat")?;
     wait_out(&lab, "default/client", "nat")?;
     end(lab)
 }

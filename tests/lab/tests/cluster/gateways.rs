@@ -31,7 +31,7 @@ pub(crate) fn addresses_of(lab: &Lab, pod: &str) -> Result<Vec<IpAddr>> {
 }
 
 /// Echo connections of the world, by the addresses at their other end.
-fn connections_of(lab: &Lab, addresses: &[IpAddr]) -> Result<usize> {
+pub(crate) fn connections_of(lab: &Lab, addresses: &[IpAddr]) -> Result<usize> {
     let text = lab.world("ss -Htn state established sport = :7")?.success()?;
     let peer = |line: &str| {
         let peer: std::net::SocketAddr = line.split_whitespace().nth(3)?.parse().ok()?;
@@ -45,7 +45,7 @@ fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
     let lab = start_with_client("killed", "replicas: 2, sessionAffinity: None, ")?;
 
     let each = 20;
-    let flows = open_flows(&lab, "default/client", each, 60)?;
+    let flows = open_flows(&lab, "default/client", each, "--times 60 --timeout 5")?;
     let pods = pods_of(&lab, "nat")?;
     let killed = pods.first().context("there is no gateway")?;
     let its_addresses = addresses_of(&lab, killed)?;
@@ -102,7 +102,7 @@ fn a_gateway_may_be_a_client_of_another() -> Result<()> {
     // Its own connections. Those that it carries for its clients leave by it alone, whatever it is annotated with.
     wait_out(&lab, &inner, "outer")?;
     wait_out(&lab, "default/client", "nat")?;
-    for flow in open_flows(&lab, "default/client", 10, 20)? {
+    for flow in open_flows(&lab, "default/client", 10, "--times 20 --timeout 5")? {
         finish("flows through a gateway that is a client", flow)?;
     }
     end(lab)
