@@ -10,9 +10,10 @@ use coil_lab::{Lab, config::Ip};
 
 use crate::{
     common::{LIMIT, check, end, idle_pod, items, namespace, server_pod, start, wait_ready},
+    edge,
     egress::{
-        ANNOTATION, DESTINATIONS, egress, finish, open_flows, rolled_out, seen, socket, start_with_client,
-        wait_out,
+        ANNOTATION, DESTINATIONS, egress, finish, gateways, open_flows, rolled_out, seen, socket,
+        start_with_client, wait_out,
     },
 };
 
@@ -30,20 +31,21 @@ pub(crate) fn addresses_of(lab: &Lab, pod: &str) -> Result<Vec<IpAddr>> {
     text.split_whitespace().map(|a| a.parse().context("a pod's address")).collect()
 }
 
-/// Echo connections of the world, by the addresses at their other end.
-pub(crate) fn connections_of(lab: &Lab, addresses: &[IpAddr]) -> Result<usize> {
+/// Echo connections of the world, by the address at their other end.
+pub(crate) fn connections_of(lab: &Lab, address: IpAddr) -> Result<usize> {
     let text = lab.world("ss -Htn state established sport = :7")?.success()?;
     let peer = |line: &str| {
         let peer: std::net::SocketAddr = line.split_whitespace().nth(3)?.parse().ok()?;
         Some(peer.ip().to_canonical())
     };
-    Ok(text.lines().filter_map(peer).filter(|peer| addresses.contains(peer)).count())
+    Ok(text.lines().filter_map(peer).filter(|peer| *peer == address).count())
 }
 
 #[test]
 fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
     let lab = start_with_client("killed", "replicas: 2, sessionAffinity: None, ")?;
 
+    let mut all = gateways(&lab, "nat")?;
     let each = 20;
     let flows = open_flows(&lab, "default/client", each, "--times 60 --timeout 5")?;
     let pods = pods_of(&lab, "nat")?;
@@ -51,7 +53,7 @@ fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
     let its_addresses = addresses_of(&lab, killed)?;
     let mut expected = Vec::new();
     for address in [true, false].map(|v4| its_addresses.iter().find(|a| a.is_ipv4() == v4)) {
-        let count = connections_of(&lab, &[*address.context("an address of each family")?])?;
+        let count = connections_of(&lab, *address.context("an address of each family")?)?;
         check(count > 0 && count < each, || format!("{count} of {each} flows are on {killed}"))?;
         expected.push(count);
     }
@@ -80,12 +82,18 @@ fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
             format!("{expected} of {each} flows were on {killed}: {said}")
         })?;
     }
+    // What its flows went on to send, too.
+    edge::nothing_leaked(&lab)?;
+    rolled_out(&lab, "nat")?;
+    all.extend(gateways(&lab, "nat")?);
+    edge::only_gateways_got_out(&lab, &all)?;
     end(lab)
 }
 
 #[test]
 fn a_gateway_may_be_a_client_of_another() -> Result<()> {
     let lab = start("chain")?;
+    edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
     lab.apply(&egress("outer", &format!("destinations: {DESTINATIONS}")))?;
     rolled_out(&lab, "outer")?;
@@ -105,6 +113,8 @@ fn a_gateway_may_be_a_client_of_another() -> Result<()> {
     for flow in open_flows(&lab, "default/client", 10, "--times 20 --timeout 5")? {
         finish("flows through a gateway that is a client", flow)?;
     }
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &(&gateways(&lab, "nat")? | &gateways(&lab, "outer")?))?;
     end(lab)
 }
 
@@ -205,5 +215,7 @@ fn a_gateway_with_most_ports_lent_warns_and_keeps_its_own() -> Result<()> {
         })?;
     }
     wait_out(&lab, "default/client", "nat")?;
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
     end(lab)
 }
