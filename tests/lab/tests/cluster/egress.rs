@@ -4,7 +4,11 @@
 //!  node1: web (routed, client)   node2: client, plain   node3: gateway   world: echo on port 7, HTTP
 //! ```
 
-use std::{collections::BTreeSet, net::IpAddr, process::Child};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::Child,
+};
 
 use anyhow::{Context as _, Result};
 use coil_lab::{Lab, config::Ip};
@@ -198,12 +202,76 @@ fn clients_follow_their_egress_and_their_annotations() -> Result<()> {
     end(lab)
 }
 
+/// First port of the server behind the gateway's node: echo is on the next one, and who asks on the one after that.
+const BEHIND_PORT: u16 = 5053;
+
+const fn behind(ip: Ip) -> IpAddr {
+    match ip {
+        Ip::V4 => IpAddr::V4(Ipv4Addr::new(198, 18, 7, 2)),
+        Ip::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x78, 0, 0, 0, 0, 2)),
+    }
+}
+
+/// A host behind a link of the gateway's node that is no uplink, with a server.
+fn serve_behind(lab: &Lab) -> Result<Child> {
+    for words in [
+        "netns add behind",
+        "link add behind type veth peer name eth0 netns behind",
+        "addr add 198.18.7.1/24 dev behind",
+        "addr add 2001:db8:78::1/64 dev behind nodad",
+        "link set behind up",
+        "-n behind link set lo up",
+        "-n behind addr add 198.18.7.2/24 dev eth0",
+        "-n behind addr add 2001:db8:78::2/64 dev eth0 nodad",
+        "-n behind link set eth0 up",
+        "-n behind route add default via 198.18.7.1",
+        "-n behind route add default via 2001:db8:78::1",
+    ] {
+        lab.node("node3", &format!("ip {words}"))?.success()?;
+    }
+    let serve = format!("ip netns exec behind coil-lab tool serve {BEHIND_PORT}");
+    let server = lab.spawn_on_node("node3", &serve)?;
+    for ip in [Ip::V4, Ip::V6] {
+        let whoami = format!("coil-lab tool whoami --timeout 1 {}", socket(behind(ip), BEHIND_PORT + 2));
+        lab.wait_for(&format!("the server behind node3, {}", ip.name()), LIMIT, |lab| {
+            let done = lab.node("node3", &whoami)?;
+            Ok(if done.ok { Ok(()) } else { Err(done.stderr) })
+        })?;
+    }
+    Ok(server)
+}
+
+/// Every kind of packet that a client exchanges with a host that has an echo server.
+fn exchange_every_kind(lab: &Lab, pod: &str, host: IpAddr, echo: u16) -> Result<()> {
+    let (flag, to) = (Ip::of(host).flag(), socket(host, echo));
+    lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {host}"))?.success()?;
+    // In fragments, both ways.
+    lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 3 -s 4000 {host}"))?.success()?;
+    lab.exec(pod, &format!("coil-lab tool tcp-echo --times 3 --timeout 10 {to}"))?.success()?;
+    lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1400 --timeout 3 {to}"))?.success()?;
+    // As QUIC sends: the kernel gets several datagrams in one piece.
+    lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1200 --segments 20 --timeout 3 {to}"))?
+        .success()?;
+    // Nobody listens: the host's error gets back to the client.
+    let refused =
+        lab.exec(pod, &format!("coil-lab tool udp-echo --times 1 --timeout 3 {}", socket(host, 9)))?;
+    check(!refused.ok && refused.stderr.contains("refused"), || {
+        format!("{pod} to a closed port of {host}: {}", refused.stderr)
+    })?;
+    // The last hop: the node of the gateway answers.
+    let last = lab.exec(pod, &format!("ping {flag} -c 1 -W 3 -t 1 {host}"))?;
+    check(last.stdout.contains("exceeded") || last.stdout.contains("Hop limit"), || {
+        format!("{pod} to {host}, one hop: {}{}", last.stdout, last.stderr)
+    })
+}
+
 #[test]
 fn every_kind_of_packet_finds_its_way() -> Result<()> {
     let lab = start("packets")?;
     edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
-    let destinations = "['198.51.100.0/24', '2001:db8:9::/64', '192.0.2.77/32', '2001:db8:77::77/128']";
+    let own = "'192.0.2.77/32', '2001:db8:77::77/128', '198.18.7.0/24', '2001:db8:78::/64'";
+    let destinations = format!("['198.51.100.0/24', '2001:db8:9::/64', {own}]");
     lab.apply(&egress("nat", &format!("destinations: {destinations}")))?;
     rolled_out(&lab, "nat")?;
     let pods = [
@@ -216,35 +284,26 @@ fn every_kind_of_packet_finds_its_way() -> Result<()> {
     // On the gateway's own node.
     lab.node("node3", "ip addr add 192.0.2.77/32 dev lo")?.success()?;
     lab.node("node3", "ip addr add 2001:db8:77::77/128 dev lo nodad")?.success()?;
+    let mut server = serve_behind(&lab)?;
+    let gateways = gateways(&lab, "nat")?;
+    // For `near` the gateway is on its own node, and so is the host behind that.
     for pod in ["default/client", "default/near"] {
         for (ip, own) in [(Ip::V4, "192.0.2.77"), (Ip::V6, "2001:db8:77::77")] {
-            let (flag, world) = (ip.flag(), ip.world());
-            lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {world}"))?.success()?;
-            // In fragments, both ways.
-            lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 3 -s 4000 {world}"))?.success()?;
-            let to = socket(world, 7);
-            lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1400 --timeout 3 {to}"))?.success()?;
-            // As QUIC sends: the kernel gets several datagrams in one piece.
-            lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1200 --segments 20 --timeout 3 {to}"))?
-                .success()?;
-            // Nobody listens: the world's error gets back to the client.
-            let refused =
-                lab.exec(pod, &format!("coil-lab tool udp-echo --times 1 --timeout 3 {}", socket(world, 9)))?;
-            check(!refused.ok && refused.stderr.contains("refused"), || {
-                format!("{pod} to a closed port of {world}: {}", refused.stderr)
-            })?;
-            // The last hop: the node of the gateway answers.
-            let last = lab.exec(pod, &format!("ping {flag} -c 1 -W 3 -t 1 {world}"))?;
-            check(last.stdout.contains("exceeded") || last.stdout.contains("Hop limit"), || {
-                format!("{pod}, one hop: {}{}", last.stdout, last.stderr)
-            })?;
+            exchange_every_kind(&lab, pod, ip.world(), 7)?;
+            let behind = behind(ip);
+            exchange_every_kind(&lab, pod, behind, BEHIND_PORT + 1)?;
+            let whoami = format!("coil-lab tool whoami --timeout 3 {}", socket(behind, BEHIND_PORT + 2));
+            let seen: IpAddr = lab.exec(pod, &whoami)?.success()?.trim().parse()?;
+            check(gateways.contains(&seen), || format!("{behind} saw {pod} as {seen}, not {gateways:?}"))?;
             if pod == "default/client" {
-                lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {own}"))?.success()?;
+                lab.exec(pod, &format!("ping {} -c 2 -i 0.2 -W 2 {own}", ip.flag()))?.success()?;
             }
         }
     }
+    server.kill()?;
+    server.wait()?;
     edge::nothing_leaked(&lab)?;
-    edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
+    edge::only_gateways_got_out(&lab, &gateways)?;
     end(lab)
 }
 
