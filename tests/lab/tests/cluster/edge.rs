@@ -108,7 +108,7 @@ fn without_a_gateway_nothing_leaves() -> Result<()> {
     let lab = start_with_client("shut", "")?;
     let first = gateways(&lab, "nat")?;
     patch(&lab, "internet/egress/nat", &on("nowhere"))?;
-    lab.wait_for("the gateway to go", LIMIT, |lab| {
+    lab.wait_for("the gateway to go", LIMIT * 2, |lab| {
         let left = gateways(lab, "nat")?;
         Ok(if left.is_empty() { Ok(()) } else { Err(format!("there are {left:?}")) })
     })?;

@@ -35,7 +35,8 @@ spec: {{{fields}, template: {{spec: {{nodeName: node3, containers: [{{name: egre
 }
 
 pub(crate) fn rolled_out(lab: &Lab, name: &str) -> Result<()> {
-    lab.wait_for(&format!("the gateways of {name}"), LIMIT, |lab| {
+    // A gateway that goes may take most of its grace period.
+    lab.wait_for(&format!("the gateways of {name}"), LIMIT * 2, |lab| {
         let get = lab.kubectl(&format!("rollout status -n internet deployment/{name} --timeout=20s"))?;
         Ok(if get.ok { Ok(()) } else { Err(get.stderr) })
     })
