@@ -97,7 +97,9 @@ impl Node {
                 if service.is_empty() {
                     return Err(format!("Egress {egress} has no Service with an address yet"));
                 }
-                vias.insert(plan::egress_id(egress), Via { service, sport_auto: info.sport_auto });
+                let originating_only = plan::originating_only(index, &facts, egress);
+                let via = Via { service, sport_auto: info.sport_auto, originating_only };
+                vias.insert(plan::egress_id(egress), via);
             }
             inside::client(&mut wanted, &own, &plan::policy(index, &facts, egresses), &vias);
             if let Some(egress) = &pod.gateway_of {

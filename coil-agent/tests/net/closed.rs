@@ -31,7 +31,7 @@ fn client(services: &[&str], sport_auto: bool) -> Wanted {
     let net = |text: &str| -> IpNet { text.parse().unwrap() };
     let mut policy: BTreeMap<IpNet, Option<_>> = WORLD.iter().map(|(of, _)| (net(of), Some(1))).collect();
     policy.extend([(net("10.0.0.0/8"), None), (net("fc00::/7"), None)]);
-    let via = Via { service: addresses(services), sport_auto };
+    let via = Via { service: addresses(services), sport_auto, originating_only: false };
     let mut wanted = Wanted::default();
     plan::client(&mut wanted, &addresses(&OWN), &policy, &[(1, via)].into());
     wanted

@@ -3,6 +3,7 @@
 
 mod closed;
 mod export;
+mod incoming;
 mod names;
 mod node;
 mod pods;

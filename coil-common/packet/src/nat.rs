@@ -384,8 +384,8 @@ fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) 
         // Of a port that is not to be lent it says the same.
         tables.note_ports(word, bit);
         if may_lend(tables, reverse.port) {
-            let lease = tables.nat_rev(&reverse);
-            if lease.is_none_or(|lease| points_back(&lease, &key) || expired(packet.protocol, &lease, now)) {
+            // Another flow's stays until it is swept, also when it has run out: two that took it at once would both have it.
+            if tables.nat_rev(&reverse).is_none_or(|lease| points_back(&lease, &key)) {
                 break;
             }
         }
@@ -395,8 +395,8 @@ fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) 
     if probe == PROBES {
         return NO_PORT;
     }
-    // What has run out, or lost its forward entry. Of two that take a port at once one inserts; the other's
-    // packet is lost, and looks for another port when it is sent again.
+    // This flow's own, which has run out or lost its forward entry. Of two that take a port at once one inserts; the
+    // other's packet is lost, and looks for another port when it is sent again.
     tables.remove_nat_rev(&reverse);
     let value = NatRevValue {
         client: packet.src,

@@ -90,6 +90,7 @@ fn the_template_is_merged() {
             },
             "spec": {
                 "nodeSelector": {"edge": "true"},
+                "terminationGracePeriodSeconds": 300,
                 "volumes": [{"name": "run", "emptyDir": {"medium": "Memory"}}],
                 "containers": [
                     {"name": "side", "image": "side:2"},
@@ -111,7 +112,7 @@ fn the_template_is_merged() {
     assert_eq!(container["image"], "coil:1");
     assert_eq!(
         container["args"],
-        json!(["--fou-port=6000", "--enable-sport-auto=true", "--backend=nftables"])
+        json!(["--fou-port=6000", "--enable-sport-auto=true", "--backend=nftables", "--drain-timeout=295s"])
     );
     assert_eq!(container["env"][0], json!({"name": "K", "value": "v"}));
     assert_eq!(container["env"].as_array().unwrap().len(), 4);

@@ -21,6 +21,9 @@ use k8s_openapi::{
 
 use super::Settings;
 
+/// Seconds of the grace period that are not for draining: as many as without one of the template's own (30 s and 25 s).
+const TO_END: i64 = 5;
+
 /// Labels of an Egress's objects, and the selector of its pods.
 #[must_use]
 pub fn labels(egress: &str) -> BTreeMap<String, String> {
@@ -46,8 +49,9 @@ pub fn pod_template(egress: &Egress, settings: &Settings) -> PodTemplateSpec {
         spec.containers.insert(0, Container { name: EGRESS_CONTAINER.to_owned(), ..Container::default() });
         0
     });
+    let grace = spec.termination_grace_period_seconds;
     if let Some(container) = spec.containers.get_mut(position) {
-        complete(container, egress, settings);
+        complete(container, egress, settings, grace);
     }
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -71,7 +75,7 @@ fn add_volumes(spec: &mut PodSpec) {
     }
 }
 
-fn complete(container: &mut Container, egress: &Egress, settings: &Settings) {
+fn complete(container: &mut Container, egress: &Egress, settings: &Settings, grace: Option<i64>) {
     container.image.get_or_insert_with(|| settings.image.clone());
     if container.command.as_ref().is_none_or(Vec::is_empty) {
         container.command = Some(vec!["coil-egress".to_owned()]);
@@ -82,6 +86,8 @@ fn complete(container: &mut Container, egress: &Egress, settings: &Settings) {
             args.push("--enable-sport-auto=true".to_owned());
         }
         args.push(format!("--backend={}", settings.backend));
+        // Flows have the grace period for themselves, but for what coil-egress needs to end.
+        args.extend(grace.map(|seconds| format!("--drain-timeout={}s", (seconds - TO_END).max(0))));
         container.args = Some(args);
     }
     set_env(container.env.get_or_insert_default(), egress);

@@ -117,17 +117,17 @@ fn ports(net: Net) -> Vec<Case> {
             (net.world, 443),
             1,
         )),
-        tcp_case("a lease that has run out", 40000).given(nat(
+        tcp_case("another flow's lease that has run out, before it is swept", 40000)
+            .given(nat(&net, 6, 40000, (net.remote_client, 40000), remote, 241))
+            .free(chosen),
+        tcp_case("the flow's own lease that has run out", 40000).given(nat(
             &net,
             6,
             40000,
-            (net.remote_client, 40000),
+            (net.client, 40000),
             remote,
             241,
         )),
-        tcp_case("a lease that has not", 40000)
-            .given(nat(&net, 6, 40000, (net.remote_client, 40000), remote, 239))
-            .free(chosen),
         tcp_case("a privileged port", 80).free(chosen),
         tcp_case("a port of the pod's own", 61000).free(chosen),
         tcp_case("the FOU port", 5555).free(chosen),

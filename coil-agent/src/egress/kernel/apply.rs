@@ -7,8 +7,10 @@ use coil_netns::NetNs;
 use ipnet::IpNet;
 
 use super::{
-    KernelError, closed, nft,
-    plan::{PREFIXES, TABLE_PRIVATE, TABLE_REST, Tunnel, Wanted},
+    KernelError,
+    closed::{self, Fate},
+    incoming, nft,
+    plan::{PREFIXES, TABLES, Tunnel, Wanted},
     rules, tunnel,
 };
 use crate::net::{
@@ -47,9 +49,14 @@ pub async fn apply(
     let eth0 = rtnl.link_by_name(ifname).await?.ok_or_else(|| KernelError::NoInterface(ifname.to_owned()))?;
     // Who connected it tells what it has.
     let with_mtu = ways(&rtnl).await?.iter().any(|(_, path)| path.mtu != 0);
-    let wanted = &Wanted { adopted: wanted.is_of_go(&rules::list(&rtnl).await?, with_mtu), ..wanted.clone() };
+    let wanted = &if wanted.is_of_go(&rules::list(&rtnl).await?, with_mtu) {
+        wanted.clone().without_incoming()
+    } else {
+        Wanted { adopted: false, ..wanted.clone() }
+    };
     // From here on what is meant for a tunnel goes by one or not at all, whatever happens to the tunnels.
-    closed::close(&rtnl, PROTOCOL, &not_open(&rtnl, wanted).await?).await?;
+    closed::close(&rtnl, PROTOCOL, Fate::Closed, &not_open(&rtnl, wanted).await?).await?;
+    closed::close(&rtnl, PROTOCOL, Fate::Passed, &wanted.passed).await?;
     if !wanted.adopted {
         rules::sync(&rtnl, &wanted.rules).await?;
     }
@@ -71,14 +78,19 @@ pub async fn apply(
         } else if !is_left {
             // Its routes go with it, and nothing stands behind those of the Go version's client.
             if wanted.adopted {
-                closed::close(&rtnl, PROTOCOL, &wanted.closed).await?;
+                closed::close(&rtnl, PROTOCOL, Fate::Closed, &wanted.closed).await?;
             }
             rtnl.delete_link(link.index).await?;
         }
     }
     if !wanted.adopted || wanted.tunnels.keys().any(|name| !there.contains(name)) {
         let (ifname, wanted) = (ifname.to_owned(), wanted.clone());
-        run_inside(ns, move || settings_and_tunnels(&ifname, common.port, &there, &wanted)).await??;
+        let marked = before.map_or_else(|| [false, true].into(), |before| before.incoming.clone());
+        run_inside(ns, move || {
+            settings_and_tunnels(&ifname, common.port, &there, &wanted)?;
+            if wanted.adopted { Ok(()) } else { mark_incoming(&ifname, &marked, &wanted) }
+        })
+        .await??;
     }
     for (kernels, ours) in tunnel::OTHERS {
         // Made by the module; another name keeps it from being taken for somebody's tunnel.
@@ -88,7 +100,7 @@ pub async fn apply(
     }
 
     let links = rtnl.links().await?;
-    for table in [TABLE_PRIVATE, TABLE_REST] {
+    for table in TABLES {
         let mut routes = Routes::new();
         for ((_, net), name) in wanted.routes.iter().filter(|((t, _), _)| *t == table) {
             let Some(link) = links.iter().find(|link| link.name == *name) else { continue };
@@ -106,14 +118,15 @@ pub async fn apply(
         }
         Owned { table, protocol: PROTOCOL }.sync(&rtnl, &routes).await?;
     }
-    closed::open_others(&rtnl, PROTOCOL, &not_open(&rtnl, wanted).await?).await?;
+    closed::open_others(&rtnl, PROTOCOL, Fate::Closed, &not_open(&rtnl, wanted).await?).await?;
+    closed::open_others(&rtnl, PROTOCOL, Fate::Passed, &wanted.passed).await?;
     Ok(())
 }
 
 /// Routes into tunnels, by table and destination.
 async fn ways(rtnl: &Rtnl) -> Result<Vec<((u32, IpNet), Path)>, RtnlError> {
     let mut ways = Vec::new();
-    for table in [TABLE_PRIVATE, TABLE_REST] {
+    for table in TABLES {
         let routes = Owned { table, protocol: PROTOCOL }.list(rtnl).await?;
         ways.extend(routes.into_iter().map(|(net, path)| ((table, net), path)));
     }
@@ -165,6 +178,17 @@ fn settings_and_tunnels(
     }
     for own in &wanted.gateway {
         nft::ensure(*own, ifname, wanted.ports.as_ref()).map_err(KernelError::Masquerade)?;
+    }
+    Ok(())
+}
+
+/// Marks connections that come in, in the families that want it and no other; `before`: where that may have been so.
+fn mark_incoming(ifname: &str, before: &BTreeSet<bool>, wanted: &Wanted) -> Result<(), KernelError> {
+    for v6 in &wanted.incoming {
+        incoming::ensure(*v6, ifname).map_err(KernelError::Incoming)?;
+    }
+    for v6 in before.difference(&wanted.incoming) {
+        incoming::remove(*v6).map_err(KernelError::Incoming)?;
     }
     Ok(())
 }

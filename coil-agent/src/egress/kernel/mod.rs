@@ -12,13 +12,16 @@
 //! - [`tunnel`]: FOU ports and links.
 //! - [`rules`]: routing rules.
 //! - [`nft`] does the masquerading.
+//! - [`incoming`] marks connections that came in, which originating-only Egresses leave alone.
 //! - [`apply`]: all of it, inside a pod's namespace.
 
 pub mod apply;
 mod closed;
+pub mod incoming;
 pub mod nft;
 pub mod plan;
 pub mod rules;
+mod ruleset;
 pub mod tunnel;
 
 use coil_netns::NetNsError;
@@ -49,6 +52,11 @@ pub enum KernelError {
         "cannot masquerade in the gateway pod: {0}; it needs the kernel modules nf_tables, nft_masq and nft_ct"
     )]
     Masquerade(#[source] std::io::Error),
+    /// Marking connections was refused.
+    #[error(
+        "cannot mark connections that come in: {0}; originating-only Egresses need the kernel modules nf_tables and nft_ct"
+    )]
+    Incoming(#[source] std::io::Error),
     /// The pod's own interface is missing.
     #[error("the pod has no interface {0}")]
     NoInterface(String),

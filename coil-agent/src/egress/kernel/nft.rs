@@ -12,39 +12,24 @@
 //!
 //! The link that takes FOU from any peer is for answers to the pod itself: what it would carry for others is of no client.
 //!
-//! Numbers are those of `linux/netfilter/nf_tables.h`.
 
 use std::{io, net::IpAddr, ops::RangeInclusive};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::libc;
 
-use super::tunnel::RECEIVERS;
-use crate::datapath::netlink::{ACK, DUMP, NESTED, REQUEST, attributes, exchange, find, message, pack, text};
+use super::{
+    ruleset::{
+        self, EQUAL, GET_RULE, Hook, PRIORITY_FILTER, PRIORITY_SRCNAT, REGISTER, UNEQUAL, bits, compare,
+        expression, family, link, nfgen, number, zero,
+    },
+    tunnel::RECEIVERS,
+};
+use crate::datapath::netlink::{DUMP, NESTED, REQUEST, attributes, exchange, find, message, pack, text};
 
-const TABLE: &[u8] = b"coil\0";
+const TABLE: &str = "coil";
 const POSTROUTING: &str = "postrouting";
 const FORWARD: &str = "forward";
-
-const SUBSYSTEM: u16 = 10 << 8;
-const NEW_TABLE: u16 = SUBSYSTEM;
-const DELETE_TABLE: u16 = SUBSYSTEM | 2;
-const NEW_CHAIN: u16 = SUBSYSTEM | 3;
-const NEW_RULE: u16 = SUBSYSTEM | 6;
-const GET_RULE: u16 = SUBSYSTEM | 7;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-/// `NLM_F_CREATE`, with `NLM_F_EXCL` and `NLM_F_APPEND`.
-const CREATE: u16 = 0x400;
-const EXCLUSIVE: u16 = 0x200;
-const APPEND: u16 = 0x800;
-
-const HOOK_FORWARD: u32 = 2;
-const HOOK_POSTROUTING: u32 = 4;
-/// `NF_IP_PRI_FILTER` and `NF_IP_PRI_NAT_SRC`.
-const PRIORITY_FILTER: u32 = 0;
-const PRIORITY_SRCNAT: u32 = 100;
-const REGISTER: u32 = 1;
 
 /// What a rule counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -90,30 +75,16 @@ pub fn ensure(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>) -> io
 }
 
 fn make(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>, anew: bool) -> io::Result<()> {
-    let family = family(own);
-    let batch = |kind, flags| message(kind, flags, &nfgen(0, 10), &[]);
-    let item = |kind, flags, list: &[u8]| message(kind, REQUEST | flags, &nfgen(family, 0), list);
-    let chain = |name: &str, hook: u32, priority: u32, kind: &[u8]| {
-        let hook = [pack(1, &hook.to_be_bytes()), pack(2, &priority.to_be_bytes())].concat();
-        [pack(1, TABLE), pack(3, &zero(name)), pack(4 | NESTED, &hook), pack(7, kind)].concat()
-    };
-    let rule = |chain: &str, expressions: &[Vec<u8>]| {
-        [pack(1, TABLE), pack(2, &zero(chain)), pack(4 | NESTED, &expressions.concat())].concat()
-    };
-    let before = if anew { item(DELETE_TABLE, 0, &pack(1, TABLE)) } else { Vec::new() };
-    let request = [
-        batch(BATCH_BEGIN, REQUEST),
-        before,
-        item(NEW_TABLE, CREATE | EXCLUSIVE, &pack(1, TABLE)),
-        item(NEW_CHAIN, CREATE, &chain(POSTROUTING, HOOK_POSTROUTING, PRIORITY_SRCNAT, b"nat\0")),
-        item(NEW_CHAIN, CREATE, &chain(FORWARD, HOOK_FORWARD, PRIORITY_FILTER, b"filter\0")),
-        item(NEW_RULE, CREATE | APPEND, &rule(POSTROUTING, &masquerade(own, oif, ports))),
-        item(NEW_RULE, CREATE | APPEND, &rule(FORWARD, &drop_strangers(own))),
-        item(NEW_RULE, CREATE | APPEND | ACK, &rule(FORWARD, &drop_invalid())),
-        batch(BATCH_END, REQUEST),
-    ]
-    .concat();
-    exchange(NETLINK_NETFILTER, &request, |_| {})
+    let chains = [
+        (POSTROUTING, ruleset::NAT, Hook::Postrouting, PRIORITY_SRCNAT),
+        (FORWARD, ruleset::FILTER, Hook::Forward, PRIORITY_FILTER),
+    ];
+    let rules = [
+        (POSTROUTING, masquerade(own, oif, ports)),
+        (FORWARD, drop_strangers(own).into()),
+        (FORWARD, drop_invalid().into()),
+    ];
+    ruleset::make(own.is_ipv6(), TABLE, &chains, &rules, anew)
 }
 
 /// Reads what the rules counted.
@@ -135,10 +106,11 @@ pub fn counts(like: IpAddr) -> io::Result<Counts> {
 
 /// Calls `work` with the chain and the expressions of each rule of the family's table.
 fn rules(like: IpAddr, mut work: impl FnMut(&str, &[u8])) -> io::Result<()> {
-    let request = message(GET_RULE, REQUEST | DUMP, &nfgen(family(like), 0), &pack(1, TABLE));
+    let request =
+        message(GET_RULE, REQUEST | DUMP, &nfgen(family(like.is_ipv6()), 0), &pack(1, &zero(TABLE)));
     exchange(NETLINK_NETFILTER, &request, |body| {
         let list = body.get(4..).unwrap_or_default();
-        if find(list, 1).map(text).as_deref() == Some("coil")
+        if find(list, 1).map(text).as_deref() == Some(TABLE)
             && let (Some(chain), Some(expressions)) = (find(list, 2).map(text), find(list, 4))
         {
             work(&chain, expressions);
@@ -160,35 +132,6 @@ fn counter(expressions: &[u8]) -> Option<Count> {
     Some(Count { bytes: number(1)?, packets: number(2)? })
 }
 
-fn family(address: IpAddr) -> u8 {
-    // NFPROTO_IPV4 and NFPROTO_IPV6.
-    if address.is_ipv4() { 2 } else { 10 }
-}
-
-/// `struct nfgenmsg`.
-fn nfgen(family: u8, resource: u16) -> [u8; 4] {
-    let [a, b] = resource.to_be_bytes();
-    [family, 0, a, b]
-}
-
-fn zero(name: &str) -> Vec<u8> {
-    [name.as_bytes(), &[0]].concat()
-}
-
-fn expression(name: &str, data: &[u8]) -> Vec<u8> {
-    pack(1 | NESTED, &[pack(1, &zero(name)), pack(2 | NESTED, data)].concat())
-}
-
-fn number(kind: u16, value: u32) -> Vec<u8> {
-    pack(kind, &value.to_be_bytes())
-}
-
-/// Compares the register: 0 for equal, 1 for different.
-fn compare(operation: u32, value: &[u8]) -> Vec<u8> {
-    let data = [number(1, REGISTER), number(2, operation), pack(3 | NESTED, &pack(1, value))].concat();
-    expression("cmp", &data)
-}
-
 fn masquerade(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>) -> Vec<Vec<u8>> {
     let (offset, own) = match own {
         IpAddr::V4(v4) => (12, v4.octets().to_vec()),
@@ -199,10 +142,10 @@ fn masquerade(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>) -> Ve
     let source = [number(1, REGISTER), number(2, 1), number(3, offset), number(4, len)].concat();
     let mut expressions = vec![
         expression("payload", &source),
-        compare(1, &own),
+        compare(UNEQUAL, &own),
         // NFT_META_OIFNAME.
         expression("meta", &[number(1, REGISTER), number(2, 7)].concat()),
-        compare(0, &link(oif)),
+        compare(EQUAL, &link(oif)),
         expression("counter", &[]),
     ];
     let mut limits = Vec::new();
@@ -217,13 +160,6 @@ fn masquerade(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>) -> Ve
     expressions
 }
 
-/// The name of a link, as it is compared.
-fn link(name: &str) -> Vec<u8> {
-    let mut name = name.as_bytes().to_vec();
-    name.resize(libc::IF_NAMESIZE, 0);
-    name
-}
-
 /// `NF_DROP` in `NFT_REG_VERDICT`.
 fn drop_it() -> Vec<u8> {
     let verdict = [number(1, 0), pack(2 | NESTED, &pack(2 | NESTED, &number(1, 0)))].concat();
@@ -236,27 +172,18 @@ fn drop_strangers(like: IpAddr) -> [Vec<u8>; 4] {
     [
         // NFT_META_IIFNAME.
         expression("meta", &[number(1, REGISTER), number(2, 6)].concat()),
-        compare(0, &link(name)),
+        compare(EQUAL, &link(name)),
         expression("counter", &[]),
         drop_it(),
     ]
 }
 
 fn drop_invalid() -> [Vec<u8>; 5] {
-    // NFT_CT_STATE, and NF_CT_STATE_INVALID_BIT in the machine's byte order.
-    let invalid = 1_u32.to_ne_bytes();
-    let mask = [
-        number(1, REGISTER),
-        number(2, REGISTER),
-        number(3, 4),
-        pack(4 | NESTED, &pack(1, &invalid)),
-        pack(5 | NESTED, &pack(1, &[0; 4])),
-    ]
-    .concat();
+    // NFT_CT_STATE, and NF_CT_STATE_INVALID_BIT.
     [
         expression("ct", &[number(1, REGISTER), number(2, 0)].concat()),
-        expression("bitwise", &mask),
-        compare(1, &[0; 4]),
+        bits(1, 0),
+        compare(UNEQUAL, &[0; 4]),
         expression("counter", &[]),
         drop_it(),
     ]

@@ -18,10 +18,16 @@ use crate::{
 pub const TABLE_PRIVATE: u32 = 117;
 /// Table of all other destinations, and in gateway pods of the clients.
 pub const TABLE_REST: u32 = 118;
+/// Table of what answers connections that came in, where only some of a client's Egresses are originating-only.
+pub const TABLE_INCOMING: u32 = 120;
+/// All tables with routes of a client or a gateway.
+pub const TABLES: [u32; 3] = [TABLE_PRIVATE, TABLE_REST, TABLE_INCOMING];
 /// The kernel's main table.
 pub const TABLE_MAIN: u32 = 254;
 
 const RULE_LINK_LOCAL: u32 = 1800;
+/// What answers connections that came in: first [`TABLE_INCOMING`], then the main table.
+const RULES_INCOMING: [u32; 2] = [1850, 1851];
 const RULE_PRIVATE: u32 = 1900;
 const RULE_IN_CLUSTER: u32 = 2000;
 const RULE_REST: u32 = 2100;
@@ -55,8 +61,18 @@ pub struct Rule {
     pub iif: Option<String>,
     /// ICMP of the family alone.
     pub icmp: bool,
+    /// Only what answers a connection that came in: see [`super::incoming`].
+    pub incoming: bool,
     /// The table that is looked up.
     pub table: u32,
+}
+
+impl Rule {
+    /// A rule for all packets of a family.
+    #[must_use]
+    pub const fn new(v6: bool, priority: u32, table: u32) -> Self {
+        Self { priority, to: None, v6, iif: None, icmp: false, incoming: false, table }
+    }
 }
 
 /// Everything that Coil makes in a pod's namespace for its egress.
@@ -70,6 +86,10 @@ pub struct Wanted {
     pub routes: BTreeMap<(u32, IpNet), String>,
     /// Destinations that the pod reaches by a tunnel or not at all, by table.
     pub closed: BTreeSet<(u32, IpNet)>,
+    /// Destinations of which [`TABLE_INCOMING`] says nothing, whatever it says of larger ones.
+    pub passed: BTreeSet<(u32, IpNet)>,
+    /// Families in which answers to connections that came in are told apart; true for IPv6.
+    pub incoming: BTreeSet<bool>,
     /// The pod's addresses when it is a gateway, for masquerading.
     pub gateway: Vec<IpAddr>,
     /// What masquerading may use of ports, where the programs translate beside it.
@@ -80,6 +100,18 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// The same without what tells answers to connections that came in apart: the Go version's clients have rules of their own
+    /// for these.
+    #[must_use]
+    pub fn without_incoming(mut self) -> Self {
+        self.rules.retain(|rule| !rule.incoming);
+        self.routes.retain(|(table, _), _| *table != TABLE_INCOMING);
+        self.closed.retain(|(table, _)| *table != TABLE_INCOMING);
+        self.passed.clear();
+        self.incoming.clear();
+        self
+    }
+
     /// Whether a client with these rules, and routes into tunnels of which some have an MTU of their own or none has, is as the
     /// Go version made it. What this version makes has one.
     #[must_use]
@@ -120,6 +152,8 @@ pub struct Via {
     pub service: Vec<IpAddr>,
     /// `fouSourcePortAuto`.
     pub sport_auto: bool,
+    /// Who comes in from its destinations is answered the way they came.
+    pub originating_only: bool,
 }
 
 /// Adds what a client needs. `policy` is what of its destinations leaves through which Egress, as the programs
@@ -138,13 +172,13 @@ pub fn client(
         if of_family.values().all(|egress| egress.is_none()) {
             continue;
         }
-        let rule = |priority, to, table| Rule { priority, to, v6, iif: None, icmp: false, table };
+        let rule = |priority, to, table| Rule { to, ..Rule::new(v6, priority, table) };
         for net in local_ranges().into_iter().filter(|net| family(net) && is_link_local(*net)) {
             wanted.rules.insert(rule(RULE_LINK_LOCAL, Some(net), TABLE_MAIN));
         }
         wanted.rules.insert(rule(RULE_PRIVATE, None, TABLE_PRIVATE));
         wanted.rules.insert(rule(RULE_REST, None, TABLE_REST));
-        for (net, egress) in of_family {
+        for (net, egress) in of_family.iter().map(|(net, egress)| (*net, *egress)) {
             let Some(id) = egress else {
                 wanted.rules.insert(rule(RULE_IN_CLUSTER, Some(*net), TABLE_MAIN));
                 continue;
@@ -160,6 +194,41 @@ pub fn client(
             wanted.tunnels.insert(name.clone(), tunnel);
             wanted.routes.insert((table, *net), name);
         }
+        incoming(wanted, v6, &of_family, egresses);
+    }
+}
+
+/// Adds what lets a client answer connections that came in from destinations of Egresses that are originating-only.
+fn incoming(
+    wanted: &mut Wanted,
+    v6: bool,
+    policy: &BTreeMap<&IpNet, &Option<EgressId>>,
+    egresses: &BTreeMap<EgressId, Via>,
+) {
+    let originating = |egress: &Option<EgressId>| {
+        egress.and_then(|id| egresses.get(&id)).is_some_and(|via| via.originating_only)
+    };
+    if !policy.values().any(|egress| originating(egress)) {
+        return;
+    }
+    wanted.incoming.insert(v6);
+    let rule = |priority, table| Rule { incoming: true, ..Rule::new(v6, priority, table) };
+    let [others, main] = RULES_INCOMING;
+    wanted.rules.insert(rule(main, TABLE_MAIN));
+    if policy.values().all(|egress| egress.is_none() || originating(egress)) {
+        return;
+    }
+    wanted.rules.insert(rule(others, TABLE_INCOMING));
+    for (net, egress) in policy {
+        if egress.is_none() || originating(egress) {
+            wanted.passed.insert((TABLE_INCOMING, **net));
+            continue;
+        }
+        wanted.closed.insert((TABLE_INCOMING, **net));
+        let ways = [TABLE_PRIVATE, TABLE_REST].into_iter();
+        if let Some(name) = ways.filter_map(|table| wanted.routes.get(&(table, **net))).next().cloned() {
+            wanted.routes.insert((TABLE_INCOMING, **net), name);
+        }
     }
 }
 
@@ -173,8 +242,7 @@ pub fn gateway(wanted: &mut Wanted, own: &[IpAddr], ifname: &str, clients: &[IpA
         let v6 = local.is_ipv6();
         let mut rule = |iif: &str, icmp| {
             let iif = Some(iif.to_owned());
-            let rule = Rule { priority: RULE_IN_CLUSTER, to: None, v6, iif, icmp, table: TABLE_REST };
-            wanted.rules.insert(rule);
+            wanted.rules.insert(Rule { iif, icmp, ..Rule::new(v6, RULE_IN_CLUSTER, TABLE_REST) });
         };
         rule(ifname, false);
         // The pod's own errors about clients' packets: connection tracking on the way has never seen those outside of
@@ -207,6 +275,11 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn via(service: &[&str]) -> Via {
+        let service = service.iter().map(|a| a.parse().unwrap()).collect();
+        Via { service, sport_auto: false, originating_only: false }
+    }
+
     #[test]
     fn names_are_those_of_coil_v2() {
         assert_eq!(tunnel_name("10.96.0.7".parse().unwrap()), "fou4_0a600007");
@@ -225,8 +298,7 @@ mod tests {
             (net("fc00::/7"), None),
         ]
         .into();
-        let via =
-            Via { service: ["10.96.0.7", "fd96::7"].map(|a| a.parse().unwrap()).into(), sport_auto: true };
+        let via = Via { sport_auto: true, ..via(&["10.96.0.7", "fd96::7"]) };
         let mut wanted = Wanted::default();
         client(&mut wanted, &own, &policy, &[(1, via)].into());
         assert_eq!(wanted.tunnels.len(), 2);
@@ -251,8 +323,7 @@ mod tests {
 
     #[test]
     fn a_client_of_the_go_version_is_known_by_its_rules_and_routes() {
-        let rule = |v6, priority, table| Rule { priority, to: None, v6, iif: None, icmp: false, table };
-        let of = |v6| [rule(v6, 1900, 117), rule(v6, 2100, 118)];
+        let of = |v6| [Rule::new(v6, 1900, 117), Rule::new(v6, 2100, 118)];
         let closed = [(118, net("0.0.0.0/0")), (118, net("::/0"))].into();
         let wanted = Wanted { adopted: true, closed, ..Wanted::default() };
         let both: BTreeSet<Rule> = [of(false), of(true)].concat().into_iter().collect();
@@ -261,6 +332,38 @@ mod tests {
         assert!(!wanted.is_of_go(&of(false).into(), false), "without rules nothing leads there");
         assert!(!wanted.is_of_go(&BTreeSet::new(), false));
         assert!(!Wanted { adopted: false, ..wanted }.is_of_go(&both, false));
+    }
+
+    #[test]
+    fn who_came_in_is_answered_the_way_they_came_where_the_egress_says_so() {
+        let own = ["10.64.0.1", "fd64::1"].map(|a| a.parse().unwrap());
+        let originating = Via { originating_only: true, ..via(&["10.96.0.7", "fd96::7"]) };
+        let mut policy: BTreeMap<IpNet, Option<EgressId>> =
+            [(net("0.0.0.0/0"), Some(1)), (net("10.0.0.0/8"), None), (net("2001:db8::/32"), Some(1))].into();
+        let made = |policy: &_| {
+            let egresses = [(1, originating.clone()), (2, via(&["10.96.0.8"]))].into();
+            let mut wanted = Wanted::default();
+            client(&mut wanted, &own, policy, &egresses);
+            wanted
+        };
+        let incoming = |wanted: &Wanted| -> Vec<(u32, bool, u32)> {
+            let rules = wanted.rules.iter().filter(|rule| rule.incoming);
+            rules.map(|rule| (rule.priority, rule.v6, rule.table)).collect()
+        };
+        let all = made(&policy);
+        assert_eq!(incoming(&all), [(1851, false, 254), (1851, true, 254)]);
+        assert_eq!((all.incoming.len(), all.passed.len()), (2, 0));
+        // Another Egress, which is not: inside of the first's destinations, and around one of the cluster's.
+        policy.extend([(net("192.0.2.0/24"), Some(2)), (net("192.0.2.128/25"), Some(1))]);
+        let mixed = made(&policy);
+        assert_eq!(incoming(&mixed), [(1850, false, 120), (1851, false, 254), (1851, true, 254)]);
+        let passed = ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.128/25"].map(|n| (120, net(n)));
+        assert_eq!(mixed.passed, passed.into());
+        assert_eq!(mixed.routes[&(120, net("192.0.2.0/24"))], "fou4_0a600008");
+        assert!(mixed.closed.contains(&(120, net("192.0.2.0/24"))));
+        policy = [(net("192.0.2.0/24"), Some(2))].into();
+        let none = made(&policy);
+        assert_eq!((incoming(&none).len(), none.incoming.len()), (0, 0));
     }
 
     #[test]
@@ -279,7 +382,7 @@ mod tests {
     #[test]
     fn a_gateway_that_is_a_client_carries_its_clients_itself() {
         let own = ["10.64.0.3".parse().unwrap()];
-        let via = Via { service: vec!["10.96.0.7".parse().unwrap()], sport_auto: false };
+        let via = via(&["10.96.0.7"]);
         let mut wanted = Wanted::default();
         client(&mut wanted, &own, &[(net("0.0.0.0/0"), Some(1))].into(), &[(1, via)].into());
         gateway(&mut wanted, &own, "eth0", &["10.64.1.2".parse().unwrap()], false);

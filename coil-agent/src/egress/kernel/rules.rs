@@ -8,7 +8,10 @@ use rtnetlink::packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::plan::{RULES, Rule};
+use super::{
+    incoming::MARK,
+    plan::{RULES, Rule},
+};
 use crate::net::{Rtnl, RtnlError, rtnl::Mode};
 
 /// The rules between priorities 1800 and 2100.
@@ -49,13 +52,13 @@ pub async fn sync(rtnl: &Rtnl, wanted: &BTreeSet<Rule>) -> Result<(), RtnlError>
 
 fn parse(message: &RuleMessage) -> Option<Rule> {
     let v6 = message.header.family == AddressFamily::Inet6;
-    let mut rule =
-        Rule { priority: 0, to: None, v6, iif: None, icmp: false, table: u32::from(message.header.table) };
+    let mut rule = Rule::new(v6, 0, u32::from(message.header.table));
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
             RuleAttribute::Table(table) => rule.table = *table,
             RuleAttribute::IpProtocol(protocol) => rule.icmp = *protocol == icmp(v6),
+            RuleAttribute::FwMark(mark) => rule.incoming = *mark == MARK,
             RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
             RuleAttribute::Destination(to) => rule.to = IpNet::new(*to, message.header.dst_len).ok(),
             _ => {}
@@ -77,6 +80,9 @@ fn write(rule: &Rule) -> RuleMessage {
     }
     if rule.icmp {
         message.attributes.push(RuleAttribute::IpProtocol(icmp(rule.v6)));
+    }
+    if rule.incoming {
+        message.attributes.extend([RuleAttribute::FwMark(MARK), RuleAttribute::FwMask(MARK)]);
     }
     message.attributes.extend(rule.iif.clone().map(RuleAttribute::Iifname));
     message
@@ -105,18 +111,17 @@ mod tests {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let rule = |v6, to: Option<&str>, iif: Option<&str>, icmp| Rule {
-            priority: 2000,
             to: to.map(|to| to.parse().unwrap()),
-            v6,
             iif: iif.map(str::to_owned),
             icmp,
-            table: 118,
+            ..Rule::new(v6, 2000, 118)
         };
         let mut wanted: BTreeSet<Rule> = [false, true]
             .into_iter()
             .flat_map(|v6| [rule(v6, None, Some("eth0"), false), rule(v6, None, Some("lo"), true)])
             .collect();
         wanted.insert(rule(false, Some("10.0.0.0/8"), None, false));
+        wanted.extend([false, true].map(|v6| Rule { incoming: true, ..Rule::new(v6, 1850, 120) }));
         let (one, two, none) = runtime.block_on(async {
             let rtnl = Rtnl::open_in(&ns).unwrap().unwrap();
             sync(&rtnl, &wanted).await.unwrap();
@@ -129,6 +134,7 @@ mod tests {
         NetNs::remove(&path).unwrap();
         for (family, text) in ["icmp", "ipv6-icmp"].into_iter().zip(&one) {
             assert!(text.contains("from all iif eth0 lookup 118"), "{text}");
+            assert!(text.contains("from all fwmark 0x2000/0x2000 lookup 120"), "{text}");
             assert!(text.contains(&format!("from all iif lo ipproto {family} lookup 118")), "{text}");
         }
         assert!(one[0].contains("from all to 10.0.0.0/8 lookup 118"), "{}", one[0]);

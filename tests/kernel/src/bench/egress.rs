@@ -142,7 +142,8 @@ impl Journey {
         }
         let (to, client, gateway) = (Self::destination(v4)?, self.client.address, self.gateway.address);
         let policy: BTreeMap<IpNet, Option<EgressId>> = [(to, Some(EGRESS))].into();
-        let egresses = [(EGRESS, Via { service: vec![gateway], sport_auto: false })].into();
+        let egresses =
+            [(EGRESS, Via { service: vec![gateway], sport_auto: false, originating_only: false })].into();
         let mut wanted = Wanted::default();
         plan::client(&mut wanted, &[client], &policy, &egresses);
         apply(&self.client.space, &wanted)?;

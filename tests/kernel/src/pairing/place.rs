@@ -121,7 +121,11 @@ impl Place {
             self.serve()?;
             let policy: BTreeMap<IpNet, Option<EgressId>> =
                 fabric.stated(0).policies.into_iter().map(|((_, net), egress)| (net, egress)).collect();
-            let via = Via { service: vec![self.service()], sport_auto: self.pair.sport_auto };
+            let via = Via {
+                service: vec![self.service()],
+                sport_auto: self.pair.sport_auto,
+                originating_only: false,
+            };
             let mut wanted = Wanted::default();
             plan::client(&mut wanted, &[fabric.address(Pod::Client)], &policy, &[(1, via)].into());
             self.apply(Pod::Client, &wanted)?;
@@ -140,11 +144,12 @@ impl Place {
         for egress in desired.egresses.values_mut() {
             egress.sport_auto = self.pair.sport_auto;
             egress.services = vec![self.service()];
+            egress.originating_only = true;
         }
         let (gateway, plain) = (self.fabric.address(Pod::Gateway), self.fabric.address(Pod::Plain));
         desired.clients.insert((gateway, plain));
         for pod in &mut desired.pods {
-            pod.kernel_gateway = pod.gateway;
+            (pod.kernel_gateway, pod.originating_only) = (pod.gateway, pod.client);
             if pod.addresses.contains(&plain) {
                 (pod.kernel_client, pod.policy) = (true, 1);
             }

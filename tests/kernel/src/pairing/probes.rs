@@ -29,7 +29,7 @@ pub(crate) type Probe = fn(&Place) -> Result<()>;
 pub(crate) const BESIDE: &str = "beside";
 
 /// All checks, by name.
-pub(crate) const PROBES: [(&str, Probe); 9] = [
+pub(crate) const PROBES: [(&str, Probe); 10] = [
     ("tcp", tcp),
     ("udp", udp),
     ("ping", ping),
@@ -38,6 +38,7 @@ pub(crate) const PROBES: [(&str, Probe); 9] = [
     ("fragments", fragments),
     ("other", other),
     ("forged", forged),
+    ("incoming", incoming),
     (BESIDE, beside),
 ];
 
@@ -46,6 +47,27 @@ pub(crate) fn translated(place: &Place, seen: IpAddr) -> Result<()> {
     let gateway = place.fabric.address(Pod::Gateway);
     ensure!(seen == gateway, "the world saw {seen}, not the gateway {gateway}");
     Ok(())
+}
+
+/// The Egress is originating-only: who comes in from its destinations is answered the way they came, and the client's own
+/// connections leave by the gateway beside that.
+fn incoming(place: &Place) -> Result<()> {
+    let fabric = &place.fabric;
+    let (client, world) = (fabric.address(Pod::Client), fabric.address(Pod::World));
+    fabric.ip_in(Pod::World, &format!("route add {client} via {}", fabric.node_address(0)))?;
+    let tried = || -> Result<()> {
+        let seen = [
+            traffic::tcp(fabric, Pod::World, Pod::Client, 8010, 100_000)?,
+            traffic::udp(fabric, Pod::World, Pod::Client, 500)?,
+        ];
+        ensure!(seen == [world; 2], "the client saw {seen:?}, not the world {world}");
+        fabric.ping(Pod::World, Pod::Client)?;
+        tcp(place)?;
+        udp(place)
+    };
+    let tried = tried();
+    fabric.ip_in(Pod::World, &format!("route del {client}"))?;
+    tried
 }
 
 fn tcp(place: &Place) -> Result<()> {
