@@ -41,6 +41,7 @@ fn by_stack(net: Net) -> Vec<Case> {
         case("of a gateway that is leaving", net.leaving_gateway, Reason::NotFastKind),
         case("of a pod of this node, by a service", net.plain, Reason::FouNotGateway),
         case("of another node's pod", net.remote, Reason::FouNotGateway),
+        case("of another Egress's gateway", net.strange_gateway, Reason::FouNotGateway),
         case("of the world", net.world, Reason::FouNotGateway),
         case("of the node", net.router, Reason::FouNotGateway),
         Case::to_pod("in fragments", net, KERNEL_CLIENT, fragment, Reason::FouHidden),

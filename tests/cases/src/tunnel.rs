@@ -36,6 +36,11 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
             wire::fou((net.remote, net.client), 0, 5555, &data),
             Reason::FouNotGateway,
         ),
+        case(
+            "FOU from another Egress's gateway",
+            wire::fou((net.strange_gateway, net.client), 0, 5555, &data),
+            Reason::FouNotGateway,
+        ),
         case("FOU from the world", wire::fou((net.world, net.client), 0, 5555, &data), Reason::FouNotGateway),
         case(
             "an inner packet for somebody else",

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  11 client 10.64.0.1 ─┐                     ┌─ 172.18.0.2    node with 10.64.1.0/24: pod .1, client .2,
-//!  12 plain  10.64.0.2 ─┤ this node ─ uplink ─┤                gateways .9 and .10
+//!  12 plain  10.64.0.2 ─┤ this node ─ uplink ─┤                gateways .9, .10, .11, .13
 //!  13 gateway 10.64.0.3 ┘ 172.18.0.1    2     └─ 172.18.0.254  router to the world
 //! ```
 //!
@@ -123,6 +123,8 @@ pub struct Net {
     pub world_kernel: IpAddr,
     /// A gateway of the other node that is terminating.
     pub leaving_gateway: IpAddr,
+    /// A gateway of the other node, of an Egress that no pod of this node is a client of.
+    pub strange_gateway: IpAddr,
     /// Link-local: never egress.
     pub link_local: IpAddr,
     /// A pod, a client and a gateway of a node behind [`BESIDE`].
@@ -196,6 +198,7 @@ impl Net {
             world_kernel: addr(Part::World, 8),
             leaving_gateway: addr(Part::There, 11),
             remote_originating: addr(Part::There, 12),
+            strange_gateway: addr(Part::There, 13),
             link_local: addr(Part::LinkLocal, 1),
             lost: addr(Part::Lost, 1),
             beside: addr(Part::Beside, 1),
@@ -286,6 +289,8 @@ pub struct World {
     pub egresses: Vec<(u32, Vec<IpAddr>, bool)>,
     /// Gateways that take no new flows.
     pub leaving: Vec<IpAddr>,
+    /// Gateways of Egresses that no policy names.
+    pub strange: Vec<IpAddr>,
     /// The Service of Egress [`SERVED`].
     pub service: IpAddr,
     /// Routes; the longest prefix decides.
@@ -351,6 +356,7 @@ impl World {
                 (multicast, None),
             ],
             leaving: vec![net.leaving_gateway],
+            strange: vec![net.strange_gateway],
             service: net.service,
             egresses: vec![
                 (AFFINE, vec![net.remote_gateway, net.leaving_gateway], false),

@@ -316,6 +316,7 @@ pub fn desired() -> Result<Desired> {
         for (destination, egress) in &world.policy {
             desired.policies.insert((POLICY, net(*destination)?), *egress);
         }
+        desired.all_gateways.extend(&world.strange);
         for (id, gateways, sport_auto) in &world.egresses {
             let egress = desired.egresses.entry(*id).or_insert_with(|| Egress {
                 name: format!("test/egress-{id}"),

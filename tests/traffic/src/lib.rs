@@ -13,6 +13,7 @@ mod udp;
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -54,6 +55,9 @@ pub enum Tool {
         /// How often
         #[arg(long, default_value_t = 20)]
         times: usize,
+        /// More often, until this file is there
+        #[arg(long)]
+        until: Option<PathBuf>,
         /// Milliseconds between two times
         #[arg(long, default_value_t = 0)]
         pause: u64,
@@ -215,9 +219,9 @@ pub fn run(tool: Tool) -> Result<String> {
                 served.map(|()| String::new())
             }
             Tool::TcpSend { to, bytes, timeout } => tcp::send(to, bytes, timeout.get()).await,
-            Tool::TcpEcho { to, connections, bytes, times, pause, timeout } => {
-                let pause = Duration::from_millis(pause);
-                tcp::echo_on_all(connections, to, bytes, times, pause, timeout.get()).await
+            Tool::TcpEcho { to, connections, bytes, times, until, pause, timeout } => {
+                let (pause, turns) = (Duration::from_millis(pause), (times, until.as_deref()));
+                tcp::echo_on_all(connections, to, bytes, turns, pause, timeout.get()).await
             }
             Tool::UdpEcho { to, lost, bytes, segments, times, pause, timeout } => {
                 let pause = Duration::from_millis(pause);
@@ -248,7 +252,7 @@ async fn visit(address: IpAddr, port: u16, times: usize, limit: Duration) -> Res
     // TCP first: it waits while routers hear of a new pod.
     let seen = tcp::whoami(at(2), None, limit).await?;
     tcp::send(at(0), MEGABYTE, limit).await?;
-    tcp::echo(at(1), MEGABYTE, times, Duration::ZERO, limit).await?;
+    tcp::echo(at(1), MEGABYTE, (times, None), Duration::ZERO, limit).await?;
     udp::echo(at(1), 1000, 1, 20, Duration::ZERO, limit, None).await?;
     Ok(seen)
 }

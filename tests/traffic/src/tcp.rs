@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -41,11 +42,11 @@ pub(super) async fn echo_on_all(
     connections: usize,
     to: SocketAddr,
     count: usize,
-    times: usize,
+    (times, until): (usize, Option<&Path>),
     pause: Duration,
     limit: Duration,
 ) -> Result<String> {
-    let each = (0..connections).map(|_| echo(to, count, times, pause, limit));
+    let each = (0..connections).map(|_| echo(to, count, (times, until), pause, limit));
     let (said, failed): (Vec<_>, Vec<_>) = join_all(each).await.into_iter().partition(Result::is_ok);
     let failures = failed.len();
     match failed.into_iter().find_map(Result::err) {
@@ -55,10 +56,11 @@ pub(super) async fn echo_on_all(
     }
 }
 
+/// Has bytes echoed so many times, and on until a file is there: the last turn begins after that.
 pub(super) async fn echo(
     to: SocketAddr,
     count: usize,
-    times: usize,
+    (times, until): (usize, Option<&Path>),
     pause: Duration,
     limit: Duration,
 ) -> Result<String> {
@@ -67,19 +69,22 @@ pub(super) async fn echo(
     let (mut read, mut write) = stream.into_split();
     let began = Instant::now();
     let mut longest = Duration::ZERO;
-    for turn in 1..=times {
+    let (mut turn, mut is_last) = (0, false);
+    while !is_last {
+        turn += 1;
+        is_last = turn >= times && until.is_none_or(Path::exists);
         let turn_began = Instant::now();
         let data = data::bytes(count, turn as u64);
         let mut back = vec![0; count];
         // Both at once: neither side's buffers hold it all.
         let both = async { tokio::try_join!(write.write_all(&data), read.read_exact(&mut back)).map(drop) };
-        within(limit, &format!("have {count} bytes echoed, turn {turn} of {times}"), to, both).await?;
-        ensure!(back == data, "{to}: what came back is not what was sent, turn {turn} of {times}");
+        within(limit, &format!("have {count} bytes echoed, turn {turn}"), to, both).await?;
+        ensure!(back == data, "{to}: what came back is not what was sent, turn {turn}");
         longest = longest.max(turn_began.elapsed());
         time::sleep(pause).await;
     }
     Ok(format!(
-        "{count} bytes echoed {times} times, all equal, in {:.3} s; slowest turn {:.3} s; from {local}",
+        "{count} bytes echoed {turn} times, all equal, in {:.3} s; slowest turn {:.3} s; from {local}",
         began.elapsed().as_secs_f64(),
         longest.as_secs_f64()
     ))

@@ -77,7 +77,8 @@ impl<A: HostAddr> Tables<A> for Node<A> {
     fn gateway_of(&self, policy: u32, addr: &A) -> Option<u32> {
         let addr = (*addr).into();
         let is_gateway = self.world.egresses.iter().any(|e| e.1.contains(&addr));
-        let known = [POLICY, 0].contains(&policy) && (is_gateway || addr == self.world.service);
+        let named = [POLICY, 0].contains(&policy) && (is_gateway || addr == self.world.service);
+        let known = named || policy == 0 && self.world.strange.contains(&addr);
         let flags = if self.world.leaving.contains(&addr) { gateway_flag::NO_NEW } else { 0 };
         known.then_some(if policy == 0 { 0 } else { flags })
     }

@@ -36,7 +36,7 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 /// How often a megabyte is echoed.
 const TIMES: usize = 101;
 /// How long a client talks while its Egress changes: turns, and milliseconds between two.
-const TALK: (usize, u64) = (100, 100);
+const TALK: (usize, u64) = (200, 100);
 
 pub(super) async fn fixed_port(cluster: &Cluster) -> Result<Outcome> {
     through_gateways(cluster, false).await
@@ -55,22 +55,32 @@ async fn through_gateways(cluster: &Cluster, auto_port: bool) -> Result<Outcome>
     if !make_egress(cluster, far, json!({"fouSourcePortAuto": auto_port})).await? {
         return cannot_be_here(cluster).await;
     }
-    let selector = format!(
-        "{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS},{LABEL_APP_INSTANCE}={EGRESS}"
-    );
-    let gateways = cluster.gateways(&selector).await?;
-    for ip in cluster.world() {
-        let seen = cluster.run(&client(near, &format!("visit --times {TIMES} {ip} {PORT}"))).await?;
-        let seen: IpAddr = seen.parse().with_context(|| format!("{seen:?} is no address"))?;
-        ensure!(gateways.contains(&seen), "{ip} saw {seen}, which is none of the gateways {gateways:?}");
-        println!("   {ip} echoed {TIMES} MiB and saw the gateway {seen}");
-    }
+    visit(cluster, near, &gateways(cluster).await?).await?;
     tunnels(cluster, &cluster.run(&client(near, "links")).await?).await?;
     survives_an_update(cluster, near).await?;
     change_ports(cluster, near, !auto_port).await?;
     remove_egress(cluster).await?;
     remove_world(cluster).await?;
     Ok(Outcome::Passed)
+}
+
+/// The addresses of all gateways, also of those that are terminating.
+async fn gateways(cluster: &Cluster) -> Result<Vec<IpAddr>> {
+    let selector = format!(
+        "{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS},{LABEL_APP_INSTANCE}={EGRESS}"
+    );
+    cluster.gateways(&selector).await
+}
+
+/// A client's visits to the world, which sees one of these gateways each time.
+async fn visit(cluster: &Cluster, node: &str, gateways: &[IpAddr]) -> Result<()> {
+    for ip in cluster.world() {
+        let seen = cluster.run(&client(node, &format!("visit --times {TIMES} {ip} {PORT}"))).await?;
+        let seen: IpAddr = seen.parse().with_context(|| format!("{seen:?} is no address"))?;
+        ensure!(gateways.contains(&seen), "{ip} saw {seen}, which is none of the gateways {gateways:?}");
+        println!("   {ip} echoed {TIMES} MiB and saw the gateway {seen}");
+    }
+    Ok(())
 }
 
 /// The world's server, on addresses that a node has for it; the gateways' node has routes there.
@@ -195,13 +205,14 @@ async fn remove_egress(cluster: &Cluster) -> Result<()> {
     .await
 }
 
-/// Other source ports are other gateways: when these are there, clients leave through them.
+/// Other source ports are other gateways: when those before are gone, clients leave through these.
 async fn change_ports(cluster: &Cluster, node: &str, auto_port: bool) -> Result<()> {
+    let before = gateways(cluster).await?;
     let patch = Patch::Merge(json!({"spec": {"fouSourcePortAuto": auto_port}}));
     let changed = egresses(cluster).patch(EGRESS, &PatchParams::default(), &patch).await;
     changed.context("cannot change the Egress")?;
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), NAMESPACE);
-    until("the gateways have changed", cluster.limit, async || {
+    let now = until("the gateways have changed", cluster.limit, async || {
         let deployment = deployments.get(EGRESS).await.context("cannot read the Deployment")?;
         let containers =
             deployment.spec.iter().flat_map(|spec| spec.template.spec.iter().flat_map(|s| &s.containers));
@@ -210,40 +221,58 @@ async fn change_ports(cluster: &Cluster, node: &str, auto_port: bool) -> Result<
         let status = deployment.status.clone().unwrap_or_default();
         let numbers = [status.updated_replicas, status.replicas, status.available_replicas];
         let observed = status.observed_generation == deployment.metadata.generation;
-        let done = told == auto_port && observed && numbers == [Some(2); 3];
-        Ok(if done { Ok(()) } else { Err(format!("{status:?}")) })
+        let now = gateways(cluster).await?;
+        let replaced = now.iter().all(|gateway| !before.contains(gateway));
+        let done = told == auto_port && observed && numbers == [Some(2); 3] && replaced;
+        Ok(if done { Ok(now) } else { Err(format!("{status:?}; there are {now:?}, there were {before:?}")) })
     })
     .await?;
-    for ip in cluster.world() {
-        cluster.run(&client(node, &format!("visit --times {TIMES} {ip} {PORT}"))).await?;
-    }
-    Ok(())
+    visit(cluster, node, &now).await
 }
 
-/// A client's connection goes on while the destinations of its Egress change.
+/// A client's connections, one of each family, go on while the destinations of its Egress change.
 async fn survives_an_update(cluster: &Cluster, node: &str) -> Result<()> {
     let (times, pause) = TALK;
-    let world = cluster.world().first().context("the world has no address of this cluster's families")?;
-    let to = SocketAddr::new(*world, ECHO);
-    let words = format!("tcp-echo --bytes 10000 --times {times} --pause {pause} {to}");
-    let talker = Traffic { name: "talker".into(), probe: None, ..client(node, &words) };
-    cluster.create(&talker).await?;
-    until("the client runs", cluster.limit, async || {
+    let talkers = cluster.world().iter().enumerate().map(|(n, world)| {
+        let to = SocketAddr::new(*world, ECHO);
+        let words = format!("tcp-echo --bytes 10000 --times {times} --pause {pause} {to}");
+        Traffic { name: format!("talker-{n}"), ..client(node, &words) }
+    });
+    let talkers: Vec<Traffic> = talkers.collect();
+    ensure!(!talkers.is_empty(), "the world has no address of this cluster's families");
+    for talker in &talkers {
+        cluster.create(talker).await?;
+    }
+    let phase = async |talker: &Traffic| {
         let pod = cluster.pods().get(&talker.name).await.context("cannot read the client")?;
-        let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
-        Ok(if phase == "Pending" { Err(phase) } else { Ok(()) })
-    })
-    .await?;
+        Ok::<_, anyhow::Error>(pod.status.and_then(|status| status.phase).unwrap_or_default())
+    };
+    for talker in &talkers {
+        until("the client runs", cluster.limit, async || {
+            let phase = phase(talker).await?;
+            Ok(if phase == "Pending" { Err(phase) } else { Ok(()) })
+        })
+        .await?;
+    }
     let mut destinations: Vec<String> =
         cluster.world().iter().map(|ip| ipnet::IpNet::from(*ip).to_string()).collect();
-    destinations.push(if world.is_ipv4() { "192.0.2.0/24".into() } else { "2001:db8::/32".into() });
+    for world in cluster.world() {
+        destinations.push(if world.is_ipv4() { "192.0.2.0/24".into() } else { "2001:db8::/32".into() });
+    }
     let patch = json!({"spec": {"destinations": destinations}});
     egresses(cluster)
         .patch(EGRESS, &PatchParams::default(), &Patch::Merge(patch))
         .await
         .context("cannot change the Egress")?;
-    println!("   over a change of the Egress: {}", cluster.result(&talker.name).await?);
-    cluster.remove(&talker.name).await
+    for talker in &talkers {
+        let phase = phase(talker).await?;
+        ensure!(phase != "Succeeded", "{} had all its answers before the Egress changed", talker.name);
+    }
+    for talker in &talkers {
+        println!("   over a change of the Egress: {}", cluster.result(&talker.name).await?);
+        cluster.remove(&talker.name).await?;
+    }
+    Ok(())
 }
 
 fn client(node: &str, words: &str) -> Traffic {

@@ -1,7 +1,7 @@
 //! What the tests share.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -45,10 +45,15 @@ pub(crate) fn end(lab: Lab) -> Result<()> {
     forget_logs(&name)
 }
 
+/// The directory of a lab's logs, which its pods see, too.
+pub(crate) fn logs(name: &str) -> Result<PathBuf> {
+    let build = program().parent().and_then(Path::parent).context("the program is in no build directory")?;
+    Ok(build.join("lab").join(name))
+}
+
 /// Removes the logs of a lab: they are for tests that failed.
 pub(crate) fn forget_logs(name: &str) -> Result<()> {
-    let build = program().parent().and_then(Path::parent).context("the program is in no build directory")?;
-    let dir = build.join("lab").join(name);
+    let dir = logs(name)?;
     std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
 }
 

@@ -4,14 +4,19 @@
 //!  node1: web (routed, client)   node2: client, plain   node3: gateway   world: echo on port 7, HTTP
 //! ```
 
-use std::{net::IpAddr, process::Child};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::Child,
+};
 
 use anyhow::{Context as _, Result};
 use coil_lab::{Lab, config::Ip};
 use serde_json::Value;
 
-use crate::common::{
-    LIMIT, addresses, check, end, get, idle_pod, items, namespace, server_pod, start, wait_ready,
+use crate::{
+    common::{LIMIT, addresses, check, end, get, idle_pod, items, namespace, server_pod, start, wait_ready},
+    edge::{self, wait_in},
 };
 
 pub(crate) const ANNOTATION: &str = "egress.coil.cybozu.com/internet: nat";
@@ -30,10 +35,22 @@ spec: {{{fields}, template: {{spec: {{nodeName: node3, containers: [{{name: egre
 }
 
 pub(crate) fn rolled_out(lab: &Lab, name: &str) -> Result<()> {
-    lab.wait_for(&format!("the gateways of {name}"), LIMIT, |lab| {
+    // A gateway that goes may take most of its grace period.
+    lab.wait_for(&format!("the gateways of {name}"), LIMIT * 2, |lab| {
         let get = lab.kubectl(&format!("rollout status -n internet deployment/{name} --timeout=20s"))?;
         Ok(if get.ok { Ok(()) } else { Err(get.stderr) })
     })
+}
+
+/// The same, once they are run with an argument that a change of the Egress brings.
+pub(crate) fn rolled_out_with(lab: &Lab, name: &str, argument: &str) -> Result<()> {
+    let args =
+        format!("get deployment -n internet {name} -o jsonpath={{.spec.template.spec.containers[*].args}}");
+    lab.wait_for(&format!("{name} to have {argument}"), LIMIT, |lab| {
+        let args = lab.kubectl(&args)?.success()?;
+        Ok(if args.contains(argument) { Ok(()) } else { Err(args) })
+    })?;
+    rolled_out(lab, name)
 }
 
 pub(crate) fn patch(lab: &Lab, what: &str, patch: &str) -> Result<()> {
@@ -54,7 +71,8 @@ pub(crate) fn seen(lab: &Lab, pod: &str, ip: Ip) -> Result<Option<IpAddr>> {
     Ok(answer.and_then(|answer| answer["peer"].as_str()?.parse().ok()))
 }
 
-pub(crate) fn gateways(lab: &Lab, egress: &str) -> Result<Vec<IpAddr>> {
+/// The addresses of all pods of an Egress, also of those that are terminating.
+pub(crate) fn gateways(lab: &Lab, egress: &str) -> Result<BTreeSet<IpAddr>> {
     let pods = items(lab, &format!("pods -n internet -l app.kubernetes.io/instance={egress}"))?;
     Ok(pods.iter().flat_map(addresses).filter_map(|a| a.parse().ok()).collect())
 }
@@ -70,16 +88,6 @@ pub(crate) fn wait_out(lab: &Lab, pod: &str, egress: &str) -> Result<()> {
             } else {
                 Err(format!("the world saw {seen:?}, the gateways have {gateways:?}"))
             })
-        })?;
-    }
-    Ok(())
-}
-
-/// Waits until a pod gets no answer from the world.
-pub(crate) fn wait_in(lab: &Lab, pod: &str) -> Result<()> {
-    for ip in lab.options().family.each() {
-        lab.wait_for(&format!("{pod} to stay in, {}", ip.name()), LIMIT, |lab| {
-            Ok(seen(lab, pod, *ip)?.map_or(Ok(()), |seen| Err(format!("the world saw {seen}"))))
         })?;
     }
     Ok(())
@@ -103,9 +111,15 @@ pub(crate) fn finish(what: &str, child: Child) -> Result<()> {
 
 /// Starts a lab with the Egress `nat`, whose other fields are given, and a client of it on node2.
 pub(crate) fn start_with_client(test: &str, fields: &str) -> Result<Lab> {
+    start_with_client_of(test, &egress("nat", &format!("{fields}destinations: {DESTINATIONS}")))
+}
+
+/// The same with an Egress `nat` that is given as a whole. What leaves without being translated is counted.
+pub(crate) fn start_with_client_of(test: &str, egress: &str) -> Result<Lab> {
     let lab = start(test)?;
+    edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
-    lab.apply(&egress("nat", &format!("{fields}destinations: {DESTINATIONS}")))?;
+    lab.apply(egress)?;
     rolled_out(&lab, "nat")?;
     lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
     wait_ready(&lab, "default", &["client"])?;
@@ -113,11 +127,12 @@ pub(crate) fn start_with_client(test: &str, fields: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Opens connections of each family to the world, with data every tenth of a second, and waits until all are.
-pub(crate) fn open_flows(lab: &Lab, pod: &str, of_each: usize, times: usize) -> Result<Vec<Child>> {
+/// Opens connections of each family to the world, with data every tenth of a second, and waits until all are. How long they
+/// last the words say.
+pub(crate) fn open_flows(lab: &Lab, pod: &str, of_each: usize, lasting: &str) -> Result<Vec<Child>> {
     let flows = [Ip::V4, Ip::V6].map(|ip| {
         let words = format!(
-            "coil-lab tool tcp-echo --connections {of_each} --times {times} --pause 100 --bytes 1000 --timeout 5 {}",
+            "coil-lab tool tcp-echo --connections {of_each} --pause 100 --bytes 1000 {lasting} {}",
             socket(ip.world(), 7)
         );
         lab.spawn_in_pod(pod, &words)
@@ -133,6 +148,7 @@ pub(crate) fn open_flows(lab: &Lab, pod: &str, of_each: usize, times: usize) -> 
 #[test]
 fn clients_follow_their_egress_and_their_annotations() -> Result<()> {
     let lab = start("egress")?;
+    edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
     lab.apply(&egress("nat", &format!("replicas: 2, destinations: {DESTINATIONS}")))?;
     rolled_out(&lab, "nat")?;
@@ -148,11 +164,17 @@ fn clients_follow_their_egress_and_their_annotations() -> Result<()> {
         wait_out(&lab, pod, "nat")?;
         echo_101_times(&lab, pod)?;
     }
+    let mut all = gateways(&lab, "nat")?;
 
     patch(&lab, "internet/egress/nat", r#"{"spec": {"fouSourcePortAuto": true}}"#)?;
     echo_101_times(&lab, "default/client")?;
     patch(&lab, "internet/egress/nat", r#"{"spec": {"sessionAffinity": "None"}}"#)?;
     echo_101_times(&lab, "default/client")?;
+    // Other source ports are other gateways.
+    rolled_out_with(&lab, "nat", "--enable-sport-auto=true")?;
+    wait_out(&lab, "default/client", "nat")?;
+    all.extend(gateways(&lab, "nat")?);
+    edge::nothing_leaked(&lab)?;
 
     // Destinations of a running client.
     patch(&lab, "internet/egress/nat", r#"{"spec": {"destinations": ["203.0.113.0/24"]}}"#)?;
@@ -167,6 +189,7 @@ fn clients_follow_their_egress_and_their_annotations() -> Result<()> {
     wait_in(&lab, "default/client")?;
     lab.apply(&egress("longer", "destinations: ['198.51.100.9/32', '2001:db8:9::9/128']"))?;
     rolled_out(&lab, "longer")?;
+    all.extend(gateways(&lab, "longer")?);
     annotate("egress.coil.cybozu.com/internet=nat,longer")?;
     wait_out(&lab, "default/client", "longer")?;
     annotate("egress.coil.cybozu.com/internet=,")?;
@@ -176,14 +199,80 @@ fn clients_follow_their_egress_and_their_annotations() -> Result<()> {
 
     lab.kubectl("delete egress -n internet nat --wait")?.success()?;
     wait_in(&lab, "default/client")?;
+    edge::only_gateways_got_out(&lab, &all)?;
     end(lab)
+}
+
+/// First port of the server behind the gateway's node: echo is on the next one, and who asks on the one after that.
+const BEHIND_PORT: u16 = 5053;
+
+const fn behind(ip: Ip) -> IpAddr {
+    match ip {
+        Ip::V4 => IpAddr::V4(Ipv4Addr::new(198, 18, 7, 2)),
+        Ip::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x78, 0, 0, 0, 0, 2)),
+    }
+}
+
+/// A host behind a link of the gateway's node that is no uplink, with a server.
+fn serve_behind(lab: &Lab) -> Result<Child> {
+    for words in [
+        "netns add behind",
+        "link add behind type veth peer name eth0 netns behind",
+        "addr add 198.18.7.1/24 dev behind",
+        "addr add 2001:db8:78::1/64 dev behind nodad",
+        "link set behind up",
+        "-n behind link set lo up",
+        "-n behind addr add 198.18.7.2/24 dev eth0",
+        "-n behind addr add 2001:db8:78::2/64 dev eth0 nodad",
+        "-n behind link set eth0 up",
+        "-n behind route add default via 198.18.7.1",
+        "-n behind route add default via 2001:db8:78::1",
+    ] {
+        lab.node("node3", &format!("ip {words}"))?.success()?;
+    }
+    let serve = format!("ip netns exec behind coil-lab tool serve {BEHIND_PORT}");
+    let server = lab.spawn_on_node("node3", &serve)?;
+    for ip in [Ip::V4, Ip::V6] {
+        let whoami = format!("coil-lab tool whoami --timeout 1 {}", socket(behind(ip), BEHIND_PORT + 2));
+        lab.wait_for(&format!("the server behind node3, {}", ip.name()), LIMIT, |lab| {
+            let done = lab.node("node3", &whoami)?;
+            Ok(if done.ok { Ok(()) } else { Err(done.stderr) })
+        })?;
+    }
+    Ok(server)
+}
+
+/// Every kind of packet that a client exchanges with a host that has an echo server.
+fn exchange_every_kind(lab: &Lab, pod: &str, host: IpAddr, echo: u16) -> Result<()> {
+    let (flag, to) = (Ip::of(host).flag(), socket(host, echo));
+    lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {host}"))?.success()?;
+    // In fragments, both ways.
+    lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 3 -s 4000 {host}"))?.success()?;
+    lab.exec(pod, &format!("coil-lab tool tcp-echo --times 3 --timeout 10 {to}"))?.success()?;
+    lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1400 --timeout 3 {to}"))?.success()?;
+    // As QUIC sends: the kernel gets several datagrams in one piece.
+    lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1200 --segments 20 --timeout 3 {to}"))?
+        .success()?;
+    // Nobody listens: the host's error gets back to the client.
+    let refused =
+        lab.exec(pod, &format!("coil-lab tool udp-echo --times 1 --timeout 3 {}", socket(host, 9)))?;
+    check(!refused.ok && refused.stderr.contains("refused"), || {
+        format!("{pod} to a closed port of {host}: {}", refused.stderr)
+    })?;
+    // The last hop: the node of the gateway answers.
+    let last = lab.exec(pod, &format!("ping {flag} -c 1 -W 3 -t 1 {host}"))?;
+    check(last.stdout.contains("exceeded") || last.stdout.contains("Hop limit"), || {
+        format!("{pod} to {host}, one hop: {}{}", last.stdout, last.stderr)
+    })
 }
 
 #[test]
 fn every_kind_of_packet_finds_its_way() -> Result<()> {
     let lab = start("packets")?;
+    edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
-    let destinations = "['198.51.100.0/24', '2001:db8:9::/64', '192.0.2.77/32', '2001:db8:77::77/128']";
+    let own = "'192.0.2.77/32', '2001:db8:77::77/128', '198.18.7.0/24', '2001:db8:78::/64'";
+    let destinations = format!("['198.51.100.0/24', '2001:db8:9::/64', {own}]");
     lab.apply(&egress("nat", &format!("destinations: {destinations}")))?;
     rolled_out(&lab, "nat")?;
     let pods = [
@@ -196,33 +285,26 @@ fn every_kind_of_packet_finds_its_way() -> Result<()> {
     // On the gateway's own node.
     lab.node("node3", "ip addr add 192.0.2.77/32 dev lo")?.success()?;
     lab.node("node3", "ip addr add 2001:db8:77::77/128 dev lo nodad")?.success()?;
+    let mut server = serve_behind(&lab)?;
+    let gateways = gateways(&lab, "nat")?;
+    // For `near` the gateway is on its own node, and so is the host behind that.
     for pod in ["default/client", "default/near"] {
         for (ip, own) in [(Ip::V4, "192.0.2.77"), (Ip::V6, "2001:db8:77::77")] {
-            let (flag, world) = (ip.flag(), ip.world());
-            lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {world}"))?.success()?;
-            // In fragments, both ways.
-            lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 3 -s 4000 {world}"))?.success()?;
-            let to = socket(world, 7);
-            lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1400 --timeout 3 {to}"))?.success()?;
-            // As QUIC sends: the kernel gets several datagrams in one piece.
-            lab.exec(pod, &format!("coil-lab tool udp-echo --bytes 1200 --segments 20 --timeout 3 {to}"))?
-                .success()?;
-            // Nobody listens: the world's error gets back to the client.
-            let refused =
-                lab.exec(pod, &format!("coil-lab tool udp-echo --times 1 --timeout 3 {}", socket(world, 9)))?;
-            check(!refused.ok && refused.stderr.contains("refused"), || {
-                format!("{pod} to a closed port of {world}: {}", refused.stderr)
-            })?;
-            // The last hop: the node of the gateway answers.
-            let last = lab.exec(pod, &format!("ping {flag} -c 1 -W 3 -t 1 {world}"))?;
-            check(last.stdout.contains("exceeded") || last.stdout.contains("Hop limit"), || {
-                format!("{pod}, one hop: {}{}", last.stdout, last.stderr)
-            })?;
+            exchange_every_kind(&lab, pod, ip.world(), 7)?;
+            let behind = behind(ip);
+            exchange_every_kind(&lab, pod, behind, BEHIND_PORT + 1)?;
+            let whoami = format!("coil-lab tool whoami --timeout 3 {}", socket(behind, BEHIND_PORT + 2));
+            let seen: IpAddr = lab.exec(pod, &whoami)?.success()?.trim().parse()?;
+            check(gateways.contains(&seen), || format!("{behind} saw {pod} as {seen}, not {gateways:?}"))?;
             if pod == "default/client" {
-                lab.exec(pod, &format!("ping {flag} -c 2 -i 0.2 -W 2 {own}"))?.success()?;
+                lab.exec(pod, &format!("ping {} -c 2 -i 0.2 -W 2 {own}", ip.flag()))?.success()?;
             }
         }
     }
+    server.kill()?;
+    server.wait()?;
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &gateways)?;
     end(lab)
 }
 
@@ -257,23 +339,7 @@ fn what_came_in_is_answered_the_way_it_came() -> Result<()> {
             Ok(if done.ok { Err("the world still reaches it".to_owned()) } else { Ok(()) })
         })?;
     }
-    end(lab)
-}
-
-#[test]
-fn flows_finish_on_gateways_that_go() -> Result<()> {
-    let lab = start_with_client("draining", "replicas: 2, sessionAffinity: None, ")?;
-    let before = gateways(&lab, "nat")?;
-    let flows = open_flows(&lab, "default/client", 100, 50)?;
-    lab.kubectl("rollout restart -n internet deployment/nat")?.success()?;
-    for flow in flows {
-        finish("flows of a family", flow)?;
-    }
-    rolled_out(&lab, "nat")?;
-    lab.wait_for("the old gateways to go", LIMIT, |lab| {
-        let now = gateways(lab, "nat")?;
-        Ok(if now.iter().any(|g| before.contains(g)) { Err(format!("there are {now:?}")) } else { Ok(()) })
-    })?;
-    wait_out(&lab, "default/client", "nat")?;
+    // It could be seen as itself: its own address has a way back.
+    edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
     end(lab)
 }

@@ -8,8 +8,10 @@ use coil_lab::{
 
 use crate::{
     common::{check, end, idle_pod, name, namespace, program, wait_ready, wait_refused},
+    edge::{self, wait_in},
     egress::{
-        ANNOTATION, DESTINATIONS, echo_101_times, egress, gateways, patch, rolled_out, wait_in, wait_out,
+        ANNOTATION, DESTINATIONS, echo_101_times, egress, gateways, patch, rolled_out, rolled_out_with,
+        wait_out,
     },
 };
 
@@ -18,6 +20,7 @@ use crate::{
 fn out_of(family: Family, test: &str) -> Result<()> {
     let options = Options { family, ..Options::named(&name(test)) };
     let lab = Lab::start(program(), options)?;
+    edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
     let fields = format!("replicas: 2, destinations: {DESTINATIONS}");
     lab.apply(&egress("nat", &fields))?;
@@ -40,10 +43,15 @@ fn out_of(family: Family, test: &str) -> Result<()> {
         wait_out(&lab, pod, of)?;
         echo_101_times(&lab, pod)?;
     }
-    wait_in(&lab, "default/plain")?;
+    let mut all = &gateways(&lab, "nat")? | &gateways(&lab, "auto")?;
     patch(&lab, "internet/egress/nat", r#"{"spec": {"fouSourcePortAuto": true}}"#)?;
     echo_101_times(&lab, "default/client")?;
+    rolled_out_with(&lab, "nat", "--enable-sport-auto=true")?;
     wait_out(&lab, "default/client", "nat")?;
+    all.extend(gateways(&lab, "nat")?);
+    edge::nothing_leaked(&lab)?;
+    wait_in(&lab, "default/plain")?;
+    edge::only_gateways_got_out(&lab, &all)?;
     // Its Egress is in no such namespace: it does not even start.
     wait_refused(&lab, "default", "wrong", &["default/nat"])?;
     end(lab)

@@ -11,8 +11,9 @@ use coil_lab::{Lab, config::Ip};
 
 use crate::{
     common::{LIMIT, check, end, idle_pod, wait_ready},
-    egress::{ANNOTATION, egress, rolled_out, socket, start_with_client},
-    gateways::{addresses_of, pods_of},
+    edge,
+    egress::{ANNOTATION, egress, gateways, rolled_out, socket, start_with_client},
+    gateways::pods_of,
 };
 
 /// Datagrams of one forgery.
@@ -20,7 +21,7 @@ const TIMES: u64 = 5;
 const METRICS: &str = "coil-lab tool http-get http://127.0.0.1:9384/metrics";
 
 /// What a node's programs have dropped for a reason, of a family.
-fn dropped(lab: &Lab, node: &str, ip: Ip, reason: &str) -> Result<u64> {
+pub(crate) fn dropped(lab: &Lab, node: &str, ip: Ip, reason: &str) -> Result<u64> {
     let metrics = lab.node(node, METRICS)?.success()?;
     let of = |line: &&str| {
         line.starts_with("coil_datapath_packets_total{")
@@ -90,12 +91,12 @@ fn forged_packets_are_dropped_and_counted() -> Result<()> {
             .concat(),
     )?;
     wait_ready(&lab, "default", &["plain", "stranger"])?;
-    let pods = pods_of(&lab, "nat")?;
-    let gateways = addresses_of(&lab, pods.first().context("there is no gateway")?)?;
+    let (nats, others) = (gateways(&lab, "nat")?, pods_of(&lab, "other")?);
+    let other = format!("internet/{}", others.first().context("there is no gateway")?);
     for ip in [Ip::V4, Ip::V6] {
         let of = |pod: &str| address(&lab, &format!("default/{pod}"), ip);
         let (client, plain, stranger) = (of("client")?, of("plain")?, of("stranger")?);
-        let gateway = *gateways.iter().find(|a| Ip::of(**a) == ip).context("an address of each family")?;
+        let gateway = *nats.iter().find(|a| Ip::of(**a) == ip).context("an address of each family")?;
         let nobody: IpAddr = match ip {
             Ip::V4 => [10, 64, 255, 254].into(),
             Ip::V6 => "fd64::fffe".parse()?,
@@ -107,6 +108,10 @@ fn forged_packets_are_dropped_and_counted() -> Result<()> {
             Forgery { what, sender, from, to: gateway, inner, dropped }
         };
         let here = ("node1", "fou-forged");
+        let to_client = |what, sender| {
+            let inner = (world, SocketAddr::new(client, 4444));
+            Forgery { what, sender, from: None, to: client, inner, dropped: ("node2", "fou-not-gateway") }
+        };
         for forgery in [
             to_gateway("FOU of a pod that is no client", "default/plain", None, plain, here),
             to_gateway("FOU of another Egress's client", "default/stranger", None, stranger, here),
@@ -126,14 +131,8 @@ fn forged_packets_are_dropped_and_counted() -> Result<()> {
                 plain,
                 ("node3", "fou-sender"),
             ),
-            Forgery {
-                what: "FOU to a client",
-                sender: "default/plain",
-                from: None,
-                to: client,
-                inner: (world, SocketAddr::new(client, 4444)),
-                dropped: ("node2", "fou-not-gateway"),
-            },
+            to_client("FOU to a client", "default/plain"),
+            to_client("FOU of another Egress's gateway to a client", &other),
         ] {
             forgery.attempt(&lab)?;
         }
@@ -157,6 +156,8 @@ fn forged_packets_are_dropped_and_counted() -> Result<()> {
         lab.exec("default/client", &format!("coil-lab tool udp-echo --times 5 --timeout 3 {to}"))?
             .success()?;
     }
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &nats)?;
     end(lab)
 }
 
@@ -197,5 +198,7 @@ fn the_first_packets_of_new_clients_are_not_taken_for_forged() -> Result<()> {
         let refused = dropped(&lab, "node3", ip, "fou-sender")?;
         check(refused == 0, || format!("{refused} packets of new clients were taken for forged"))?;
     }
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
     end(lab)
 }

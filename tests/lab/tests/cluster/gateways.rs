@@ -10,8 +10,10 @@ use coil_lab::{Lab, config::Ip};
 
 use crate::{
     common::{LIMIT, check, end, idle_pod, items, namespace, server_pod, start, wait_ready},
+    edge,
     egress::{
-        ANNOTATION, DESTINATIONS, egress, finish, open_flows, rolled_out, socket, start_with_client, wait_out,
+        ANNOTATION, DESTINATIONS, egress, finish, gateways, open_flows, rolled_out, socket,
+        start_with_client, wait_out,
     },
 };
 
@@ -29,14 +31,14 @@ pub(crate) fn addresses_of(lab: &Lab, pod: &str) -> Result<Vec<IpAddr>> {
     text.split_whitespace().map(|a| a.parse().context("a pod's address")).collect()
 }
 
-/// Echo connections of the world, by the addresses at their other end.
-fn connections_of(lab: &Lab, addresses: &[IpAddr]) -> Result<usize> {
+/// Echo connections of the world, by the address at their other end.
+pub(crate) fn connections_of(lab: &Lab, address: IpAddr) -> Result<usize> {
     let text = lab.world("ss -Htn state established sport = :7")?.success()?;
     let peer = |line: &str| {
         let peer: std::net::SocketAddr = line.split_whitespace().nth(3)?.parse().ok()?;
         Some(peer.ip().to_canonical())
     };
-    Ok(text.lines().filter_map(peer).filter(|peer| addresses.contains(peer)).count())
+    Ok(text.lines().filter_map(peer).filter(|peer| *peer == address).count())
 }
 
 /// The address that the world's server saw of a pod, in the answer to what had to be sent only once; else what went wrong.
@@ -52,15 +54,16 @@ fn at_once(lab: &Lab, pod: &str, ip: Ip) -> Result<Result<IpAddr, String>> {
 fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
     let lab = start_with_client("killed", "replicas: 2, sessionAffinity: None, ")?;
 
+    let mut all = gateways(&lab, "nat")?;
     let each = 20;
     // They flow for half a minute: longer than what follows takes on a machine with other work.
-    let mut flows = open_flows(&lab, "default/client", each, 300)?;
+    let mut flows = open_flows(&lab, "default/client", each, "--times 300 --timeout 5")?;
     let pods = pods_of(&lab, "nat")?;
     let killed = pods.first().context("there is no gateway")?;
     let its_addresses = addresses_of(&lab, killed)?;
     let mut expected = Vec::new();
     for address in [true, false].map(|v4| its_addresses.iter().find(|a| a.is_ipv4() == v4)) {
-        let count = connections_of(&lab, &[*address.context("an address of each family")?])?;
+        let count = connections_of(&lab, *address.context("an address of each family")?)?;
         check(count > 0 && count < each, || format!("{count} of {each} flows are on {killed}"))?;
         expected.push(count);
     }
@@ -94,12 +97,18 @@ fn a_killed_gateway_takes_its_own_flows_and_no_others() -> Result<()> {
             format!("{expected} of {each} flows were on {killed}: {said}")
         })?;
     }
+    // What its flows went on to send, too.
+    edge::nothing_leaked(&lab)?;
+    rolled_out(&lab, "nat")?;
+    all.extend(gateways(&lab, "nat")?);
+    edge::only_gateways_got_out(&lab, &all)?;
     end(lab)
 }
 
 #[test]
 fn a_gateway_may_be_a_client_of_another() -> Result<()> {
     let lab = start("chain")?;
+    edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
     lab.apply(&egress("outer", &format!("destinations: {DESTINATIONS}")))?;
     rolled_out(&lab, "outer")?;
@@ -116,9 +125,11 @@ fn a_gateway_may_be_a_client_of_another() -> Result<()> {
     // Its own connections. Those that it carries for its clients leave by it alone, whatever it is annotated with.
     wait_out(&lab, &inner, "outer")?;
     wait_out(&lab, "default/client", "nat")?;
-    for flow in open_flows(&lab, "default/client", 10, 20)? {
+    for flow in open_flows(&lab, "default/client", 10, "--times 20 --timeout 5")? {
         finish("flows through a gateway that is a client", flow)?;
     }
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &(&gateways(&lab, "nat")? | &gateways(&lab, "outer")?))?;
     end(lab)
 }
 
@@ -219,5 +230,7 @@ fn a_gateway_with_most_ports_lent_warns_and_keeps_its_own() -> Result<()> {
         })?;
     }
     wait_out(&lab, "default/client", "nat")?;
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
     end(lab)
 }

@@ -6,9 +6,11 @@
 //! - `demo`: the demo itself, in each family and with the kernel's datapath.
 //! - `addresses`: pools, pods and blocks through kubectl.
 //! - `certificates`: webhook certificates are changed under load.
+//! - `draining`: gateways that go while they carry flows.
 //! - `e2e`: the end-to-end tests for any cluster.
 //! - `ipam`: blocks and pools as Coil v2's own end-to-end tests see them, in each family.
-//! - `egress`: Egresses as their users change them; every kind of packet; failover.
+//! - `edge`: in whose name packets come to the world; clients without a gateway.
+//! - `egress`: Egresses as their users change them; every kind of packet.
 //! - `forgers`: FOU from those who have no business to send it.
 //! - `gateways`: gateways that die, that are clients themselves, and whose clients send them everything.
 //! - `families`: Egresses of clusters with one address family.
@@ -25,7 +27,9 @@ mod addresses;
 mod certificates;
 mod common;
 mod demo;
+mod draining;
 mod e2e;
+mod edge;
 mod egress;
 mod failures;
 mod families;

@@ -10,7 +10,8 @@ use crate::{
         LIMIT, addresses, check, end, get, idle_pod, items, kill_coilds, namespace, server_pod, start,
         wait_ready,
     },
-    egress::{socket, start_with_client, wait_out},
+    edge,
+    egress::{gateways, socket, start_with_client, wait_out},
     gateways::pods_of,
 };
 
@@ -158,5 +159,7 @@ fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
     let now = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
     check(now == own, || format!("{pod} had {own:?}, and has {now:?}"))?;
     wait_out(&lab, "default/client", "nat")?;
+    edge::nothing_leaked(&lab)?;
+    edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
     end(lab)
 }
