@@ -116,10 +116,14 @@ impl Node {
 
     /// Makes the inside of a pod what it should be. Trouble is logged once, and tried again later.
     pub(super) async fn follow_by_kernel(&self, owner: &AttachmentId) {
-        let Some((attached, before, netns)) = lock(&self.pods)
-            .get(owner)
-            .map(|entry| (entry.attached.clone(), entry.kernel.clone(), entry.netns.clone()))
-        else {
+        let Some((attached, before, netns, failed)) = lock(&self.pods).get(owner).map(|entry| {
+            (
+                entry.attached.clone(),
+                entry.kernel.clone(),
+                entry.netns.clone(),
+                entry.kernel_trouble.is_some(),
+            )
+        }) else {
             return;
         };
         // By the programs, too: its metrics tell them.
@@ -129,10 +133,11 @@ impl Node {
         let wanted = self.kernel_wanted(&attached, &owner.ifname);
         let result = match (wanted, netns) {
             (Ok(None), _) | (Ok(Some(_)), None) => return,
-            (Ok(Some(wanted)), _) if before.as_ref() == Some(&wanted) => return,
+            // What failed may have been half done, also where it is not wanted any more.
+            (Ok(Some(wanted)), _) if !failed && before.as_ref() == Some(&wanted) => return,
             // Nothing was ever needed.
             (Ok(Some(wanted)), _)
-                if before.is_none() && !attached.kernel_client && wanted == Wanted::default() =>
+                if !failed && before.is_none() && !attached.kernel_client && wanted == Wanted::default() =>
             {
                 return;
             }

@@ -159,3 +159,41 @@ fn a_client_of_the_go_version_leaves_by_a_tunnel_or_not_at_all() {
         assert!(by_tunnel == made && way.is_none() != made, "{to} by {way:?}; tunnels: {made}");
     }
 }
+
+/// Destinations change hands between an originating-only Egress and another: what answers connections that came in from there
+/// follows at once, whatever it was before.
+#[test]
+fn destinations_change_hands() {
+    let (pod, _node) = pod();
+    let nets: [[IpNet; 2]; 2] =
+        [["198.51.100.0/24", "203.0.113.0/24"], ["2001:db8:9::/64", "2001:db8:8::/64"]]
+            .map(|f| f.map(|n| n.parse().unwrap()));
+    // Egress 1 is originating-only, Egress 2 is not.
+    let wanted = |first: u32, second: u32| {
+        let policy = nets.iter().flat_map(|[a, b]| [(*a, Some(first)), (*b, Some(second))]).collect();
+        let via =
+            |originating_only| Via { service: addresses(&SERVICES), sport_auto: false, originating_only };
+        let mut wanted = Wanted::default();
+        plan::client(&mut wanted, &addresses(&OWN), &policy, &[(1, via(true)), (2, via(false))].into());
+        wanted
+    };
+    for (first, second) in [(1, 2), (2, 1), (1, 2)] {
+        let _ = apply(&pod, None, &wanted(first, second));
+        for (family, [a, b]) in ["-4", "-6"].into_iter().zip(nets) {
+            let args = [family, "route", "show", "table", "120"];
+            let output = pod.0.run(|| std::process::Command::new("ip").args(args).output()).unwrap().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let fates = [(a, first), (b, second)].map(|(net, egress)| {
+                let kind = if egress == 1 { "throw" } else { "unreachable" };
+                (format!("{kind} {net}"), net)
+            });
+            for (fate, net) in fates {
+                assert!(text.contains(&fate), "{fate} is missing: {text}");
+                let dead = text
+                    .lines()
+                    .filter(|line| line.contains(&net.to_string()) && !line.starts_with(&net.to_string()));
+                assert_eq!(dead.count(), 1, "{net} has one fate: {text}");
+            }
+        }
+    }
+}

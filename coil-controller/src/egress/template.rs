@@ -86,8 +86,11 @@ fn complete(container: &mut Container, egress: &Egress, settings: &Settings, gra
             args.push("--enable-sport-auto=true".to_owned());
         }
         args.push(format!("--backend={}", settings.backend));
-        // Flows have the grace period for themselves, but for what coil-egress needs to end.
-        args.extend(grace.map(|seconds| format!("--drain-timeout={}s", (seconds - TO_END).max(0))));
+        // Flows have the grace period for themselves, but for what coil-egress needs to end. Another image may not know.
+        let ours = container.image.as_ref() == Some(&settings.image);
+        args.extend(
+            grace.filter(|_| ours).map(|seconds| format!("--drain-timeout={}s", (seconds - TO_END).max(0))),
+        );
         container.args = Some(args);
     }
     set_env(container.env.get_or_insert_default(), egress);

@@ -255,6 +255,8 @@ impl Controller {
             Ok(Outcome::There) => (false, Vec::new()),
             Ok(Outcome::Gone) => (true, self.index.gone(request)),
             Ok(Outcome::Taken) => (false, self.index.taken(request)),
+            // Nothing was to be made: it was only asked.
+            Ok(Outcome::Stale) | Err(_) if matches!(key, Key::Block(_)) => (false, Vec::new()),
             Ok(Outcome::Done) => (true, self.index.not_made(request)),
             // Its watch event is on the way, or never comes where nodes may not be watched.
             Ok(Outcome::NodeIsThere(node)) => {

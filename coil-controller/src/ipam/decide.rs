@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 
 use super::{
-    index::{Assigned, Index, Kind, Request, Stage, parse_block_name},
+    index::{Assigned, Index, Request, Stage, parse_block_name},
     layout::BlockNetworks,
     notice::{About, Notice, Reason},
     uid::Uid,
@@ -192,9 +192,9 @@ fn assign(
 
 /// From here on the block may come to exist.
 fn writing(index: &mut Index, request: &Uid) -> Option<(String, u64, BlockNetworks)> {
-    let round = index.round(Kind::Blocks);
+    let listed = index.listed_blocks;
     let assigned = index.assigned.get_mut(request)?;
-    assigned.stage = Stage::Writing(round);
+    assigned.stage = Stage::Writing(listed);
     Some((assigned.block_name(), assigned.index, assigned.networks))
 }
 

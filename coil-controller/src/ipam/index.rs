@@ -77,9 +77,9 @@ pub(super) struct Request {
 pub(super) enum Stage {
     /// Nothing is under way.
     Chosen,
-    /// It is being created, since this round of the block watch.
+    /// It is being created, since the list of this round of the block watch was complete.
     Writing(u32),
-    /// It was created, in that round or later. A complete list of a later round that does not have it began
+    /// It was created, after the list of that round was complete. A later list that does not have it was taken
     /// before it was made, or when it was gone.
     Made(u32),
     /// It was created and is gone. Its request is not known to be closed: until then no other is made for that.
@@ -112,7 +112,7 @@ pub struct Index {
     /// How many complete lists of each kind were begun: what an ended one did not show is gone.
     pub(super) rounds: [u32; 4],
     /// The round of the last complete list of blocks.
-    listed_blocks: u32,
+    pub(super) listed_blocks: u32,
     pub(super) notices: Vec<Notice>,
     pub(super) changed_pools: BTreeSet<Arc<str>>,
 }

@@ -85,12 +85,7 @@ pub async fn apply(
     }
     if !wanted.adopted || wanted.tunnels.keys().any(|name| !there.contains(name)) {
         let (ifname, wanted) = (ifname.to_owned(), wanted.clone());
-        let marked = before.map_or_else(|| [false, true].into(), |before| before.incoming.clone());
-        run_inside(ns, move || {
-            settings_and_tunnels(&ifname, common.port, &there, &wanted)?;
-            if wanted.adopted { Ok(()) } else { mark_incoming(&ifname, &marked, &wanted) }
-        })
-        .await??;
+        run_inside(ns, move || settings_and_tunnels(&ifname, common.port, &there, &wanted)).await??;
     }
     for (kernels, ours) in tunnel::OTHERS {
         // Made by the module; another name keeps it from being taken for somebody's tunnel.
@@ -120,6 +115,11 @@ pub async fn apply(
     }
     closed::open_others(&rtnl, PROTOCOL, Fate::Closed, &not_open(&rtnl, wanted).await?).await?;
     closed::open_others(&rtnl, PROTOCOL, Fate::Passed, &wanted.passed).await?;
+    if !wanted.adopted {
+        // Last: where it cannot be, all else is as it should be, and the rules for what is marked find nothing.
+        let (ifname, incoming) = (ifname.to_owned(), wanted.incoming.clone());
+        run_inside(ns, move || mark_incoming(&ifname, &incoming)).await??;
+    }
     Ok(())
 }
 
@@ -182,13 +182,11 @@ fn settings_and_tunnels(
     Ok(())
 }
 
-/// Marks connections that come in, in the families that want it and no other; `before`: where that may have been so.
-fn mark_incoming(ifname: &str, before: &BTreeSet<bool>, wanted: &Wanted) -> Result<(), KernelError> {
-    for v6 in &wanted.incoming {
-        incoming::ensure(*v6, ifname).map_err(KernelError::Incoming)?;
-    }
-    for v6 in before.difference(&wanted.incoming) {
-        incoming::remove(*v6).map_err(KernelError::Incoming)?;
+/// Marks connections that come in, in these families (true for IPv6) and no other.
+fn mark_incoming(ifname: &str, wanted: &BTreeSet<bool>) -> Result<(), KernelError> {
+    for v6 in [false, true] {
+        if wanted.contains(&v6) { incoming::ensure(v6, ifname) } else { incoming::remove(v6) }
+            .map_err(KernelError::Incoming)?;
     }
     Ok(())
 }

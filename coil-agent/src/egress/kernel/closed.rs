@@ -54,7 +54,8 @@ pub(super) async fn close(
     for (table, net) in wanted.difference(&found) {
         let doing = || format!("{} {net} in table {table}", fate.verb());
         let message = RouteNetlinkMessage::NewRoute(message(*table, *net, protocol, fate));
-        rtnl.change(message, Mode::Create, doing).await?;
+        // In the place of what has another fate, which no second route of this metric could stand beside.
+        rtnl.change(message, Mode::Replace, doing).await?;
     }
     Ok(())
 }

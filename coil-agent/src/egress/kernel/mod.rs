@@ -3,6 +3,7 @@
 //! ```text
 //!  client pod                                   gateway pod
 //!  rule 1800 link-local, Service ─▶ main        UDP 5555 ─▶ fou ─▶ fou4_CLIENT ─▶ forward ─▶ masquerade ─▶ eth0
+//!  rule 1850, 1851 marked ─▶ 120, main
 //!  rule 1900 ─▶ 117 ─▶ fou4_SERVICE ─┐          rule 2000 iif eth0, own ICMP ─▶ 118 ─▶ fou4_CLIENT ─▶ client
 //!  rule 2000 in-cluster ─▶ main      ├─FOU─▶
 //!  rule 2100 ─▶ 118 ─▶ fou4_SERVICE ─┘

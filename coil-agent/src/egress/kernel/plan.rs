@@ -124,6 +124,7 @@ impl Wanted {
         };
         self.adopted
             && !with_mtu
+            && rules.iter().all(|rule| !rule.incoming)
             && self
                 .closed
                 .iter()
@@ -330,6 +331,8 @@ mod tests {
         assert!(wanted.is_of_go(&both, false));
         assert!(!wanted.is_of_go(&both, true), "this version's routes");
         assert!(!wanted.is_of_go(&of(false).into(), false), "without rules nothing leads there");
+        let marked = both.iter().cloned().chain([Rule { incoming: true, ..Rule::new(false, 1851, 254) }]);
+        assert!(!wanted.is_of_go(&marked.collect(), false), "this version's rules");
         assert!(!wanted.is_of_go(&BTreeSet::new(), false));
         assert!(!Wanted { adopted: false, ..wanted }.is_of_go(&both, false));
     }
