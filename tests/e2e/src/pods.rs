@@ -160,10 +160,11 @@ impl Cluster {
         .await
     }
 
-    /// Gateways of an Egress, with their addresses.
-    pub(crate) async fn gateways(&self, selector: &str) -> Result<Vec<IpAddr>> {
+    /// Gateways of an Egress: each pod's name, and its addresses.
+    pub(crate) async fn gateways(&self, selector: &str) -> Result<BTreeMap<String, Vec<IpAddr>>> {
         let found = self.pods().list(&ListParams::default().labels(selector)).await;
-        Ok(found.context("cannot list gateways")?.items.iter().flat_map(addresses).collect())
+        let gateways = found.context("cannot list gateways")?.items;
+        Ok(gateways.iter().map(|pod| (pod.name_any(), addresses(pod))).collect())
     }
 }
 

@@ -1,7 +1,10 @@
 //! Egress NAT: from clients on one node through gateways on another to a world on a third; where there is none, or another
 //! plugin translates what leaves a node, the gateways' node itself has the world's addresses.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use coil_api::{
@@ -64,8 +67,8 @@ async fn through_gateways(cluster: &Cluster, auto_port: bool) -> Result<Outcome>
     Ok(Outcome::Passed)
 }
 
-/// The addresses of all gateways, also of those that are terminating.
-async fn gateways(cluster: &Cluster) -> Result<Vec<IpAddr>> {
+/// All gateways with their addresses, also those that are terminating.
+async fn gateways(cluster: &Cluster) -> Result<BTreeMap<String, Vec<IpAddr>>> {
     let selector = format!(
         "{LABEL_APP_NAME}={APP_NAME},{LABEL_APP_COMPONENT}={COMPONENT_EGRESS},{LABEL_APP_INSTANCE}={EGRESS}"
     );
@@ -73,11 +76,14 @@ async fn gateways(cluster: &Cluster) -> Result<Vec<IpAddr>> {
 }
 
 /// A client's visits to the world, which sees one of these gateways each time.
-async fn visit(cluster: &Cluster, node: &str, gateways: &[IpAddr]) -> Result<()> {
+async fn visit(cluster: &Cluster, node: &str, gateways: &BTreeMap<String, Vec<IpAddr>>) -> Result<()> {
     for ip in cluster.world() {
         let seen = cluster.run(&client(node, &format!("visit --times {TIMES} {ip} {PORT}"))).await?;
         let seen: IpAddr = seen.parse().with_context(|| format!("{seen:?} is no address"))?;
-        ensure!(gateways.contains(&seen), "{ip} saw {seen}, which is none of the gateways {gateways:?}");
+        ensure!(
+            gateways.values().flatten().any(|gateway| *gateway == seen),
+            "{ip} saw {seen}, which is none of the gateways {gateways:?}"
+        );
         println!("   {ip} echoed {TIMES} MiB and saw the gateway {seen}");
     }
     Ok(())
@@ -222,7 +228,8 @@ async fn change_ports(cluster: &Cluster, node: &str, auto_port: bool) -> Result<
         let numbers = [status.updated_replicas, status.replicas, status.available_replicas];
         let observed = status.observed_generation == deployment.metadata.generation;
         let now = gateways(cluster).await?;
-        let replaced = now.iter().all(|gateway| !before.contains(gateway));
+        // By their names: a new one may have an address that one before has given back.
+        let replaced = now.keys().all(|gateway| !before.contains_key(gateway));
         let done = told == auto_port && observed && numbers == [Some(2); 3] && replaced;
         Ok(if done { Ok(now) } else { Err(format!("{status:?}; there are {now:?}, there were {before:?}")) })
     })
