@@ -122,19 +122,23 @@ fn seen_by_kernel(addresses: &[IpAddr]) -> (u64, GatewaySeen) {
     let number = |name: &str| -> Option<u64> {
         std::fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?.trim().parse().ok()
     };
-    let translated = addresses.iter().filter_map(|address| {
-        let counts = nft::counts(*address).ok()?;
-        let translated = Translated {
+    let (mut translated, mut forged) = (BTreeMap::new(), BTreeMap::new());
+    for address in addresses {
+        let Ok(counts) = nft::counts(*address) else { continue };
+        let family = family(*address).to_owned();
+        forged.insert(family.clone(), counts.forged.packets);
+        let of_family = Translated {
             packets: counts.masqueraded.packets,
             bytes: counts.masqueraded.bytes,
             invalid_packets: counts.invalid.packets,
             invalid_bytes: counts.invalid.bytes,
         };
-        Some((family(*address).to_owned(), translated))
-    });
+        translated.insert(family, of_family);
+    }
     let seen = GatewaySeen {
         limit: number("nf_conntrack_max").unwrap_or_default(),
-        translated: translated.collect(),
+        translated,
+        forged,
         ..GatewaySeen::default()
     };
     (number("nf_conntrack_count").unwrap_or_default(), seen)

@@ -75,9 +75,13 @@ impl Node {
         if !beside && (!self.by_kernel() && !by_tunnels || pod.egresses.is_err()) {
             return Ok(None);
         }
+        let egresses = if beside && !by_tunnels { &[] } else { plan::egresses_of(pod) };
+        // What an earlier agent made for clients goes on until they are all known.
+        if pod.gateway_of.is_some() && egresses.is_empty() && !self.feed.knows_clients() {
+            return Ok(None);
+        }
         let facts = self.facts();
         let own = attached.link.addresses();
-        let egresses = if beside && !by_tunnels { &[] } else { plan::egresses_of(pod) };
         let adopted = by_tunnels && pod.gateway_of.is_none();
         let mut wanted = Wanted { ports: beside.then_some(OWN_PORTS), adopted, ..Wanted::default() };
         self.feed.read(|index| {
@@ -98,7 +102,8 @@ impl Node {
                     return Err(format!("Egress {egress} has no Service with an address yet"));
                 }
                 let originating_only = plan::originating_only(index, &facts, egress);
-                let via = Via { service, sport_auto: info.sport_auto, originating_only };
+                let gateways = index.gateways(egress).into_iter().map(|endpoint| endpoint.address).collect();
+                let via = Via { service, gateways, sport_auto: info.sport_auto, originating_only };
                 vias.insert(plan::egress_id(egress), via);
             }
             inside::client(&mut wanted, &own, &plan::policy(index, &facts, egresses), &vias);

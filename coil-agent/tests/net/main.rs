@@ -6,5 +6,7 @@ mod export;
 mod incoming;
 mod names;
 mod node;
+mod peers;
 mod pods;
+mod senders;
 mod topology;
