@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    process::Command,
 };
 
 use coil_agent::egress::kernel::peers;
@@ -116,6 +117,16 @@ fn fou_comes_from_peers_alone() {
         place.send(v6, STRANGER[v6], OTHER, "something else");
         assert_eq!(next(&other).0, "something else");
         assert_eq!(place.dropped(v6), 0);
+        let table = [["ip", "coil_peers"], ["ip6", "coil_peers"]][v6];
+        let nft = || Command::new("nft").args(["list", "table"]).args(table).output();
+        let listed = String::from_utf8(place.pod.0.run(nft).unwrap().unwrap().stdout).unwrap();
+        for part in [
+            "elements = { 5555 }".to_owned(),
+            format!("elements = {{ {} }}", GATEWAY[v6]),
+            format!("udp dport @ports {} saddr != @peers counter packets 0 bytes 0 drop", table[0]),
+        ] {
+            assert!(listed.contains(&part), "{part} is missing in:\n{listed}");
+        }
         // Of several fragments, too.
         for size in [9, 3000] {
             let before = place.dropped(v6);

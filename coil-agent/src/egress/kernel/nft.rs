@@ -6,7 +6,7 @@
 //!     set clients { type ifname . ipv4_addr; elements = { "fou4_0a400102" . 10.64.1.2, … } }
 //!     set own { type ifname; elements = { "coil_ipip4", … } }
 //!     chain prerouting { type filter hook prerouting priority raw;
-//!         iifname "fou6_*" @nh,192,8 0xff drop                    [multicast, in IPv6 alone]
+//!         iifname "fou6_*" ip6 daddr ff00::/8 drop     [in IPv6 alone]
 //!         iifname "fou4_*" iifname . ip saddr != @clients iifname != @own counter drop }
 //!     chain postrouting { type nat hook postrouting priority srcnat;
 //!         ip saddr != SELF oifname "eth0" counter masquerade [to :61000-65535, beside the programs] }
@@ -270,6 +270,7 @@ mod tests {
             "elements = { \"coil_ipip6\" }",
             "type filter hook prerouting priority raw",
             "iifname \"fou4_*\" iifname . ip saddr != @clients iifname != @own counter packets 0 bytes 0 drop",
+            "iifname \"fou6_*\" ip6 daddr ff00::/8 drop",
             "iifname \"fou6_*\" iifname . ip6 saddr != @clients iifname != @own counter packets 0 bytes 0 drop",
             "type nat hook postrouting priority srcnat",
             "ip saddr != 10.64.0.3 oifname \"eth0\" counter packets 0 bytes 0 masquerade",

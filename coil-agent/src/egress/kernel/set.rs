@@ -43,9 +43,12 @@ impl Kind {
         Self { number: link.number << PART | address.number, len: link.len + address.len }
     }
 
-    /// `NFTA_SET_KEY_TYPE` and `NFTA_SET_KEY_LEN`.
+    /// `NFTA_SET_KEY_TYPE` and `NFTA_SET_KEY_LEN`; and for `nft`, to show names as such, in `NFTA_SET_USERDATA` that a key is in
+    /// the machine's byte order (`NFTNL_UDATA_SET_KEYBYTEORDER`, `BYTEORDER_HOST_ENDIAN`).
     pub(super) fn attributes(self) -> Vec<u8> {
-        [number(4, self.number), number(5, self.len)].concat()
+        let order = [&[0, 4][..], &1_u32.to_ne_bytes()].concat();
+        let shown = if self.number == IFNAME { pack(13, &order) } else { Vec::new() };
+        [number(4, self.number), number(5, self.len), shown].concat()
     }
 }
 

@@ -17,7 +17,7 @@ use nix::{
 
 use crate::{
     beside::beside,
-    forged::forged,
+    forged::{forged, forged_inner, forged_reply},
     other::other,
     place::{FAR_MTU, Place},
 };
@@ -29,7 +29,7 @@ pub(crate) type Probe = fn(&Place) -> Result<()>;
 pub(crate) const BESIDE: &str = "beside";
 
 /// All checks, by name.
-pub(crate) const PROBES: [(&str, Probe); 10] = [
+pub(crate) const PROBES: [(&str, Probe); 12] = [
     ("tcp", tcp),
     ("udp", udp),
     ("ping", ping),
@@ -38,6 +38,8 @@ pub(crate) const PROBES: [(&str, Probe); 10] = [
     ("fragments", fragments),
     ("other", other),
     ("forged", forged),
+    ("forged-inner", forged_inner),
+    ("forged-reply", forged_reply),
     ("incoming", incoming),
     (BESIDE, beside),
 ];
