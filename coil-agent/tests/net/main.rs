@@ -10,3 +10,4 @@ mod peers;
 mod pods;
 mod senders;
 mod topology;
+mod tracked;

@@ -14,6 +14,7 @@
 //! - [`rules`]: routing rules.
 //! - [`nft`] does the masquerading, and drops what is of no client.
 //! - [`peers`] says who may send FOU to a pod.
+//! - [`tracked`]: what connection tracking has of it.
 //! - [`incoming`] marks connections that came in, which originating-only Egresses leave alone.
 //! - [`apply`]: all of it, inside a pod's namespace.
 
@@ -26,6 +27,7 @@ pub mod plan;
 pub mod rules;
 mod ruleset;
 mod set;
+pub mod tracked;
 pub mod tunnel;
 
 use coil_netns::NetNsError;
