@@ -1,6 +1,10 @@
 //! Egress by the kernel: what a pod should have, and making it so.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
 
 use coil_netns::NetNs;
 use tracing::warn;
@@ -10,12 +14,15 @@ use crate::{
     egress::{
         gateway::OWN_PORTS,
         kernel::{
+            KernelError,
             apply::{self, Common},
+            peers,
             plan::{self as inside, Via, Wanted},
         },
         plan::{self, Attached},
     },
     ipam::AttachmentId,
+    net::run_inside,
     watch::index::ObjectKey,
 };
 
@@ -136,6 +143,11 @@ impl Node {
             self.feed.watch_clients(&self.client);
         }
         let wanted = self.kernel_wanted(&attached, &owner.ifname);
+        if let (Err(_), Some(netns)) = (&wanted, &netns)
+            && let Err(e) = self.admit_gateways(&attached, netns).await
+        {
+            warn!(container = %owner, error = super::chain(&e), "new gateways of the pod's Egresses cannot send to it yet");
+        }
         let result = match (wanted, netns) {
             (Ok(None), _) | (Ok(Some(_)), None) => return,
             // What failed may have been half done, also where it is not wanted any more.
@@ -160,6 +172,20 @@ impl Node {
         if told && let Err(e) = self.put(owner).await {
             warn!(container = %owner, error = %e, "other protocols do not reach the gateway's kernel yet");
         }
+    }
+
+    /// Tunnels that stay as they are lead to a Service, which gets new gateways all the same.
+    async fn admit_gateways(&self, attached: &Attached, netns: &Path) -> Result<(), KernelError> {
+        let egresses = attached.pod.as_ref().map(plan::egresses_of).unwrap_or_default();
+        let gateways: BTreeSet<IpAddr> = self.feed.read(|index| {
+            egresses
+                .iter()
+                .flat_map(|egress| index.gateways(egress))
+                .map(|endpoint| endpoint.address)
+                .collect()
+        });
+        let admit = move || [false, true].into_iter().try_for_each(|v6| peers::admit(v6, &gateways));
+        run_inside(&NetNs::open(netns)?, admit).await?.map_err(KernelError::Peers)
     }
 
     /// Remembers what was made inside a pod. True when the programs are to know.

@@ -142,6 +142,8 @@ fn fou_comes_from_peers_alone() {
 fn peers_and_ports_change_and_what_was_counted_stays() {
     let place = Place::new();
     for v6 in [0, 1] {
+        let nobody = BTreeSet::new();
+        place.pod.0.run(|| peers::admit(v6 == 1, &nobody)).unwrap().expect("no table, no rule");
         place.allow(v6, FOU, &[GATEWAY[v6], STRANGER[v6]]);
         let (fou, other) = (udp(&place.pod, POD[v6], FOU), udp(&place.pod, POD[v6], OTHER));
         place.send(v6, STRANGER[v6], FOU, "a gateway's");
@@ -172,6 +174,11 @@ fn peers_and_ports_change_and_what_was_counted_stays() {
             assert_eq!(next(&fou).0, "a gateway's");
         }
         assert_eq!(place.dropped(v6), 4);
+        place.allow(v6, FOU, &[]);
+        let more = [ip(STRANGER[v6])].into();
+        place.pod.0.run(|| peers::admit(v6 == 1, &more)).unwrap().unwrap();
+        place.send(v6, STRANGER[v6], FOU, "a gateway's that came");
+        assert_eq!(next(&fou).0, "a gateway's that came");
         place.allow(v6, FOU, &[]);
         place.send(v6, GATEWAY[v6], FOU, "nobody's any more");
         place.allow(v6, FOU, &[GATEWAY[v6]]);

@@ -43,14 +43,8 @@ const UDP: u8 = 17;
 /// # Errors
 /// When the kernel lacks a module or refuses.
 pub fn allow(v6: bool, port: u16, peers: &BTreeSet<IpAddr>) -> io::Result<()> {
-    let of_family = peers.iter().filter(|peer| peer.is_ipv6() == v6);
-    let peers = Set {
-        name: PEERS,
-        kind: Kind::addresses(v6),
-        elements: of_family.map(|peer| octets(*peer)).collect(),
-    };
     let ports = Set { name: PORTS, kind: Kind::PORTS, elements: [port.to_be_bytes().to_vec()].into() };
-    let sets = [ports, peers];
+    let sets = [ports, peers_of(v6, peers)];
     let chains = [(INPUT, FILTER, Hook::Input, PRIORITY_RAW)];
     let strange = || [source(v6, REGISTER), lookup(PEERS, true), count(), verdict(DROP)];
     let mut fou = vec![meta(META_L4PROTO), compare(EQUAL, &[UDP]), destination_port(), lookup(PORTS, false)];
@@ -71,6 +65,22 @@ pub fn allow(v6: bool, port: u16, peers: &BTreeSet<IpAddr>) -> io::Result<()> {
         }
         other => other,
     }
+}
+
+/// Lets these, of one family, send as well; where there is no table everybody may.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn admit(v6: bool, more: &BTreeSet<IpAddr>) -> io::Result<()> {
+    match set::add(v6, TABLE, peers_of(v6, more)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+fn peers_of(v6: bool, peers: &BTreeSet<IpAddr>) -> Set {
+    let of_family = peers.iter().filter(|peer| peer.is_ipv6() == v6);
+    Set { name: PEERS, kind: Kind::addresses(v6), elements: of_family.map(|peer| octets(*peer)).collect() }
 }
 
 /// What was dropped; nothing where there is no table.
