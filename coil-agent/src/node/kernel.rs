@@ -83,8 +83,9 @@ impl Node {
             return Ok(None);
         }
         let egresses = if beside && !by_tunnels { &[] } else { plan::egresses_of(pod) };
-        // What an earlier agent made for clients goes on until they are all known.
-        if pod.gateway_of.is_some() && egresses.is_empty() && !self.feed.knows_clients() {
+        // What an earlier agent made for clients goes on until they are all known. A new pod that is a client, too, does not wait.
+        let is_new_client = !egresses.is_empty() && !attached.kernel_client;
+        if pod.gateway_of.is_some() && !is_new_client && !self.feed.knows_clients() {
             return Ok(None);
         }
         let facts = self.facts();

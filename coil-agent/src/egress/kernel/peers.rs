@@ -60,7 +60,7 @@ pub fn allow(v6: bool, port: u16, peers: &BTreeSet<IpAddr>) -> io::Result<()> {
     match ruleset::make(v6, TABLE, &sets, &chains, &rules, false) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
             let [ports, peers] = sets;
-            set::add(v6, TABLE, ports)?;
+            set::add(v6, TABLE, &ports)?;
             set::sync(v6, TABLE, &[peers])
         }
         other => other,
@@ -72,7 +72,7 @@ pub fn allow(v6: bool, port: u16, peers: &BTreeSet<IpAddr>) -> io::Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn admit(v6: bool, more: &BTreeSet<IpAddr>) -> io::Result<()> {
-    match set::add(v6, TABLE, peers_of(v6, more)) {
+    match set::add(v6, TABLE, &peers_of(v6, more)) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
     }

@@ -102,9 +102,9 @@ pub(super) fn sync(v6: bool, table: &str, wanted: &[Set]) -> io::Result<()> {
 }
 
 /// Puts into a set of a table what is not there yet.
-pub(super) fn add(v6: bool, table: &str, wanted: Set) -> io::Result<()> {
+pub(super) fn add(v6: bool, table: &str, wanted: &Set) -> io::Result<()> {
     let there = consistent(|| list(v6, table, wanted.name))?;
-    let none = Set { elements: BTreeSet::new(), ..wanted };
+    let none = Set { elements: BTreeSet::new(), ..*wanted };
     ruleset::change(v6, table, &[(none, wanted.without(&there))])
 }
 
