@@ -2,6 +2,7 @@
 //!
 //! A [`Case`] is a frame, what the tables hold, and what must become of the frame, byte for byte. The
 //! list runs on the host ([`host::run`]) and, by the crate `coil-kernel-tests`, in the kernel.
+//! [`journeys`] are cases one after the other on tables that stay, likewise in both places.
 //! Frames are made by [`wire`], which shares no code with `coil-packet`.
 
 mod client_errors;
@@ -15,6 +16,7 @@ mod gateway;
 pub mod host;
 mod host_stack;
 mod ignored;
+pub mod journeys;
 mod kernel_clients;
 mod mark;
 mod memory;

@@ -105,8 +105,20 @@ pub fn fragment(header: Ip, payload: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn fragments(header: Ip, protocol: u8, id: u16, payload: &[u8], first: usize) -> [Vec<u8>; 2] {
     let (head, tail) = payload.split_at(first);
-    let offset = u16::try_from(first / 8).expect("short packets");
-    let one = |offset: u16, more: bool, part: &[u8]| match (header.src, header.dst) {
+    [piece(header, protocol, id, 0, true, head), piece(header, protocol, id, first, false, tail)]
+}
+
+/// A packet in fragments of `each` bytes (a multiple of 8) of the payload.
+#[must_use]
+pub fn pieces(header: Ip, protocol: u8, id: u16, payload: &[u8], each: usize) -> Vec<Vec<u8>> {
+    let cut = payload.chunks(each).enumerate();
+    cut.map(|(n, part)| piece(header, protocol, id, n * each, (n + 1) * each < payload.len(), part)).collect()
+}
+
+/// A fragment that begins at an offset of the payload.
+fn piece(header: Ip, protocol: u8, id: u16, at: usize, more: bool, part: &[u8]) -> Vec<u8> {
+    let offset = u16::try_from(at / 8).expect("short packets");
+    match (header.src, header.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let flags = offset | if more { 0x2000 } else { 0 };
             let [a, b] = id.to_be_bytes();
@@ -118,8 +130,7 @@ pub fn fragments(header: Ip, protocol: u8, id: u16, payload: &[u8], first: usize
             let id = u32::from(id).to_be_bytes();
             ip(header, 44, &[&[protocol, 0], &flags[..], &id, part].concat())
         }
-    };
-    [one(0, true, head), one(offset, false, tail)]
+    }
 }
 
 /// A packet with something between IP header and UDP: a record-route option, or hop-by-hop options.
