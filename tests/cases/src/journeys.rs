@@ -254,7 +254,7 @@ const DATA: [u8; 1000] = {
     let mut n = 0;
     while n < data.len() {
         // No two fragments are alike.
-        data[n] = (n / 7) as u8;
+        data[n] = (n / 7).to_le_bytes()[0];
         n += 1;
     }
     data
