@@ -152,16 +152,28 @@ pub fn tcp(header: Ip, sport: u16, dport: u16, flags: u8, data: &[u8]) -> Vec<u8
 
 /// A TCP packet with options, a multiple of four bytes.
 #[must_use]
-pub fn tcp_with_options(
+pub fn tcp_with_options(header: Ip, ports: (u16, u16), flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+    tcp_segment(header, ports, (0x0102_0304, 0x0506_0708), flags, options, data)
+}
+
+/// A TCP packet with these numbers: of its sequence, and of what it acknowledges.
+#[must_use]
+pub fn tcp_numbered(header: Ip, ports: (u16, u16), numbers: (u32, u32), flags: u8, data: &[u8]) -> Vec<u8> {
+    tcp_segment(header, ports, numbers, flags, &[], data)
+}
+
+fn tcp_segment(
     header: Ip,
     (sport, dport): (u16, u16),
+    (sequence, acknowledged): (u32, u32),
     flags: u8,
     options: &[u8],
     data: &[u8],
 ) -> Vec<u8> {
     let words = u8::try_from(5 + options.len() / 4).expect("at most 40 bytes of options");
-    let mut segment = [&sport.to_be_bytes()[..], &dport.to_be_bytes()].concat();
-    segment.extend([1, 2, 3, 4, 5, 6, 7, 8, words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    let mut segment = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+    segment.extend([sequence.to_be_bytes(), acknowledged.to_be_bytes()].concat());
+    segment.extend([words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     segment.extend([options, data].concat());
     let sum = transport_checksum(header, 6, &segment);
     segment[16..18].copy_from_slice(&sum);
