@@ -62,9 +62,9 @@ pub fn ensure(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>) -> io
             rules(own, |chain, expressions| {
                 if chain == POSTROUTING {
                     seen = true;
-                    // NFTA_MASQ_REG_PROTO_MIN.
-                    let limited = data_of(expressions, "masq").is_some_and(|masq| find(masq, 2).is_some());
-                    same |= limited == ports.is_some();
+                    let masq = data_of(expressions, "masq").unwrap_or_default();
+                    same |= [MASQ_FLAGS, MASQ_FIRST].map(|kind| find(masq, kind).is_some())
+                        == [ports.is_some(); 2];
                 }
                 guarded |= chain == FORWARD && data_of(expressions, "meta").is_some();
             })?;
@@ -132,6 +132,13 @@ fn counter(expressions: &[u8]) -> Option<Count> {
     Some(Count { bytes: number(1)?, packets: number(2)? })
 }
 
+/// `NFTA_MASQ_FLAGS`, `NFTA_MASQ_REG_PROTO_MIN` and `NFTA_MASQ_REG_PROTO_MAX`.
+const MASQ_FLAGS: u16 = 1;
+const MASQ_FIRST: u16 = 2;
+const MASQ_LAST: u16 = 3;
+/// `NF_NAT_RANGE_PROTO_SPECIFIED`: the port has to be in the range.
+const PROTO_SPECIFIED: u32 = 2;
+
 fn masquerade(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>) -> Vec<Vec<u8>> {
     let (offset, own) = match own {
         IpAddr::V4(v4) => (12, v4.octets().to_vec()),
@@ -148,9 +155,11 @@ fn masquerade(own: IpAddr, oif: &str, ports: Option<&RangeInclusive<u16>>) -> Ve
         compare(EQUAL, &link(oif)),
         expression("counter", &[]),
     ];
-    let mut limits = Vec::new();
-    for (kind, register, port) in
-        ports.into_iter().flat_map(|ports| [(2, REGISTER, ports.start()), (3, REGISTER + 1, ports.end())])
+    // Without the flag the kernel takes no notice of the ports.
+    let mut limits = ports.map(|_| number(MASQ_FLAGS, PROTO_SPECIFIED)).unwrap_or_default();
+    for (kind, register, port) in ports
+        .into_iter()
+        .flat_map(|ports| [(MASQ_FIRST, REGISTER, ports.start()), (MASQ_LAST, REGISTER + 1, ports.end())])
     {
         let value = pack(2 | NESTED, &pack(1, &port.to_be_bytes()));
         expressions.push(expression("immediate", &[number(1, register), value].concat()));
@@ -218,6 +227,12 @@ mod tests {
                 let listed = list()?;
                 assert!(listed.contains("bytes 0 masquerade to :61000-65535"), "{listed}");
                 assert_eq!(listed.matches("masquerade").count(), 1, "{listed}");
+                let mut flags = vec![];
+                rules(own, |_, expressions| {
+                    let masq = data_of(expressions, "masq").and_then(|masq| find(masq, MASQ_FLAGS));
+                    flags.extend(masq.map(<[u8]>::to_vec));
+                })?;
+                assert_eq!(flags, [PROTO_SPECIFIED.to_be_bytes()], "the range counts");
                 ensure(own, "eth0", Some(&(61000..=65535)))?;
             }
             ensure(own, "eth0", None)?;

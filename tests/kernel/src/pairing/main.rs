@@ -17,6 +17,7 @@ mod other;
 mod place;
 mod probes;
 mod same;
+mod sctp;
 
 use std::process::ExitCode;
 
