@@ -18,6 +18,7 @@ mod place;
 mod probes;
 mod same;
 mod sctp;
+mod sport;
 
 use std::process::ExitCode;
 

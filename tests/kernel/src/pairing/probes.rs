@@ -20,6 +20,7 @@ use crate::{
     forged::forged,
     other::other,
     place::{FAR_MTU, Place},
+    sport::sport,
 };
 
 /// A check of a pair.
@@ -29,13 +30,14 @@ pub(crate) type Probe = fn(&Place) -> Result<()>;
 pub(crate) const BESIDE: &str = "beside";
 
 /// All checks, by name.
-pub(crate) const PROBES: [(&str, Probe); 10] = [
+pub(crate) const PROBES: [(&str, Probe); 11] = [
     ("tcp", tcp),
     ("udp", udp),
     ("ping", ping),
     ("traceroute", traceroute),
     ("pmtu", pmtu),
     ("fragments", fragments),
+    ("sport", sport),
     ("other", other),
     ("forged", forged),
     ("incoming", incoming),
