@@ -137,6 +137,7 @@ async fn a_gateway_from_start_to_end() {
         flows: 0,
         seen: GatewaySeen {
             limit: 1000,
+            tracked: None,
             clients: Some(vec![client("a", "10.64.0.1"), client("a", "fd64::1"), client("b", "10.64.0.2")]),
             translated: [(
                 "ipv4".to_owned(),
@@ -176,6 +177,12 @@ async fn a_gateway_from_start_to_end() {
         ],
     )
     .await;
+
+    // A kernel's connection tracking has more than flows, which nobody waits for.
+    status.lock().unwrap().seen.tracked = Some(9);
+    let tracked =
+        "coil_egress_nf_conntrack_entries_count{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\"} 9\n";
+    wait_for(metrics_at, "/metrics", &[tracked]).await;
 
     stop.send(()).unwrap();
     wait_for(health_at, "/readyz", &["503", "terminating, 7 flows"]).await;

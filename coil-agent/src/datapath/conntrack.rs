@@ -13,7 +13,7 @@ use coil_packet::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::netlink::{ACK, CREATE, DUMP, NESTED, REQUEST, attributes, exchange, message, pack};
+use super::netlink::{ACK, CREATE, DUMP, NESTED, REQUEST, attributes, exchange, find, message, pack};
 
 /// Source and destination of one direction, as on the wire. ICMP echo: its identifier is the port of the
 /// requester.
@@ -73,6 +73,10 @@ const ESTABLISHED: u8 = 3;
 const LIBERAL: u8 = 8;
 /// `IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED`.
 const STATUS: u32 = 2 | 4 | 8;
+/// `IPS_SRC_NAT`.
+const SOURCE_TRANSLATED: u32 = 16;
+/// `TCP_CONNTRACK_TIME_WAIT`, behind which nothing is open.
+const TIME_WAIT: u8 = 7;
 /// Seconds for which the kernel is told of a flow.
 const TOLD: u32 = 600;
 
@@ -82,6 +86,14 @@ pub(super) fn dump() -> io::Result<Vec<Connection>> {
     let request = message(GET, REQUEST | DUMP, &header(0), &[]);
     exchange(NETLINK_NETFILTER, &request, |body| connections.extend(connection(body)))?;
     Ok(connections)
+}
+
+/// How many connections of this network namespace are masqueraded and not over.
+pub(crate) fn masqueraded() -> io::Result<u64> {
+    let mut count = 0;
+    let request = message(GET, REQUEST | DUMP, &header(0), &[]);
+    exchange(NETLINK_NETFILTER, &request, |body| count += u64::from(is_masqueraded(body)))?;
+    Ok(count)
 }
 
 /// Makes the kernel know a TCP connection that it has not seen, so that it gives its ports to no other, and
@@ -167,12 +179,20 @@ fn connection(body: &[u8]) -> Option<Connection> {
     Some(Connection { protocol, original, reply, phase })
 }
 
+fn is_masqueraded(body: &[u8]) -> bool {
+    let list = body.get(4..).unwrap_or_default();
+    let status = find(list, attribute::STATUS).and_then(|status| status.first_chunk());
+    let is_over =
+        find(list, attribute::PROTOINFO).and_then(tcp_state).is_some_and(|state| state >= TIME_WAIT);
+    status.is_some_and(|status| u32::from_be_bytes(*status) & SOURCE_TRANSLATED != 0) && !is_over
+}
+
+fn tcp_state(protoinfo: &[u8]) -> Option<u8> {
+    find(find(protoinfo, attribute::TCP)?, attribute::TCP_STATE)?.first().copied()
+}
+
 fn phase_of(protoinfo: &[u8]) -> Phase {
-    let state = attributes(protoinfo)
-        .filter(|(kind, _)| *kind == attribute::TCP)
-        .flat_map(|(_, tcp)| attributes(tcp))
-        .find(|(kind, _)| *kind == attribute::TCP_STATE);
-    match state.and_then(|(_, state)| state.first()) {
+    match tcp_state(protoinfo) {
         Some(0..=2) => Phase::New,
         Some(4..) => Phase::Closing,
         _ => Phase::Open,

@@ -13,7 +13,7 @@
 mod attach;
 mod changes;
 mod cleanup;
-mod conntrack;
+pub(crate) mod conntrack;
 mod desired;
 mod error;
 mod events;

@@ -46,7 +46,7 @@ impl Metrics {
             // Coil v2's names, for the kernel's connection tracking or the translations by eBPF.
             flows: gauge(
                 "nf_conntrack_entries_count",
-                "the number of translated flows in use in this gateway",
+                "the number of translated flows in use in this gateway; by the kernel, all that its connection tracking has",
             )?,
             limit: gauge("nf_conntrack_entries_limit", "the limit of translated flows")?,
             ready: gauge("ready", "whether this gateway takes clients")?,
@@ -99,7 +99,8 @@ impl Metrics {
     }
 
     pub(super) fn update(&self, state: &State, now: Instant) {
-        self.flows.set(number(state.flows().unwrap_or_default()));
+        let tracked = state.seen().and_then(|seen| seen.tracked);
+        self.flows.set(number(tracked.or(state.flows()).unwrap_or_default()));
         self.ready.set(i64::from(state.ready(now).is_ok()));
         let Some(seen) = state.seen() else { return };
         self.limit.set(number(seen.limit));

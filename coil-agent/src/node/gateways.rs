@@ -18,7 +18,11 @@ use crate::{
     datapath::GatewayNow,
     egress::{
         gateway::{GatewayError, GatewayPod},
-        kernel::{nft, plan::tunnel_name},
+        kernel::{
+            nft,
+            plan::tunnel_name,
+            tracked::{Tracked, tracked},
+        },
     },
     ipam::AttachmentId,
     plane::PlaneError,
@@ -119,9 +123,6 @@ const fn family(address: IpAddr) -> &'static str {
 
 /// What the kernel of the calling thread's network namespace has: flows, and the rest.
 fn seen_by_kernel(addresses: &[IpAddr]) -> (u64, GatewaySeen) {
-    let number = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?.trim().parse().ok()
-    };
     let translated = addresses.iter().filter_map(|address| {
         let counts = nft::counts(*address).ok()?;
         let translated = Translated {
@@ -132,12 +133,14 @@ fn seen_by_kernel(addresses: &[IpAddr]) -> (u64, GatewaySeen) {
         };
         Some((family(*address).to_owned(), translated))
     });
+    let Tracked { entries, limit, in_use } = tracked();
     let seen = GatewaySeen {
-        limit: number("nf_conntrack_max").unwrap_or_default(),
+        limit,
+        tracked: Some(entries),
         translated: translated.collect(),
         ..GatewaySeen::default()
     };
-    (number("nf_conntrack_count").unwrap_or_default(), seen)
+    (in_use, seen)
 }
 
 /// What the programs have.

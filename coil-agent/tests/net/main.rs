@@ -8,3 +8,4 @@ mod names;
 mod node;
 mod pods;
 mod topology;
+mod tracked;

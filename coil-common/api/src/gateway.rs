@@ -43,6 +43,9 @@ pub struct GatewayStatus {
 pub struct GatewaySeen {
     /// Most flows that there can be at once; 0 when that is not known.
     pub limit: u64,
+    /// Where the kernel translates: all that its connection tracking has, flows and others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracked: Option<u64>,
     /// Its clients; none while those of all nodes are not known.
     pub clients: Option<Vec<GatewayClient>>,
     /// By family: `ipv4`, `ipv6`.

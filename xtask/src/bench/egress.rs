@@ -16,8 +16,9 @@ use crate::{run, vm};
 /// All are measured in turn on one core, round by round: small datagrams, TCP with and without segmentation offload,
 /// requests and connections (each a new translation); then, once, nearly a million flows, and what they take. The
 /// kernel's path here has no tunnel, as few machines have the modules of FOU: routes and masquerading in the gateway pod.
-/// With --vm everything runs in a virtual machine under emulation, where the kernel's FOU is measured, too: between
-/// nodes without rules, and between nodes with kube-proxy's. Results are a table and, with --json,
+/// With --vm everything runs in a virtual machine under emulation, where the kernel's FOU is measured, too: as in a
+/// cluster, to the Egress's Service between nodes with kube-proxy's rules (beside which the eBPF path runs always), and
+/// straight to the gateway between nodes without any. Results are a table and, with --json,
 /// {"results":[{"scenario","path","metric","median","ratio_to_veth"}]}, with --vm "ratio_to_kernel_fou" too.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -61,8 +62,8 @@ const MANY: Scenario = Scenario {
 const PATHS: &[(&str, &str, Option<&str>)] = &[
     ("veth", "bare veth", None),
     ("kernel-no-tunnel", "kernel, no tunnel", Some("#9aa5b1")),
-    ("kernel-fou", "kernel, FOU", Some("#5f6c7b")),
-    ("kernel-fou+services", "kernel, FOU, kube-proxy's rules", Some("#3d4652")),
+    ("kernel-fou-direct", "kernel, FOU without the Service", Some("#5f6c7b")),
+    ("kernel-fou", "kernel, FOU", Some("#3d4652")),
     ("ebpf", "eBPF", Some("#2f7ed8")),
 ];
 

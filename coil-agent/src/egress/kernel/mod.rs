@@ -13,6 +13,7 @@
 //! - [`tunnel`]: FOU ports and links.
 //! - [`rules`]: routing rules.
 //! - [`nft`] does the masquerading.
+//! - [`tracked`]: what connection tracking has of it.
 //! - [`incoming`] marks connections that came in, which originating-only Egresses leave alone.
 //! - [`apply`]: all of it, inside a pod's namespace.
 
@@ -23,6 +24,7 @@ pub mod nft;
 pub mod plan;
 pub mod rules;
 mod ruleset;
+pub mod tracked;
 pub mod tunnel;
 
 use coil_netns::NetNsError;

@@ -6,7 +6,11 @@
 //!                    gateway
 //! ```
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result, bail};
 use coil_agent::{
@@ -20,7 +24,10 @@ use coil_agent::{
         support::Support,
     },
 };
-use coil_kernel_tests::{MARK, Pins};
+use coil_kernel_tests::{
+    MARK, Pins,
+    rules::{Front, Service},
+};
 use coil_packet::{Class, Reason};
 use ipnet::IpNet;
 
@@ -31,10 +38,11 @@ use crate::place::{End, Space, UPLINK, address, block, forwards, join, local_pod
 pub(crate) enum By {
     /// Routes alone, and masquerading in the gateway pod: the least that the kernel can do.
     KernelWithoutTunnel,
-    /// FOU from pod to pod, and masquerading, as Coil does it without eBPF.
+    /// FOU and masquerading on nodes without any rule, where the client knows the gateway's address. No cluster has that.
+    KernelFouDirect,
+    /// The same as Coil does it without eBPF: the client sends to the Egress's Service, which kube-proxy's rules turn into
+    /// the gateway.
     KernelFou,
-    /// The same between nodes with connection tracking and kube-proxy's rules, as a cluster's have.
-    KernelFouWithServices,
     /// The programs, beside the same rules.
     Ebpf,
 }
@@ -42,7 +50,7 @@ pub(crate) enum By {
 impl By {
     /// Whether it needs the modules of FOU.
     pub(crate) fn fou(self) -> bool {
-        matches!(self, Self::KernelFou | Self::KernelFouWithServices)
+        matches!(self, Self::KernelFou | Self::KernelFouDirect)
     }
 }
 
@@ -102,12 +110,14 @@ impl Journey {
         join(&nodes[0], &client.space, CLIENT, client.address, v4)?;
         join(&nodes[1], &gateway.space, GATEWAY, gateway.address, v4)?;
         let mut journey = Self { client, world, nobody, gateway, nodes, datapaths: vec![] };
-        if matches!(by, By::KernelFouWithServices | By::Ebpf) {
-            with_services(&journey.nodes, &[journey.client.address, journey.gateway.address], v4)?;
+        if matches!(by, By::KernelFou | By::Ebpf) {
+            let pods = [journey.client.address, journey.gateway.address];
+            with_services(&journey.nodes, &pods, &[journey.service(v4)], v4)?;
         }
         match by {
             By::KernelWithoutTunnel => journey.without_tunnel(v4)?,
-            By::KernelFou | By::KernelFouWithServices => journey.with_fou(v4)?,
+            By::KernelFou => journey.with_fou(service(v4), v4)?,
+            By::KernelFouDirect => journey.with_fou(journey.gateway.address, v4)?,
             By::Ebpf => journey.with_programs(v4)?,
         }
         Ok(journey)
@@ -136,14 +146,22 @@ impl Journey {
         })?
     }
 
-    fn with_fou(&self, v4: bool) -> Result<()> {
+    /// The Egress's Service.
+    fn service(&self, v4: bool) -> Service {
+        let (front, endpoint) =
+            (Front::Cluster(service(v4)), SocketAddr::new(self.gateway.address, COMMON.port));
+        Service { front, port: COMMON.port, protocol: "udp", endpoint }
+    }
+
+    /// The client's tunnel leads to `remote`.
+    fn with_fou(&self, remote: IpAddr, v4: bool) -> Result<()> {
         if let Some(missing) = Support::with_modules().missing() {
             bail!("no egress by the kernel: {missing}");
         }
         let (to, client, gateway) = (Self::destination(v4)?, self.client.address, self.gateway.address);
         let policy: BTreeMap<IpNet, Option<EgressId>> = [(to, Some(EGRESS))].into();
         let egresses =
-            [(EGRESS, Via { service: vec![gateway], sport_auto: false, originating_only: false })].into();
+            [(EGRESS, Via { service: vec![remote], sport_auto: false, originating_only: false })].into();
         let mut wanted = Wanted::default();
         plan::client(&mut wanted, &[client], &policy, &egresses);
         apply(&self.client.space, &wanted)?;
@@ -230,6 +248,11 @@ impl Journey {
         let root = self.datapaths.last().map(|(_, pins)| pins.config().pin_root);
         root.unwrap_or_default().join("maps")
     }
+}
+
+/// The address of the Egress's Service, beside those of [`with_services`].
+fn service(v4: bool) -> IpAddr {
+    if v4 { [10, 96, 255, 1].into() } else { [0xfd96, 0, 0, 0, 0, 0, 0, 0xff01].into() }
 }
 
 /// A next hop for a route through a pod.

@@ -29,8 +29,8 @@ const PATHS: [(&str, By); 3] =
 /// The same for egress.
 const EGRESS_PATHS: [(&str, egress::By); 4] = [
     ("kernel-no-tunnel", egress::By::KernelWithoutTunnel),
+    ("kernel-fou-direct", egress::By::KernelFouDirect),
     (FOU, egress::By::KernelFou),
-    ("kernel-fou+services", egress::By::KernelFouWithServices),
     ("ebpf", egress::By::Ebpf),
 ];
 

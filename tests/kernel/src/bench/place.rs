@@ -134,7 +134,7 @@ impl Cluster {
         };
         let pods = [pod(1, 0)?, pod(2, 0)?, pod(3, 1)?];
         if by != By::Kernel {
-            with_services(&nodes, &[pods[0].address, pods[1].address, pods[2].address], v4)?;
+            with_services(&nodes, &[pods[0].address, pods[1].address, pods[2].address], &[], v4)?;
         }
         let mut datapaths = vec![];
         if by == By::Ebpf {
@@ -223,8 +223,8 @@ pub(crate) fn address(v4: bool, network: u8, host: u8) -> IpAddr {
     }
 }
 
-/// Gives nodes connection tracking and kube-proxy's rules for [`SERVICES`] of these pods.
-pub(crate) fn with_services(nodes: &[Space], pods: &[IpAddr], v4: bool) -> Result<()> {
+/// Gives nodes connection tracking and kube-proxy's rules for [`SERVICES`] of these pods, and `others`.
+pub(crate) fn with_services(nodes: &[Space], pods: &[IpAddr], others: &[Service], v4: bool) -> Result<()> {
     let service = |(number, pod): (u16, &IpAddr)| {
         let [high, low] = number.to_be_bytes();
         let front = if v4 { [10, 96, high, low].into() } else { [0xfd96, 0, 0, 0, 0, 0, 0, number].into() };
@@ -235,7 +235,8 @@ pub(crate) fn with_services(nodes: &[Space], pods: &[IpAddr], v4: bool) -> Resul
             endpoint: SocketAddr::new(*pod, 8080),
         }
     };
-    let services: Vec<Service> = (0..SERVICES).zip(pods.iter().cycle()).map(service).collect();
+    let mut services: Vec<Service> = (0..SERVICES).zip(pods.iter().cycle()).map(service).collect();
+    services.extend(others);
     nodes.iter().try_for_each(|node| node.run(|| rules::install(Writer::Nft, v4, &services))?)
 }
 
