@@ -20,6 +20,7 @@ use crate::{
     forged::{forged, forged_inner, forged_reply},
     other::other,
     place::{FAR_MTU, Place},
+    sport::sport,
 };
 
 /// A check of a pair.
@@ -29,13 +30,14 @@ pub(crate) type Probe = fn(&Place) -> Result<()>;
 pub(crate) const BESIDE: &str = "beside";
 
 /// All checks, by name.
-pub(crate) const PROBES: [(&str, Probe); 12] = [
+pub(crate) const PROBES: [(&str, Probe); 13] = [
     ("tcp", tcp),
     ("udp", udp),
     ("ping", ping),
     ("traceroute", traceroute),
     ("pmtu", pmtu),
     ("fragments", fragments),
+    ("sport", sport),
     ("other", other),
     ("forged", forged),
     ("forged-inner", forged_inner),
