@@ -13,6 +13,7 @@
 //! - `egress`: Egresses as their users change them; every kind of packet.
 //! - `forgers`: FOU from those who have no business to send it.
 //! - `gateways`: gateways that die, that are clients themselves, and whose clients send them everything.
+//! - `kernel`: egress by the kernel alone.
 //! - `families`: Egresses of clusters with one address family.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `mtu`: Egresses on wires of every size.
@@ -36,6 +37,7 @@ mod families;
 mod forgers;
 mod gateways;
 mod ipam;
+mod kernel;
 mod lifecycle;
 mod mtu;
 mod refusals;
