@@ -21,6 +21,7 @@
 //! - `roles`: each permission of the shipped roles is needed.
 //! - `restart`: coild killed while packets flow.
 //! - `routing`: routed addresses, the path's MTU, BIRD.
+//! - `unknown`: an Egress that coild cannot understand.
 //! - `upgrade`: from another version, under traffic.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
 
@@ -44,4 +45,5 @@ mod refusals;
 mod restart;
 mod roles;
 mod routing;
+mod unknown;
 mod upgrade;
