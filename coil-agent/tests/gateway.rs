@@ -144,6 +144,7 @@ async fn a_gateway_from_start_to_end() {
                 Translated { packets: 5, bytes: 300, invalid_packets: 1, invalid_bytes: 40 },
             )]
             .into(),
+            forged: [("ipv6".to_owned(), 3)].into(),
             flows: vec![FlowCount { protocol: "tcp".into(), state: "established".into(), flows: 7 }],
             busiest: Some(Busiest { remote: "198.51.100.1:443/tcp".into(), ports: 6, of: 59973 }),
             failures: [("no-port".to_owned(), 2)].into(),
@@ -168,6 +169,7 @@ async fn a_gateway_from_start_to_end() {
             "coil_egress_nf_conntrack_entries_limit{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\"} 1000\n",
             "coil_egress_nftables_masqueraded_packets_total{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",protocol=\"ipv4\"} 5\n",
             "coil_egress_nftables_invalid_bytes_total{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",protocol=\"ipv4\"} 40\n",
+            "coil_egress_forged_packets_total{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",protocol=\"ipv6\"} 3\n",
             "coil_egress_client_pod_count{egress=\"nat\",namespace=\"internet\"} 2\n",
             "coil_egress_client_pod_info{egress=\"nat\",egress_namespace=\"internet\",interface=\"fou4_x\",namespace=\"apps\",pod=\"a\",pod_ip=\"10.64.0.1\"} 1\n",
             "coil_egress_flows{egress=\"nat\",namespace=\"internet\",pod=\"nat-1\",protocol=\"tcp\",state=\"established\"} 7\n",

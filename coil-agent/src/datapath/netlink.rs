@@ -3,6 +3,7 @@
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
+use nix::sys::socket::{setsockopt, sockopt};
 
 pub(crate) const REQUEST: u16 = 1;
 pub(crate) const ACK: u16 = 4;
@@ -17,6 +18,9 @@ pub(crate) const NESTED: u16 = 0x8000;
 const INTERRUPTED: u16 = 0x10;
 /// How often such a list is asked for again.
 const ATTEMPTS: u32 = 10;
+
+/// Requests up to this size every socket takes.
+const LARGE: usize = 1 << 16;
 
 /// Types of `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
@@ -39,6 +43,10 @@ pub(crate) fn exchange(protocol: isize, request: &[u8], mut take: impl FnMut(&[u
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    if request.len() > LARGE {
+        // The kernel refuses what is larger than the socket's buffer.
+        setsockopt(&socket, sockopt::SndBufForce, &request.len().saturating_mul(2))?;
+    }
     socket.send(request, 0)?;
     let mut buffer = Vec::with_capacity(1 << 16);
     let mut interrupted = false;

@@ -19,6 +19,7 @@ pub(super) struct Metrics {
     failures: IntGaugeVec,
     masqueraded: [IntGaugeVec; 2],
     invalid: [IntGaugeVec; 2],
+    forged: IntGaugeVec,
     clients: IntGaugeVec,
     client_info: GaugeVec,
 }
@@ -81,6 +82,11 @@ impl Metrics {
                     &["protocol"],
                 )?,
             ],
+            forged: gauges(
+                "forged_packets_total",
+                "the number of packets that this gateway's own kernel dropped as of no client",
+                &["protocol"],
+            )?,
             clients: known(
                 registry,
                 IntGaugeVec::new(
@@ -124,6 +130,9 @@ impl Metrics {
             };
             set(&self.masqueraded, count.packets, count.bytes);
             set(&self.invalid, count.invalid_packets, count.invalid_bytes);
+        }
+        for (family, packets) in &seen.forged {
+            self.forged.with_label_values(&[family]).set(number(*packets));
         }
         if let Some(clients) = &seen.clients {
             let (namespace, egress) = (&self.settings.namespace, &self.settings.egress);

@@ -123,23 +123,21 @@ const fn family(address: IpAddr) -> &'static str {
 
 /// What the kernel of the calling thread's network namespace has: flows, and the rest.
 fn seen_by_kernel(addresses: &[IpAddr]) -> (u64, GatewaySeen) {
-    let translated = addresses.iter().filter_map(|address| {
-        let counts = nft::counts(*address).ok()?;
-        let translated = Translated {
+    let (mut translated, mut forged) = (BTreeMap::new(), BTreeMap::new());
+    for address in addresses {
+        let Ok(counts) = nft::counts(*address) else { continue };
+        let family = family(*address).to_owned();
+        forged.insert(family.clone(), counts.forged.packets);
+        let of_family = Translated {
             packets: counts.masqueraded.packets,
             bytes: counts.masqueraded.bytes,
             invalid_packets: counts.invalid.packets,
             invalid_bytes: counts.invalid.bytes,
         };
-        Some((family(*address).to_owned(), translated))
-    });
+        translated.insert(family, of_family);
+    }
     let Tracked { entries, limit, in_use } = tracked();
-    let seen = GatewaySeen {
-        limit,
-        tracked: Some(entries),
-        translated: translated.collect(),
-        ..GatewaySeen::default()
-    };
+    let seen = GatewaySeen { limit, tracked: Some(entries), translated, forged, ..GatewaySeen::default() };
     (in_use, seen)
 }
 

@@ -1,6 +1,10 @@
 //! Egress by the kernel: what a pod should have, and making it so.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
 
 use coil_netns::NetNs;
 use tracing::warn;
@@ -10,12 +14,15 @@ use crate::{
     egress::{
         gateway::OWN_PORTS,
         kernel::{
+            KernelError,
             apply::{self, Common},
+            peers,
             plan::{self as inside, Via, Wanted},
         },
         plan::{self, Attached},
     },
     ipam::AttachmentId,
+    net::run_inside,
     watch::index::ObjectKey,
 };
 
@@ -75,9 +82,14 @@ impl Node {
         if !beside && (!self.by_kernel() && !by_tunnels || pod.egresses.is_err()) {
             return Ok(None);
         }
+        let egresses = if beside && !by_tunnels { &[] } else { plan::egresses_of(pod) };
+        // What an earlier agent made for clients goes on until they are all known. A new pod that is a client, too, does not wait.
+        let is_new_client = !egresses.is_empty() && !attached.kernel_client;
+        if pod.gateway_of.is_some() && !is_new_client && !self.feed.knows_clients() {
+            return Ok(None);
+        }
         let facts = self.facts();
         let own = attached.link.addresses();
-        let egresses = if beside && !by_tunnels { &[] } else { plan::egresses_of(pod) };
         let adopted = by_tunnels && pod.gateway_of.is_none();
         let mut wanted = Wanted { ports: beside.then_some(OWN_PORTS), adopted, ..Wanted::default() };
         self.feed.read(|index| {
@@ -98,7 +110,8 @@ impl Node {
                     return Err(format!("Egress {egress} has no Service with an address yet"));
                 }
                 let originating_only = plan::originating_only(index, &facts, egress);
-                let via = Via { service, sport_auto: info.sport_auto, originating_only };
+                let gateways = index.gateways(egress).into_iter().map(|endpoint| endpoint.address).collect();
+                let via = Via { service, gateways, sport_auto: info.sport_auto, originating_only };
                 vias.insert(plan::egress_id(egress), via);
             }
             inside::client(&mut wanted, &own, &plan::policy(index, &facts, egresses), &vias);
@@ -131,6 +144,11 @@ impl Node {
             self.feed.watch_clients(&self.client);
         }
         let wanted = self.kernel_wanted(&attached, &owner.ifname);
+        if let (Err(_), Some(netns)) = (&wanted, &netns)
+            && let Err(e) = self.admit_gateways(&attached, netns).await
+        {
+            warn!(container = %owner, error = super::chain(&e), "new gateways of the pod's Egresses cannot send to it yet");
+        }
         let result = match (wanted, netns) {
             (Ok(None), _) | (Ok(Some(_)), None) => return,
             // What failed may have been half done, also where it is not wanted any more.
@@ -155,6 +173,20 @@ impl Node {
         if told && let Err(e) = self.put(owner).await {
             warn!(container = %owner, error = %e, "other protocols do not reach the gateway's kernel yet");
         }
+    }
+
+    /// Tunnels that stay as they are lead to a Service, which gets new gateways all the same.
+    async fn admit_gateways(&self, attached: &Attached, netns: &Path) -> Result<(), KernelError> {
+        let egresses = attached.pod.as_ref().map(plan::egresses_of).unwrap_or_default();
+        let gateways: BTreeSet<IpAddr> = self.feed.read(|index| {
+            egresses
+                .iter()
+                .flat_map(|egress| index.gateways(egress))
+                .map(|endpoint| endpoint.address)
+                .collect()
+        });
+        let admit = move || [false, true].into_iter().try_for_each(|v6| peers::admit(v6, &gateways));
+        run_inside(&NetNs::open(netns)?, admit).await?.map_err(KernelError::Peers)
     }
 
     /// Remembers what was made inside a pod. True when the programs are to know.

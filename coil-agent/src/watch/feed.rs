@@ -216,7 +216,7 @@ impl Feed {
         });
     }
 
-    /// Nothing waits for a kind any more. True when something did.
+    /// Nothing waits for a kind any more, which is news. True when something did.
     fn go_without(&self, kind: &'static str) -> bool {
         let waited = lock(&self.inner.waiting).remove(kind);
         if waited {
@@ -291,7 +291,7 @@ impl Feed {
                     Ok(watcher::Event::InitDone) => {
                         let mut list = std::mem::take(&mut listed);
                         feed.follows(kind, true);
-                        let new = feed.update(|index| {
+                        feed.update(|index| {
                             let store = store(index);
                             // What cannot be read any more stays as it was.
                             let kept = unreadable.iter().filter_map(|key| {
@@ -302,10 +302,9 @@ impl Feed {
                             *store = list;
                             new
                         });
-                        // The first list is news even when it is empty.
-                        if lock(&feed.inner.waiting).remove(kind) && !new {
-                            feed.announce();
-                        }
+                        // The first list is news even when it is empty, and who was told of what is in it may have looked
+                        // before this.
+                        feed.go_without(kind);
                     }
                     // What cannot be read any more stays as it was.
                     Ok(watcher::Event::Apply(object)) if object.0.is_err() => {

@@ -26,12 +26,16 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
+fn via(services: &[&str], sport_auto: bool, originating_only: bool) -> Via {
+    Via { service: addresses(services), gateways: Vec::new(), sport_auto, originating_only }
+}
+
 /// A client whose Egress has a Service with these addresses.
 fn client(services: &[&str], sport_auto: bool) -> Wanted {
     let net = |text: &str| -> IpNet { text.parse().unwrap() };
     let mut policy: BTreeMap<IpNet, Option<_>> = WORLD.iter().map(|(of, _)| (net(of), Some(1))).collect();
     policy.extend([(net("10.0.0.0/8"), None), (net("fc00::/7"), None)]);
-    let via = Via { service: addresses(services), sport_auto, originating_only: false };
+    let via = via(services, sport_auto, false);
     let mut wanted = Wanted::default();
     plan::client(&mut wanted, &addresses(&OWN), &policy, &[(1, via)].into());
     wanted
@@ -171,10 +175,9 @@ fn destinations_change_hands() {
     // Egress 1 is originating-only, Egress 2 is not.
     let wanted = |first: u32, second: u32| {
         let policy = nets.iter().flat_map(|[a, b]| [(*a, Some(first)), (*b, Some(second))]).collect();
-        let via =
-            |originating_only| Via { service: addresses(&SERVICES), sport_auto: false, originating_only };
+        let of = |originating_only| via(&SERVICES, false, originating_only);
         let mut wanted = Wanted::default();
-        plan::client(&mut wanted, &addresses(&OWN), &policy, &[(1, via(true)), (2, via(false))].into());
+        plan::client(&mut wanted, &addresses(&OWN), &policy, &[(1, of(true)), (2, of(false))].into());
         wanted
     };
     for (first, second) in [(1, 2), (2, 1), (1, 2)] {

@@ -152,7 +152,7 @@ fn client(originating: [Option<bool>; 2]) -> Wanted {
         let Some(originating_only) = originating else { continue };
         policy.extend(egress.iter().map(|(_, net, _)| (net.parse().unwrap(), Some(id))));
         let service = egress.iter().map(|(service, ..)| service.parse().unwrap()).collect();
-        egresses.insert(id, Via { service, sport_auto: false, originating_only });
+        egresses.insert(id, Via { service, gateways: Vec::new(), sport_auto: false, originating_only });
     }
     let own: Vec<IpAddr> = OWN.iter().map(|own| own.parse().unwrap()).collect();
     let mut wanted = Wanted::default();

@@ -6,6 +6,8 @@ mod export;
 mod incoming;
 mod names;
 mod node;
+mod peers;
 mod pods;
+mod senders;
 mod topology;
 mod tracked;

@@ -48,7 +48,9 @@ impl Place {
         let made = place.gateway.0.run(|| {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
             std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-            ADDRESSES.iter().try_for_each(|[_, _, far, _]| nft::ensure(far.parse().unwrap(), "eth0", None))
+            let links = nft::Links::default();
+            let made = |own: &str| nft::ensure(own.parse().unwrap(), "eth0", None, &links);
+            ADDRESSES.iter().try_for_each(|[_, _, far, _]| made(far))
         });
         made.unwrap().unwrap();
         place

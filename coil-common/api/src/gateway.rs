@@ -50,6 +50,9 @@ pub struct GatewaySeen {
     pub clients: Option<Vec<GatewayClient>>,
     /// By family: `ipv4`, `ipv6`.
     pub translated: BTreeMap<String, Translated>,
+    /// By family: packets that the pod's own kernel dropped as of no client.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub forged: BTreeMap<String, u64>,
     /// By protocol and state.
     pub flows: Vec<FlowCount>,
     /// The remote towards which most ports are lent.

@@ -29,7 +29,7 @@ pub(crate) fn nat(
     Given::Nat { protocol, gateway: (net.gateway, port), client, remote, idle }
 }
 
-const fn icmp(net: &Net) -> u8 {
+pub(crate) const fn icmp(net: &Net) -> u8 {
     if net.is_v4() { 1 } else { 58 }
 }
 

@@ -147,7 +147,7 @@ fn run_in<A: HostAddr>(case: &Case) -> Outcome {
 }
 
 /// A node with its tables in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node<A> {
     /// What the agent has written.
     pub world: World,

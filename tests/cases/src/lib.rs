@@ -2,8 +2,10 @@
 //!
 //! A [`Case`] is a frame, what the tables hold, and what must become of the frame, byte for byte. The
 //! list runs on the host ([`host::run`]) and, by the crate `coil-kernel-tests`, in the kernel.
+//! [`journeys`] are cases one after the other on tables that stay, likewise in both places.
 //! Frames are made by [`wire`], which shares no code with `coil-packet`.
 
+mod client_errors;
 mod egress;
 mod errors;
 mod family;
@@ -14,6 +16,7 @@ mod gateway;
 pub mod host;
 mod host_stack;
 mod ignored;
+pub mod journeys;
 mod kernel_clients;
 mod mark;
 mod memory;
@@ -27,13 +30,15 @@ pub mod world;
 
 pub use world::{Flow, Given, Net, Route, World};
 
+use std::borrow::Cow;
+
 use coil_packet::{Path, Reason};
 
 /// A frame and what must become of it.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// What it shows.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The program.
     pub path: Path,
     /// The addresses, and so the family.
@@ -61,9 +66,16 @@ pub struct Case {
 }
 
 impl Case {
-    fn new(name: &'static str, path: Path, net: Net, ingress: u32, frame: Vec<u8>, reason: Reason) -> Self {
+    fn new(
+        name: impl Into<Cow<'static, str>>,
+        path: Path,
+        net: Net,
+        ingress: u32,
+        frame: Vec<u8>,
+        reason: Reason,
+    ) -> Self {
         Self {
-            name,
+            name: name.into(),
             path,
             net,
             ingress,
@@ -81,7 +93,7 @@ impl Case {
 
     /// A frame of a pod of this node.
     fn from_pod(
-        name: &'static str,
+        name: impl Into<Cow<'static, str>>,
         net: Net,
         ingress: u32,
         packet: impl AsRef<[u8]>,
@@ -92,19 +104,35 @@ impl Case {
     }
 
     /// A frame that comes in on the uplink.
-    fn from_net(name: &'static str, net: Net, packet: impl AsRef<[u8]>, reason: Reason) -> Self {
+    fn from_net(
+        name: impl Into<Cow<'static, str>>,
+        net: Net,
+        packet: impl AsRef<[u8]>,
+        reason: Reason,
+    ) -> Self {
         let frame = wire::ethernet(world::host_mac(world::UPLINK), world::ROUTER_MAC, packet.as_ref());
         Self::new(name, Path::FromNet, net, world::UPLINK, frame, reason)
     }
 
     /// A frame that the kernel delivers to the pod behind the veth `egress`.
-    fn to_pod(name: &'static str, net: Net, egress: u32, packet: impl AsRef<[u8]>, reason: Reason) -> Self {
+    fn to_pod(
+        name: impl Into<Cow<'static, str>>,
+        net: Net,
+        egress: u32,
+        packet: impl AsRef<[u8]>,
+        reason: Reason,
+    ) -> Self {
         let frame = wire::ethernet(world::pod_mac(egress), world::host_mac(egress), packet.as_ref());
         Self::new(name, Path::ToPod, net, egress, frame, reason)
     }
 
     /// A frame that the kernel sends out of the uplink.
-    fn to_net(name: &'static str, net: Net, packet: impl AsRef<[u8]>, reason: Reason) -> Self {
+    fn to_net(
+        name: impl Into<Cow<'static, str>>,
+        net: Net,
+        packet: impl AsRef<[u8]>,
+        reason: Reason,
+    ) -> Self {
         let frame = wire::ethernet(world::ROUTER_MAC, world::host_mac(world::UPLINK), packet.as_ref());
         Self::new(name, Path::ToNet, net, world::UPLINK, frame, reason)
     }
@@ -226,6 +254,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(gateway::cases(net));
         cases.extend(tunnel::cases(net));
         cases.extend(nat_errors::cases(net));
+        cases.extend(client_errors::cases(net));
         cases.extend(fragments::cases(net));
         cases.extend(pins::cases(net));
         cases.extend(slow::cases(net));

@@ -1,4 +1,4 @@
-//! ICMP errors about translated packets: the quoted packet is translated, too.
+//! ICMP errors from outside about translated packets: the quoted packet is translated, too.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use coil_packet::Reason;
 
 use crate::{
     Case, Given, Net,
-    gateway::nat,
+    gateway::{icmp, nat},
     wire::{self, Ip, tcp},
     world::CLIENT,
 };
@@ -14,12 +14,7 @@ use crate::{
 pub(crate) fn cases(net: Net) -> Vec<Case> {
     let mut cases = from_outside(net);
     cases.extend(quotations(net));
-    cases.extend(from_client(net));
     cases
-}
-
-const fn icmp(net: &Net) -> u8 {
-    if net.is_v4() { 1 } else { 58 }
 }
 
 /// Type, code and the four bytes behind the checksum: too big, time exceeded, unreachable.
@@ -61,11 +56,7 @@ fn from_outside(net: Net) -> Vec<Case> {
                 .given(lease(&net, 6, net.client))
                 .hands_over(CLIENT, &leaves(net.client, kind, rest)),
         );
-        let name = match name {
-            "a smaller MTU outside" => "a smaller MTU outside, for another node's client",
-            "time exceeded outside" => "time exceeded outside, for another node's client",
-            _ => "unreachable outside, for another node's client",
-        };
+        let name = format!("{name}, for another node's client");
         cases.push(
             Case::from_net(name, net, arrives(kind, rest), Reason::ReplyToNode)
                 .given(lease(&net, 6, net.remote_client))
@@ -125,54 +116,4 @@ fn quotations(net: Net) -> Vec<Case> {
         }));
     }
     cases
-}
-
-/// A client tells the remote that it does not want what it got.
-fn from_client(net: Net) -> Vec<Case> {
-    let kind = if net.is_v4() { [3, 3] } else { [1, 4] };
-    let answer = |to: IpAddr, port| wire::udp(Ip::new(net.world_local, to).ttl(50), 443, port, b"answer");
-    let error = |from: IpAddr, to: IpAddr, ttl, quoted: &[u8]| {
-        wire::error(Ip::new(from, to).ttl(ttl), kind, [0; 4], quoted)
-    };
-    let sent = |client: IpAddr| error(client, net.world_local, 64, &answer(client, 40000));
-    let out = error(net.gateway, net.world_local, 63, &answer(net.gateway, 50001));
-    let to_world = {
-        let got = wire::udp(Ip::new(net.world, net.client).ttl(50), 443, 40000, b"answer");
-        error(net.client, net.world, 64, &got)
-    };
-    vec![
-        Case::from_pod(
-            "a client's error through a gateway of this node",
-            net,
-            CLIENT,
-            sent(net.client),
-            Reason::Out,
-        )
-        .given(lease(&net, 17, net.client))
-        .sends(&out),
-        Case::from_net(
-            "a client's error out of the tunnel",
-            net,
-            wire::fou((net.remote_client, net.gateway), 0, 5555, &sent(net.remote_client)),
-            Reason::Out,
-        )
-        .given(lease(&net, 17, net.remote_client))
-        .sends(&out),
-        Case::from_pod("a client's error to a gateway", net, CLIENT, to_world.clone(), Reason::ToGateway)
-            .sends(&wire::fou((net.client, net.remote_gateway), 0, 5555, &to_world)),
-        Case::from_pod(
-            "a client's error about what the gateway does not know",
-            net,
-            CLIENT,
-            sent(net.client),
-            Reason::NatUnknown,
-        ),
-        Case::from_pod(
-            "a client's error about another's packet",
-            net,
-            CLIENT,
-            error(net.client, net.world_local, 64, &answer(net.plain, 40000)),
-            Reason::EgressKind,
-        ),
-    ]
 }

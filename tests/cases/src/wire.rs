@@ -105,8 +105,20 @@ pub fn fragment(header: Ip, payload: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn fragments(header: Ip, protocol: u8, id: u16, payload: &[u8], first: usize) -> [Vec<u8>; 2] {
     let (head, tail) = payload.split_at(first);
-    let offset = u16::try_from(first / 8).expect("short packets");
-    let one = |offset: u16, more: bool, part: &[u8]| match (header.src, header.dst) {
+    [piece(header, protocol, id, 0, true, head), piece(header, protocol, id, first, false, tail)]
+}
+
+/// A packet in fragments of `each` bytes (a multiple of 8) of the payload.
+#[must_use]
+pub fn pieces(header: Ip, protocol: u8, id: u16, payload: &[u8], each: usize) -> Vec<Vec<u8>> {
+    let cut = payload.chunks(each).enumerate();
+    cut.map(|(n, part)| piece(header, protocol, id, n * each, (n + 1) * each < payload.len(), part)).collect()
+}
+
+/// A fragment that begins at an offset of the payload.
+fn piece(header: Ip, protocol: u8, id: u16, at: usize, more: bool, part: &[u8]) -> Vec<u8> {
+    let offset = u16::try_from(at / 8).expect("short packets");
+    match (header.src, header.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let flags = offset | if more { 0x2000 } else { 0 };
             let [a, b] = id.to_be_bytes();
@@ -118,8 +130,7 @@ pub fn fragments(header: Ip, protocol: u8, id: u16, payload: &[u8], first: usize
             let id = u32::from(id).to_be_bytes();
             ip(header, 44, &[&[protocol, 0], &flags[..], &id, part].concat())
         }
-    };
-    [one(0, true, head), one(offset, false, tail)]
+    }
 }
 
 /// A packet with something between IP header and UDP: a record-route option, or hop-by-hop options.
@@ -141,16 +152,28 @@ pub fn tcp(header: Ip, sport: u16, dport: u16, flags: u8, data: &[u8]) -> Vec<u8
 
 /// A TCP packet with options, a multiple of four bytes.
 #[must_use]
-pub fn tcp_with_options(
+pub fn tcp_with_options(header: Ip, ports: (u16, u16), flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+    tcp_segment(header, ports, (0x0102_0304, 0x0506_0708), flags, options, data)
+}
+
+/// A TCP packet with these numbers: of its sequence, and of what it acknowledges.
+#[must_use]
+pub fn tcp_numbered(header: Ip, ports: (u16, u16), numbers: (u32, u32), flags: u8, data: &[u8]) -> Vec<u8> {
+    tcp_segment(header, ports, numbers, flags, &[], data)
+}
+
+fn tcp_segment(
     header: Ip,
     (sport, dport): (u16, u16),
+    (sequence, acknowledged): (u32, u32),
     flags: u8,
     options: &[u8],
     data: &[u8],
 ) -> Vec<u8> {
     let words = u8::try_from(5 + options.len() / 4).expect("at most 40 bytes of options");
-    let mut segment = [&sport.to_be_bytes()[..], &dport.to_be_bytes()].concat();
-    segment.extend([1, 2, 3, 4, 5, 6, 7, 8, words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    let mut segment = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+    segment.extend([sequence.to_be_bytes(), acknowledged.to_be_bytes()].concat());
+    segment.extend([words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     segment.extend([options, data].concat());
     let sum = transport_checksum(header, 6, &segment);
     segment[16..18].copy_from_slice(&sum);

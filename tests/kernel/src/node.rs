@@ -115,6 +115,14 @@ impl Node {
         }
     }
 
+    /// Empties the tables of a family, and puts in what is given.
+    ///
+    /// # Errors
+    /// When a map refuses.
+    pub fn begin(&mut self, net: &Net, given: &[Given]) -> Result<()> {
+        if net.is_v4() { self.fill::<[u8; 4]>("4", given) } else { self.fill::<[u8; 16]>("6", given) }
+    }
+
     fn case_in<A: HostAddr + Pod>(&mut self, case: &Case, family: &str) -> Result<Outcome> {
         self.fill::<A>(family, &case.given)?;
         let outcome = self.packet(case.path.name(), case.ingress, &case.frame)?;

@@ -1,4 +1,4 @@
-//! Every case through `BPF_PROG_TEST_RUN`.
+//! Every case and every journey through `BPF_PROG_TEST_RUN`.
 
 use std::process::Command;
 
@@ -60,6 +60,37 @@ fn every_case_in_the_kernel() -> Result<()> {
             }
         }
         ensure!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+        Ok(())
+    })
+}
+
+/// Fragments one after the other, on maps that stay.
+#[test]
+fn every_journey_in_the_kernel() -> Result<()> {
+    let pins = Pins::new()?;
+    Node::run(&pins, |node| {
+        let journeys = coil_cases::journeys::all();
+        let mut wrong = vec![];
+        for journey in &journeys {
+            let family = if journey.net.is_v4() { Family::V4 } else { Family::V6 };
+            node.begin(&journey.net, &journey.given)?;
+            for (n, step) in journey.steps.iter().enumerate() {
+                let outcome = node.packet(step.path.name(), step.ingress, &step.frame)?;
+                let counted: Vec<_> = outcome.counted.iter().map(|c| (c.path, c.family, c.reason)).collect();
+                let what = if counted != [(step.path, family, step.reason)] {
+                    Some(format!("counted {counted:?}, should be {:?}", step.reason))
+                } else if outcome.code != wanted(step) {
+                    Some(format!("returned {}", outcome.code))
+                } else {
+                    step.difference(&outcome.frame)
+                };
+                if let Some(what) = what {
+                    wrong.push(format!("{family:?} {}, step {n}, {}: {what}", journey.name, step.name));
+                    break;
+                }
+            }
+        }
+        ensure!(wrong.is_empty(), "{} of {} journeys:\n{}", wrong.len(), journeys.len(), wrong.join("\n"));
         Ok(())
     })
 }

@@ -64,6 +64,14 @@ pub(super) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        name: "senders",
+        about: "who may send to a pod whose kernel does its egress",
+        payloads: &[
+            Payload::Tests { package: "coil-agent", containing: "peers::" },
+            Payload::Tests { package: "coil-agent", containing: "senders::" },
+        ],
+    },
+    Group {
         name: "takeover",
         about: "a node of the Go version, with FOU links in its clients, is taken over",
         payloads: &[Payload::Tests { package: "coil-node-tests", containing: "go_version" }],

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::{
     KernelError,
     closed::{self, Fate},
-    incoming, nft,
+    incoming, nft, peers,
     plan::{PREFIXES, TABLES, Tunnel, Wanted},
     rules, tunnel,
 };
@@ -84,8 +84,16 @@ pub async fn apply(
         }
     }
     if !wanted.adopted || wanted.tunnels.keys().any(|name| !there.contains(name)) {
+        // A link that takes FOU from any peer stays, also where nobody may send it any more.
+        let mut listening = BTreeSet::new();
+        for (v6, (receiver, _)) in [false, true].into_iter().zip(tunnel::RECEIVERS) {
+            if rtnl.link_by_name(receiver).await?.is_some() {
+                listening.insert(v6);
+            }
+        }
         let (ifname, wanted) = (ifname.to_owned(), wanted.clone());
-        run_inside(ns, move || settings_and_tunnels(&ifname, common.port, &there, &wanted)).await??;
+        run_inside(ns, move || settings_and_tunnels(&ifname, common.port, &listening, &there, &wanted))
+            .await??;
     }
     for (kernels, ours) in tunnel::OTHERS {
         // Made by the module; another name keeps it from being taken for somebody's tunnel.
@@ -145,10 +153,11 @@ async fn not_open(rtnl: &Rtnl, wanted: &Wanted) -> Result<BTreeSet<(u32, IpNet)>
     Ok(closed)
 }
 
-/// On a thread inside the namespace.
+/// On a thread inside the namespace, which takes FOU of some families already (true for IPv6).
 fn settings_and_tunnels(
     ifname: &str,
     port: u16,
+    listening: &BTreeSet<bool>,
     there: &BTreeSet<String>,
     wanted: &Wanted,
 ) -> Result<(), KernelError> {
@@ -164,6 +173,16 @@ fn settings_and_tunnels(
             sysctl::set(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
         }
     }
+    // Who may send is known before anything can come.
+    for v6 in [false, true] {
+        if !wanted.adopted && (families.contains(&v6) || listening.contains(&v6)) {
+            peers::allow(v6, port, &wanted.peers).map_err(KernelError::Peers)?;
+        }
+    }
+    let links = wanted.links();
+    for own in &wanted.gateway {
+        nft::ensure(*own, ifname, wanted.ports.as_ref(), &links).map_err(KernelError::Masquerade)?;
+    }
     for v6 in families {
         tunnel::listen(port, v6)?;
     }
@@ -175,9 +194,6 @@ fn settings_and_tunnels(
         if has(&wanted.gateway, true) {
             sysctl::set("ipv6/conf/all/forwarding", "1")?;
         }
-    }
-    for own in &wanted.gateway {
-        nft::ensure(*own, ifname, wanted.ports.as_ref()).map_err(KernelError::Masquerade)?;
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ use std::io;
 use nix::libc;
 
 use super::ruleset::{
-    self, EQUAL, FILTER, Hook, PRIORITY_MANGLE, REGISTER, ROUTE, UNEQUAL, bits, compare, expression, link,
-    number,
+    self, EQUAL, FILTER, Hook, META_IIFNAME, PRIORITY_MANGLE, REGISTER, ROUTE, UNEQUAL, bits, compare,
+    expression, link, number,
 };
 
 /// The bit of marks, inside of pods, of packets and their connections.
@@ -25,11 +25,10 @@ const TABLE: &str = "coil_incoming";
 const INPUT: &str = "input";
 const OUTPUT: &str = "output";
 
-/// `NFT_CT_DIRECTION` and `NFT_CT_MARK`, `NFT_META_MARK` and `NFT_META_IIFNAME`.
+/// `NFT_CT_DIRECTION` and `NFT_CT_MARK`, and `NFT_META_MARK`.
 const CT_DIRECTION: u32 = 1;
 const CT_MARK: u32 = 3;
 const META_MARK: u32 = 3;
-const META_IIFNAME: u32 = 6;
 
 /// Makes the table of a family; one that is there stays.
 ///
@@ -67,7 +66,7 @@ pub fn ensure(v6: bool, ifname: &str) -> io::Result<()> {
             ],
         ),
     ];
-    match ruleset::make(v6, TABLE, &chains, &rules, false) {
+    match ruleset::make(v6, TABLE, &[], &chains, &rules, false) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other,
     }

@@ -12,7 +12,8 @@
 //! - [`plan`]: what a pod's namespace should have. Pure.
 //! - [`tunnel`]: FOU ports and links.
 //! - [`rules`]: routing rules.
-//! - [`nft`] does the masquerading.
+//! - [`nft`] does the masquerading, and drops what is of no client.
+//! - [`peers`] says who may send FOU to a pod.
 //! - [`tracked`]: what connection tracking has of it.
 //! - [`incoming`] marks connections that came in, which originating-only Egresses leave alone.
 //! - [`apply`]: all of it, inside a pod's namespace.
@@ -21,9 +22,11 @@ pub mod apply;
 mod closed;
 pub mod incoming;
 pub mod nft;
+pub mod peers;
 pub mod plan;
 pub mod rules;
 mod ruleset;
+mod set;
 pub mod tracked;
 pub mod tunnel;
 
@@ -55,6 +58,9 @@ pub enum KernelError {
         "cannot masquerade in the gateway pod: {0}; it needs the kernel modules nf_tables, nft_masq and nft_ct"
     )]
     Masquerade(#[source] std::io::Error),
+    /// Saying who may send FOU was refused.
+    #[error("cannot say who may send FOU to the pod: {0}; it needs the kernel module nf_tables")]
+    Peers(#[source] std::io::Error),
     /// Marking connections was refused.
     #[error(
         "cannot mark connections that come in: {0}; originating-only Egresses need the kernel modules nf_tables and nft_ct"

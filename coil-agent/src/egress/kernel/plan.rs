@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 use sha1::{Digest as _, Sha1};
 
+use super::nft::Links;
 use crate::{
     datapath::EgressId,
     egress::policy::{local_ranges, private_ranges},
@@ -90,8 +91,12 @@ pub struct Wanted {
     pub passed: BTreeSet<(u32, IpNet)>,
     /// Families in which answers to connections that came in are told apart; true for IPv6.
     pub incoming: BTreeSet<bool>,
+    /// Who may send FOU to the pod.
+    pub peers: BTreeSet<IpAddr>,
     /// The pod's addresses when it is a gateway, for masquerading.
     pub gateway: Vec<IpAddr>,
+    /// Those it is a gateway for.
+    pub clients: BTreeSet<IpAddr>,
     /// What masquerading may use of ports, where the programs translate beside it.
     pub ports: Option<RangeInclusive<u16>>,
     /// A client that may be as Coil v2's Go version made it ([`Self::is_of_go`]): then its rules and tunnels stay as they are,
@@ -100,6 +105,15 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// A gateway's tunnels, by whose packets come out of them.
+    #[must_use]
+    pub fn links(&self) -> Links {
+        let clients: BTreeSet<_> =
+            self.clients.iter().map(|client| (tunnel_name(*client), *client)).collect();
+        let is_own = |name: &&String| clients.iter().all(|(to_client, _)| to_client != *name);
+        Links { own: self.tunnels.keys().filter(is_own).cloned().collect(), clients }
+    }
+
     /// The same without what tells answers to connections that came in apart: the Go version's clients have rules of their own
     /// for these.
     #[must_use]
@@ -151,6 +165,8 @@ pub fn tunnel_name(peer: IpAddr) -> String {
 pub struct Via {
     /// Addresses of its Service.
     pub service: Vec<IpAddr>,
+    /// Its gateways, those that are not ready or terminating too: their last replies are on the way.
+    pub gateways: Vec<IpAddr>,
     /// `fouSourcePortAuto`.
     pub sport_auto: bool,
     /// Who comes in from its destinations is answered the way they came.
@@ -194,6 +210,10 @@ pub fn client(
             let tunnel = Tunnel { local: *local, remote: *remote, sport_auto: via.sport_auto };
             wanted.tunnels.insert(name.clone(), tunnel);
             wanted.routes.insert((table, *net), name);
+            // Connection tracking on the way may have put the Service in a gateway's place.
+            wanted
+                .peers
+                .extend(via.gateways.iter().filter(|gateway| gateway.is_ipv6() == v6).chain([remote]));
         }
         incoming(wanted, v6, &of_family, egresses);
     }
@@ -252,6 +272,8 @@ pub fn gateway(wanted: &mut Wanted, own: &[IpAddr], ifname: &str, clients: &[IpA
         for client in clients.iter().filter(|c| c.is_ipv6() == v6) {
             let name = tunnel_name(*client);
             wanted.tunnels.insert(name.clone(), Tunnel { local: *local, remote: *client, sport_auto });
+            wanted.peers.insert(*client);
+            wanted.clients.insert(*client);
             wanted.routes.insert((TABLE_REST, IpNet::from(*client)), name);
         }
     }
@@ -272,13 +294,20 @@ fn is_private(net: IpNet) -> bool {
 mod tests {
     use super::*;
 
+    const GATEWAYS: [&str; 2] = ["10.64.7.7", "fd64:7::7"];
+
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
+    fn addresses<const N: usize>(texts: [&str; N]) -> BTreeSet<IpAddr> {
+        texts.into_iter().map(|text| text.parse().unwrap()).collect()
+    }
+
     fn via(service: &[&str]) -> Via {
         let service = service.iter().map(|a| a.parse().unwrap()).collect();
-        Via { service, sport_auto: false, originating_only: false }
+        let gateways = GATEWAYS.map(|a| a.parse().unwrap()).into();
+        Via { service, gateways, sport_auto: false, originating_only: false }
     }
 
     #[test]
@@ -317,6 +346,8 @@ mod tests {
         }
         let service = |r: &&Rule| r.priority == 1800 && r.to == Some(net("10.96.0.7/32"));
         assert_eq!(wanted.rules.iter().filter(service).count(), 1, "no tunnel inside itself");
+        let [v4, v6] = GATEWAYS;
+        assert_eq!(wanted.peers, addresses(["10.96.0.7", "fd96::7", v4, v6]));
         let before = wanted.clone();
         client(&mut wanted, &own, &[(net("0.0.0.0/0"), None)].into(), &BTreeMap::new());
         assert_eq!(wanted, before, "no client of anything");
@@ -380,6 +411,8 @@ mod tests {
         let rules: Vec<_> =
             wanted.rules.iter().map(|r| (r.priority, r.iif.as_deref(), r.icmp, r.table)).collect();
         assert_eq!(rules, [(2000, Some("eth0"), false, 118), (2000, Some("lo"), true, 118)]);
+        assert_eq!(wanted.peers, addresses(["10.64.1.2", "10.64.1.3"]), "of the family that it has");
+        assert_eq!(wanted.clients, wanted.peers);
     }
 
     #[test]
@@ -396,5 +429,9 @@ mod tests {
             [Some("eth0"), Some("lo")].into(),
             "nothing takes what comes out of a client's tunnel"
         );
+        assert_eq!(wanted.peers, addresses(["10.64.1.2", "10.96.0.7", GATEWAYS[0]]));
+        let links = wanted.links();
+        let client = ("fou4_0a400102".to_owned(), "10.64.1.2".parse().unwrap());
+        assert_eq!((links.clients, links.own), ([client].into(), ["fou4_0a600007".to_owned()].into()));
     }
 }

@@ -14,6 +14,8 @@ const FOU_ADD: u8 = 1;
 /// Protocols inside: IPv4 and IPv6.
 const IPIP: u8 = 4;
 const IPV6: u8 = 41;
+/// What tunnels of a family carry.
+pub(super) const INNER: [u8; 2] = [IPIP, IPV6];
 
 const NEW_LINK: u16 = 16;
 const SET_LINK: u16 = 19;
@@ -100,8 +102,8 @@ pub(in crate::egress) fn add_tunnel(name: &str, tunnel: &Tunnel, port: u16) -> i
 /// Makes UDP packets at `port` those of FOU.
 pub(in crate::egress) fn add_port(port: u16, v6: bool) -> io::Result<()> {
     let family = generic_family("fou")?;
-    let (af, protocol) = if v6 { (libc::AF_INET6, IPV6) } else { (libc::AF_INET, IPIP) };
-    let af = u8::try_from(af).unwrap_or_default();
+    let af = u8::try_from(if v6 { libc::AF_INET6 } else { libc::AF_INET }).unwrap_or_default();
+    let protocol = INNER[usize::from(v6)];
     // FOU_ATTR_PORT, _AF, _IPPROTO, _TYPE: direct.
     let list = [pack(1, &port.to_be_bytes()), pack(2, &[af]), pack(3, &[protocol]), pack(4, &[1])].concat();
     exchange(NETLINK_GENERIC, &message(family, REQUEST | ACK, &[FOU_ADD, 1, 0, 0], &list), |_| {})

@@ -70,7 +70,7 @@ const PARTS: [Part; 4] = [
     Part {
         name: ["masquerading by nftables", "masquerading by nftables"],
         modules: [NFT, NFT],
-        make: |v6| nft::ensure(LOCAL[usize::from(v6)], "eth0", None),
+        make: |v6| nft::ensure(LOCAL[usize::from(v6)], "eth0", None, &nft::Links::default()),
         builds_on_others: false,
     },
 ];

@@ -142,7 +142,7 @@ impl Journey {
         self.gateway.space.run(|| -> Result<()> {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
             std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-            nft::ensure(own, "eth0", None).context("cannot masquerade")
+            nft::ensure(own, "eth0", None, &nft::Links::default()).context("cannot masquerade")
         })?
     }
 
@@ -160,10 +160,10 @@ impl Journey {
         }
         let (to, client, gateway) = (Self::destination(v4)?, self.client.address, self.gateway.address);
         let policy: BTreeMap<IpNet, Option<EgressId>> = [(to, Some(EGRESS))].into();
-        let egresses =
-            [(EGRESS, Via { service: vec![remote], sport_auto: false, originating_only: false })].into();
+        let (service, gateways) = (vec![remote], vec![gateway]);
+        let via = Via { service, gateways, sport_auto: false, originating_only: false };
         let mut wanted = Wanted::default();
-        plan::client(&mut wanted, &[client], &policy, &egresses);
+        plan::client(&mut wanted, &[client], &policy, &[(EGRESS, via)].into());
         apply(&self.client.space, &wanted)?;
         let mut wanted = Wanted::default();
         plan::gateway(&mut wanted, &[gateway], "eth0", &[client], false);

@@ -17,6 +17,8 @@ mod other;
 mod place;
 mod probes;
 mod same;
+mod sctp;
+mod sport;
 
 use std::process::ExitCode;
 

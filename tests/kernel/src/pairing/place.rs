@@ -123,6 +123,7 @@ impl Place {
                 fabric.stated(0).policies.into_iter().map(|((_, net), egress)| (net, egress)).collect();
             let via = Via {
                 service: vec![self.service()],
+                gateways: vec![fabric.address(Pod::Gateway)],
                 sport_auto: self.pair.sport_auto,
                 originating_only: true,
             };

@@ -17,9 +17,10 @@ use nix::{
 
 use crate::{
     beside::beside,
-    forged::forged,
+    forged::{forged, forged_inner, forged_reply},
     other::other,
     place::{FAR_MTU, Place},
+    sport::sport,
 };
 
 /// A check of a pair.
@@ -29,15 +30,18 @@ pub(crate) type Probe = fn(&Place) -> Result<()>;
 pub(crate) const BESIDE: &str = "beside";
 
 /// All checks, by name.
-pub(crate) const PROBES: [(&str, Probe); 10] = [
+pub(crate) const PROBES: [(&str, Probe); 13] = [
     ("tcp", tcp),
     ("udp", udp),
     ("ping", ping),
     ("traceroute", traceroute),
     ("pmtu", pmtu),
     ("fragments", fragments),
+    ("sport", sport),
     ("other", other),
     ("forged", forged),
+    ("forged-inner", forged_inner),
+    ("forged-reply", forged_reply),
     ("incoming", incoming),
     (BESIDE, beside),
 ];
