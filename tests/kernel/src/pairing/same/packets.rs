@@ -101,7 +101,8 @@ pub(super) fn back(ends: &Ends) -> Vec<Vec<u8>> {
     let asked = |port| wire::udp(sent, port, REMOTE_PORT, ASKED);
     let syn = wire::tcp_numbered(sent, (TCP, REMOTE_PORT), (CLIENT_NUMBER, 0), tcp::SYN, b"");
     let few = if ends.v4 { 28 } else { 48 };
-    let quoted = [asked(UDP), asked(UDP)[..few].to_vec(), syn.clone(), syn[..few].to_vec()];
+    let mut quoted = vec![asked(UDP), asked(UDP)[..few].to_vec(), syn.clone(), syn[..few].to_vec()];
+    quoted.extend(cut(sent, 17, 0x203, &wire::udp(sent, UDP, REMOTE_PORT, &data)).into_iter().take(1));
     for quoted in quoted.into_iter().chain([wire::echo(sent, false, ECHO), asked(STRANGE)]) {
         for (kind, rest) in kinds(ends) {
             packets.push(wire::error(Ip::new(ends.router, ends.gateway).ttl(40), kind, rest, &quoted));
@@ -118,7 +119,10 @@ pub(super) fn about(ends: &Ends) -> Vec<Vec<u8>> {
     let got = Ip::new(ends.remote, ends.client).ttl(45);
     let answer = |port| wire::udp(got, REMOTE_PORT, port, ANSWER);
     let few = if ends.v4 { 28 } else { 48 };
-    let quoted = [answer(UDP), answer(UDP)[..few].to_vec(), syn_ack(got, TCP), wire::echo(got, true, ECHO)];
+    let whole = wire::udp(got, REMOTE_PORT, UDP, &self::numbers(3000));
+    let mut quoted =
+        vec![answer(UDP), answer(UDP)[..few].to_vec(), syn_ack(got, TCP), wire::echo(got, true, ECHO)];
+    quoted.extend(cut(got, 17, 0x301, &whole).into_iter().take(1));
     for quoted in quoted.into_iter().chain([answer(STRANGE), wire::echo(got, true, STRANGE)]) {
         for (kind, rest) in kinds(ends) {
             packets.push(wire::error(plain, kind, rest, &quoted));
