@@ -1,16 +1,16 @@
 #!/bin/sh
 # What `cargo xtask vm` runs in a guest: gives it what tests expect of a machine, then runs a plan.
 #
-# usage: guest.sh DIR
+# usage: guest.sh DIR LABS
 #
 # DIR is the one folder that the guest and the host both write. DIR/plan.sh is a list of
 #   entry N SECONDS FOLDER COMMAND…
 # For entry N this leaves DIR/N.log, each line after the seconds since the guest's start, between a
 # line "started" and a line "ended", and DIR/N.status, the command's exit status. DIR/booted appears before the first entry, DIR/done
 # after the last. The host's files are the guest's, read-only; /run is the guest's own and empty,
-# and what is written elsewhere is lost with the guest.
+# and what is written elsewhere is lost with the guest. LABS is where labs keep their logs: the guest's are in DIR/labs.
 
-dir=$1
+dir=$1 labs=$2
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 uptime() {
@@ -42,7 +42,8 @@ entry() {
 
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mkdir -p /run/netns
+mkdir -p /run/netns "$dir/labs"
+mount --bind "$dir/labs" "$labs"
 ip link set lo up
 # Modules of tunnels would put links of theirs into every new namespace, with the numbers that tests give theirs.
 echo 1 >/proc/sys/net/core/fb_tunnels_only_for_init_net

@@ -44,6 +44,14 @@ pub(crate) fn cargo(words: &[&str]) -> Result<Vec<Built>> {
     Ok(run::output(&mut command)?.lines().filter_map(executable).collect())
 }
 
+/// All packages at once: each selection of its own would have features of its own, and build every dependency again.
+pub(crate) const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "coil-ebpf"];
+
+/// Builds all programs and all tests.
+pub(crate) fn workspace() -> Result<Vec<Built>> {
+    cargo(&[&["build"], &WORKSPACE[..], &["--bins", "--tests"]].concat())
+}
+
 /// The executable of one of cargo's messages, if it is about one.
 fn executable(message: &str) -> Option<Built> {
     let message: Value = serde_json::from_str(message).ok()?;

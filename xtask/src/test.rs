@@ -51,17 +51,13 @@ impl Tier {
 /// Variable that tells the model tests their seed.
 const SEED: &str = "COIL_TEST_SEED";
 
-/// All packages at once, and programs with their tests: each selection of its own would have features
-/// of its own, and build every dependency again.
-const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "coil-ebpf"];
-
 pub(crate) fn run(args: &Args) -> Result<()> {
     run::need_root("test");
     setup::ensure()?;
     build_ebpf::build()?;
     build_ebpf::build_logging_all()?;
     plugin::build()?;
-    let built = built::cargo(&[&["build"], &WORKSPACE[..], &["--bins", "--tests"]].concat())?;
+    let built = built::workspace()?;
     let (mut ran, mut failed) = (0, Vec::new());
     for tier in Tier::ALL.into_iter().filter(|tier| args.only.is_none_or(|only| only == *tier)) {
         for program in built.iter().filter(|built| built.test && Tier::of(&built.folder) == tier) {
@@ -76,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
         if tier == Tier::Host && args.rest.is_empty() {
-            run::run(run::cargo().arg("test").args(WORKSPACE).arg("--doc"))?;
+            run::run(run::cargo().arg("test").args(built::WORKSPACE).arg("--doc"))?;
         }
     }
     if ran == 0 {

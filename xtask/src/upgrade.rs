@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let programs = other(&commit(&args.from)?)?;
     build_ebpf::build()?;
     plugin::build()?;
-    let built = built::cargo(&["build", "--workspace", "--exclude", "coil-ebpf", "--bins", "--tests"])?;
+    let built = built::workspace()?;
     let lab = built
         .iter()
         .find(|built| built.test && built.folder.ends_with("tests/lab") && built.target == "cluster");

@@ -3,7 +3,10 @@
 use crate::{
     Deliver, End, Fault, Outer, Plan, Room, Skb,
     abi::{Way, way_kind},
-    wire::{ETHERNET, Header, Kind, Packet, difference, fold, fou_header_v4, fou_header_v6, tcp, udp},
+    wire::{
+        ETHERNET, EXTENSION, FRAGMENT, Header, Kind, Packet, difference, fold, fou_header_v4, fou_header_v6,
+        tcp, udp,
+    },
 };
 
 /// The part of rewriting that depends on the family.
@@ -158,7 +161,9 @@ fn error<A: Rewrite, S: Skb, const SOURCE: bool>(
         changed = difference_of(changed, fix_word(skb, at + 10, moved, false)?);
     }
     A::store_quoted(skb, at + addr_offset::<A>(!SOURCE), new.addr)?;
-    let l4 = at + A::HEADER;
+    // Of IPv6 a first fragment has another header in between.
+    let next: [u8; 1] = if A::L3_SUM { [0] } else { skb.load(at + 6).ok_or(Fault)? };
+    let l4 = at + A::HEADER + if next == [FRAGMENT] { EXTENSION } else { 0 };
     let (port_at, inner_sum_at, optional) = match packet.quoted {
         tcp::PROTOCOL => (l4 + if SOURCE { 2 } else { 0 }, l4 + 16, false),
         udp::PROTOCOL => (l4 + if SOURCE { 2 } else { 0 }, l4 + 6, true),

@@ -32,6 +32,13 @@ const UDP: fn(Ip, u16) -> Vec<u8> = |ip, port| wire::udp(ip, REMOTE, port, b"ans
 const UNSUMMED: fn(Ip, u16) -> Vec<u8> = |ip, port| wire::udp_unsummed(ip, REMOTE, port, b"answer");
 const ECHO: fn(Ip, u16) -> Vec<u8> = |ip, id| wire::echo(ip, true, id);
 
+const FIRST: fn(Ip, u16) -> Vec<u8> = |ip, port| fragments(ip, port)[0].clone();
+
+/// A datagram of 600 bytes.
+fn fragments(ip: Ip, port: u16) -> [Vec<u8>; 2] {
+    wire::fragments(ip, 17, 0x4321, &wire::udp_datagram(ip, REMOTE, port, true, &[7; 592]), 400)
+}
+
 /// What clients get.
 const fn answers(net: &Net) -> [Quoted; 3] {
     [
@@ -50,6 +57,7 @@ fn parts(net: &Net) -> Vec<Quoted> {
         Quoted { name: "eight bytes of UDP", protocol: 17, of: UDP, len: ip + 8 },
         Quoted { name: "eight bytes of an echo reply", protocol: icmp(net), of: ECHO, len: ip + 8 },
     ];
+    parts.push(Quoted { name: "a first fragment", protocol: 17, of: FIRST, len: 0 });
     if net.is_v4() {
         parts.push(Quoted { name: "UDP without a checksum", protocol: 17, of: UNSUMMED, len: 0 });
     }
@@ -189,6 +197,7 @@ fn refused(net: Net) -> Vec<Case> {
     let another = answer(net.plain, OWN);
     let lease = |client, idle| nat(&net, 17, LENT, (client, OWN), (net.world_local, REMOTE), idle);
     let short = if net.is_v4() { 27 } else { 47 };
+    let [_, later] = fragments(Ip::new(net.world_local, net.client).ttl(50), OWN);
     vec![
         case(
             "a client's error about what the gateway does not know",
@@ -203,6 +212,12 @@ fn refused(net: Net) -> Vec<Case> {
         case(
             "a client's error that quotes too little",
             &error(net.client, &own[..short]),
+            Reason::EgressKind,
+        )
+        .given(lease(net.client, 1)),
+        case(
+            "a client's error about a later fragment, which names no flow",
+            &error(net.client, &later),
             Reason::EgressKind,
         )
         .given(lease(net.client, 1)),

@@ -110,6 +110,21 @@ fn quotations(net: Net) -> Vec<Case> {
             wire::udp(header(from), port, 443, b"query")[..ip + 8].to_vec()
         }),
     ];
+    let piece = |from, port, which: usize| {
+        let ip = header(from);
+        let datagram = wire::udp_datagram(ip, port, 443, true, &[7; 592]);
+        wire::fragments(ip, 17, 0x4321, &datagram, 400)[which].clone()
+    };
+    cases.push(case("about a first fragment", 17, &|from, port| piece(from, port, 0)));
+    cases.push(case("with eight bytes of a first fragment", 17, &|from, port| {
+        let fragment = piece(from, port, 0);
+        fragment[..fragment.len() - 392].to_vec()
+    }));
+    let later = wire::error(Ip::new(net.world, net.gateway), kind, rest, &piece(net.gateway, 50001, 1));
+    cases.push(
+        Case::from_net("about a later fragment, which names no flow", net, later, Reason::NotFastKind)
+            .given(lease(&net, 17, net.client)),
+    );
     if net.is_v4() {
         cases.push(case("about UDP without a checksum", 17, &|from, port| {
             wire::udp_unsummed(header(from), port, 443, b"query")

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use coil_apiserver::{HELD_WATCHES, Question, User};
+use coil_traffic::machine::patience;
 
 use crate::{
     config::Options,
@@ -261,7 +262,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits for a condition. `check` says `Ok(Ok(x))` when it holds, `Ok(Err(why))` when not yet.
+    /// Waits for a condition. `check` says `Ok(Ok(x))` when it holds, `Ok(Err(why))` when not yet. The limit is that of a real
+    /// machine.
     ///
     /// # Errors
     /// When it does not come true in time, with the last reason; or when `check` fails.
@@ -271,6 +273,7 @@ impl Lab {
         limit: Duration,
         mut check: impl FnMut(&Self) -> Result<Result<T, String>>,
     ) -> Result<T> {
+        let limit = patience(limit);
         let until = Instant::now() + limit;
         loop {
             match check(self)? {

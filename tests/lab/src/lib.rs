@@ -9,6 +9,7 @@
 //! ```
 //!
 //! - [`config`]: options and addresses.
+//! - [`kernel`]: what egress by the kernel alone needs.
 //! - `topology`: namespaces and wires; `place`: a network with a mount namespace.
 //! - `keeper`, `init`, `supervisor`: from a command to a running lab, and how nothing is left of it.
 //! - `kubelet`, `cluster`: what stands in for the parts of Kubernetes that Coil works with.
@@ -16,6 +17,7 @@
 //! - [`Lab`]: the same for tests.
 
 pub mod config;
+pub mod kernel;
 
 mod access;
 mod capabilities;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use coil_traffic::machine::patience;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -115,14 +116,15 @@ impl Remains {
     /// # Errors
     /// When something stays; the message lists it.
     pub fn wait_until_gone(&self) -> Result<()> {
-        let until = Instant::now() + LIMIT;
+        let limit = patience(LIMIT);
+        let until = Instant::now() + limit;
         loop {
             let left = self.left()?;
             if left.is_empty() {
                 return Ok(());
             }
             if Instant::now() > until {
-                bail!("still there after {LIMIT:?}:\n  {}", left.join("\n  "));
+                bail!("still there after {limit:?}:\n  {}", left.join("\n  "));
             }
             std::thread::sleep(POLL);
         }

@@ -5,6 +5,7 @@
 mod data;
 mod forge;
 mod http;
+pub mod machine;
 mod node;
 pub mod paced;
 pub mod serve;
@@ -194,14 +195,14 @@ pub enum Tool {
 /// How long a tool waits for its peer.
 #[derive(Debug, clap::Args)]
 pub struct Timeout {
-    /// Seconds to wait for the peer each time
+    /// Seconds to wait for the peer each time; ten times as many where the machine is emulated
     #[arg(long, default_value_t = 10)]
     timeout: u64,
 }
 
 impl Timeout {
     fn get(&self) -> Duration {
-        Duration::from_secs(self.timeout)
+        machine::patience(Duration::from_secs(self.timeout))
     }
 }
 

@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::machine;
+
 /// Packets a millisecond.
 pub const BURST: u32 = 50;
-/// Set where the machine itself is emulated, and cannot be held to a rate.
-const EMULATED: &str = "COIL_EMULATED";
 /// Of a thousand packets that were meant to go, so many must have gone in time.
 const IN_TIME: u64 = 950;
 /// How often a machine with other work may try.
@@ -63,7 +63,7 @@ impl Stream {
 
 impl Sent {
     fn in_time(self) -> bool {
-        std::env::var_os(EMULATED).is_some() || self.rate >= u64::from(BURST) * IN_TIME
+        machine::is_emulated() || self.rate >= u64::from(BURST) * IN_TIME
     }
 }
 

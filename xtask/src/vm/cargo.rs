@@ -6,7 +6,7 @@ use super::groups::Entry;
 use crate::{
     build_ebpf,
     built::{self, Built},
-    plugin, setup,
+    plugin, run, setup,
 };
 
 /// Packages that embed the TC programs.
@@ -14,6 +14,9 @@ const WITH_EBPF: &[&str] = &["coil-kernel-tests", "coil-agent"];
 
 /// Packages whose tests start coild, the plugin, and traffic.
 const WITH_COILD: &[&str] = &["coil-node-tests"];
+
+/// Packages whose tests start every program, and their folders: they are built as `cargo xtask test` builds them.
+const WITH_EVERYTHING: &[(&str, &str)] = &[("coil-lab", "tests/lab")];
 
 /// Builds a package's programs.
 pub(super) fn programs(package: &str) -> Result<Vec<Built>> {
@@ -26,6 +29,13 @@ pub(super) fn tests(package: &str) -> Result<Vec<Built>> {
         plugin::build()?;
         build("coil-agent", &["build", "--bins"])?;
         build("coil-traffic", &["build", "--bins"])?;
+    }
+    if let Some((_, folder)) = WITH_EVERYTHING.iter().find(|(name, _)| *name == package) {
+        setup::ensure()?;
+        build_ebpf::build()?;
+        plugin::build()?;
+        let own = |built: &Built| built.test && built.folder == run::root().join(folder);
+        return Ok(built::workspace()?.into_iter().filter(own).collect());
     }
     // Programs of the package itself are built as well.
     Ok(build(package, &["test", "--no-run"])?.into_iter().filter(|built| built.test).collect())

@@ -86,6 +86,11 @@ pub(super) const GROUPS: &[Group] = &[
         about: "the built coild on the kernel: what it attaches, and that packets go that way",
         payloads: &[Payload::Tests { package: "coil-node-tests", containing: "auto_" }],
     },
+    Group {
+        name: "lab",
+        about: "clusters whose egress is the kernel's alone: the demo, users' end-to-end tests, forgers",
+        payloads: &[Payload::Tests { package: "coil-lab", containing: "by_the_kernel" }],
+    },
 ];
 
 /// What `--only` says: a group, and a part of a test's name.

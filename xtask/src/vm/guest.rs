@@ -19,6 +19,9 @@ use super::{
 };
 use crate::run;
 
+/// Where labs keep their logs, below the folder of what is built.
+pub(super) const LABS: &str = "lab";
+
 /// How often the guest's files are looked at.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -81,6 +84,7 @@ impl Guest<'_> {
             command.args(["--append", parameters]);
         }
         command.args(["--", "sh"]).arg(run::root().join("tests/vm/guest.sh")).arg(self.folder);
+        command.arg(run::target_dir().join(LABS));
         eprintln!("+ {}", run::shown(&command));
         command
             .stdin(Stdio::null())

@@ -31,6 +31,7 @@ use report::Report;
 ///   cargo xtask vm --list                         what can be run
 ///   cargo xtask vm                                everything, on 6.1
 ///   cargo xtask vm --kernel all --only fou        one group, on every kernel
+///   cargo xtask vm --only lab --timeout 7200      labs, which take long under emulation
 ///   cargo xtask vm --only netns/namespace         tests of a group by a part of their name
 ///   cargo xtask vm --kernel 5.10 -- uname -a      a command of yours
 ///
@@ -153,7 +154,10 @@ fn folder(kernel: &str) -> Result<PathBuf> {
         );
     }
     clear(&folder)?;
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // The guest cannot make the other one, which it hides: its file system is read-only.
+    for folder in [&folder, &crate::run::target_dir().join(guest::LABS)] {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
     Ok(folder)
 }
 

@@ -8,7 +8,7 @@ use crate::{
         egress_flag, gateway_flag,
     },
     flow, hash, hops, icmp, nat,
-    wire::{Header, Kind, Packet, UDP, quoted, udp},
+    wire::{Header, Kind, Packet, UDP, quoted_or_first, udp},
 };
 
 use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, neighbour};
@@ -127,7 +127,7 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     }
     let whole = match packet.kind {
         Kind::Short => return Some(outcome.drop(Reason::EgressKind)),
-        Kind::Error if quoted(skb, packet, told) && told.dst.same(packet.src) => {
+        Kind::Error if quoted_or_first(skb, packet, told) && told.dst.same(packet.src) => {
             // The flow is that of the packet which the error is about.
             (packet.sport, packet.dport, packet.quoted) = (told.dport, told.sport, told.protocol);
             true

@@ -6,7 +6,7 @@ use crate::{
     abi::{ClientKey, PodValue, Way, config_flag, way_kind},
     hops,
     nat::{self, FOUND, NOBODY},
-    wire::{Header, Kind, Packet, UDP, from_client, parse_inner, parse_inside, quoted, tcp},
+    wire::{Header, Kind, Packet, UDP, from_client, parse_inner, parse_inside, quoted_or_first, tcp},
 };
 
 /// What the programs translate: TCP, UDP, echo requests, errors about these, and fragments of these.
@@ -172,7 +172,7 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
     let Decision { packet, quoted: told, client, outcome, .. } = decision;
     let found = match packet.kind {
         Kind::Error => {
-            if !quoted(skb, packet, told) {
+            if !quoted_or_first(skb, packet, told) {
                 return None;
             }
             packet.quoted = told.protocol;
@@ -355,7 +355,7 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if !takes_from(pod, outer, tables) {
         return Some(outcome.drop(Reason::FouSender));
     }
-    if inner.kind == Kind::Error && quoted(skb, inner, told) && told.dst.same(inner.src) {
+    if inner.kind == Kind::Error && quoted_or_first(skb, inner, told) && told.dst.same(inner.src) {
         (inner.sport, inner.dport, inner.quoted) = (told.dport, told.sport, told.protocol);
     }
     if inner.gso != 0 && inner.kind != Kind::Tcp {

@@ -4,8 +4,10 @@ mod outer;
 mod parse;
 
 pub use outer::{fou_header_v4, fou_header_v6};
+pub(crate) use parse::{EXTENSION, FRAGMENT};
 pub use parse::{
     Header, Packet, from_client, parse, parse_here, parse_inner, parse_inside, quoted, quoted_inside,
+    quoted_or_first,
 };
 
 /// Length of an Ethernet header.

@@ -124,10 +124,10 @@ impl Header for [u8; 4] {
 }
 
 /// Next header numbers of IPv6.
-const FRAGMENT: u8 = 44;
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 /// Length of a fragment header, and of the options that a default `ip6tnl` sends.
-const EXTENSION: u32 = 8;
+pub(crate) const EXTENSION: u32 = 8;
 const _: () = assert!(EXTENSION == FOU_OPTIONS);
 
 impl Header for [u8; 16] {
@@ -305,9 +305,15 @@ fn read<A: Header, S: Skb, const FRONT: bool>(skb: &S, l3: u32, packet: &mut Pac
 }
 
 /// Reads the beginning of the packet that the ICMP error `error` quotes: both ends, and whose flow it is. False
-/// when it names no flow, or when the error is not for the packet's sender.
+/// when it names no flow or is a fragment, or when the error is not for the packet's sender.
 #[inline(always)]
 pub fn quoted<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet<A>) -> bool {
+    quoted_or_first(skb, error, packet) && packet.kind != Kind::Fragment
+}
+
+/// The same, and true also of a first fragment, whose `kind` is [`Kind::Fragment`].
+#[inline(always)]
+pub fn quoted_or_first<A: Header, S: Skb>(skb: &S, error: &Packet<A>, packet: &mut Packet<A>) -> bool {
     beginning(skb, error.l4 + ICMP, error.l3 + error.len, packet) && packet.src.same(error.dst)
 }
 
@@ -319,14 +325,14 @@ pub fn quoted_inside<A: Header, S: Skb>(
     outer: &Packet<A>,
     packet: &mut Packet<A>,
 ) -> bool {
-    beginning(skb, outer.l4 + UDP, error.l3 + error.len, packet)
+    beginning(skb, outer.l4 + UDP, error.l3 + error.len, packet) && packet.kind != Kind::Fragment
 }
 
 /// Reads the beginning of a packet at `l3`, of which there is no more than up to `end`.
 #[inline(never)]
 fn beginning<A: Header, S: Skb>(skb: &S, l3: u32, end: u32, packet: &mut Packet<A>) -> bool {
     let Some(ip) = A::header::<S, false>(skb, l3, false) else { return false };
-    if !ip.plain || ip.fragment || ip.fou_options || l3 + ip.header + 8 > end {
+    if !ip.plain || ip.later || ip.fou_options || l3 + ip.header + 8 > end {
         return false;
     }
     let Some(b) = skb.load::<8>(l3 + ip.header) else { return false };
@@ -347,6 +353,9 @@ fn beginning<A: Header, S: Skb>(skb: &S, l3: u32, end: u32, packet: &mut Packet<
         _ => false,
     };
     packet.under = packet.kind;
+    if ip.fragment {
+        packet.kind = Kind::Fragment;
+    }
     names_flow
 }
 

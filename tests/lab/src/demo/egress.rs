@@ -13,6 +13,7 @@ use super::{
 use crate::{
     Done,
     config::{Ip, WORLD},
+    kernel::lacks,
 };
 
 const CLIENT: &str = "default/client";
@@ -30,10 +31,11 @@ pub(super) fn start(demo: &mut Demo) -> Result<()> {
     });
     demo.report
         .check("the controller makes a Deployment of the Egress", deployed.map_err(|e| format!("{e:#}")));
-    let wait = format!("rollout status -n {EGRESS_NAMESPACE} deployment/{EGRESS} --timeout=30s");
+    let wait = format!("rollout status -n {EGRESS_NAMESPACE} deployment/{EGRESS} {}", pods::ready_limit());
     let rolled = demo.report.show(demo.lab.kubectl(&wait))?;
     demo.report.check_success("the gateway becomes ready", &rolled);
-    let ready = demo.report.show(demo.lab.kubectl("wait --for=condition=Ready pod/client --timeout=30s"))?;
+    let wait = format!("wait --for=condition=Ready pod/client {}", pods::ready_limit());
+    let ready = demo.report.show(demo.lab.kubectl(&wait))?;
     demo.report.check_success("the client becomes ready", &ready);
     demo.report
         .show(demo.lab.kubectl("get egress,deployments,services,endpointslices -n internet -o wide"))?;
@@ -106,23 +108,13 @@ pub(super) fn not_let_out(demo: &mut Demo) -> Result<()> {
 pub(super) fn kernel(demo: &mut Demo) -> Result<()> {
     let what = "egress on the kernel's own path";
     demo.report.heading("Egress on the kernel's own path");
-    // In a node's namespace: what the attempt makes, were it to succeed, goes with the lab.
-    let fou = demo.report.show(demo.lab.node("node3", "ip fou add port 5555 ipproto 4"))?;
-    let ipip = demo.report.show(demo.lab.node("node3", "ip link add coil-probe type ipip external"))?;
-    if !fou.ok || !ipip.ok {
-        let lacks = match (fou.ok, ipip.ok) {
-            (false, false) => "FOU and ipip",
-            (false, true) => "FOU",
-            _ => "ipip",
-        };
+    if let Some(lacks) = lacks()? {
         let why = format!("this kernel lacks {lacks}; the vm runner (cargo xtask vm) has kernels with them");
         println!("  {why}");
         fails_closed(demo)?;
         demo.report.not_possible(what, &why);
         return Ok(());
     }
-    demo.lab.node("node3", "ip link del coil-probe")?.success()?;
-    demo.lab.node("node3", "ip fou del port 5555")?.success()?;
     start(demo)?;
     traffic(demo)?;
     not_let_out(demo)

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
+use coil_traffic::machine::patience;
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -13,16 +14,21 @@ use super::{
 use crate::config::{DEFAULT_POOL, EGRESS_POOL, Ip};
 
 /// How long pods may take to become ready.
-const READY: &str = "--timeout=30s";
+const READY: Duration = Duration::from_secs(30);
 /// How long routes may take to follow blocks.
 const SETTLED: Duration = Duration::from_secs(10);
+
+/// The option of kubectl that says how long to wait for pods.
+pub(super) fn ready_limit() -> String {
+    format!("--timeout={}s", patience(READY).as_secs())
+}
 
 /// Creates the pods and shows the objects.
 pub(super) fn cluster(demo: &mut Demo) -> Result<()> {
     demo.report.heading("Pods");
     let words = ["apply", "-f", "-"];
     demo.report.show(demo.lab.kubectl_with(&words, &manifests::pods()))?.success()?;
-    let wait = format!("wait --for=condition=Ready pod/server pod/near pod/far {READY}");
+    let wait = format!("wait --for=condition=Ready pod/server pod/near pod/far {}", ready_limit());
     let ready = demo.report.show(demo.lab.kubectl(&wait))?;
     demo.report.check_success("pods become ready", &ready);
     let pods = pod_addresses(demo, "default")?;

@@ -7,6 +7,7 @@ use coil_api::{
     cni::{CniResult, ErrorDocument},
     names::{ARG_POD_NAME, ARG_POD_NAMESPACE},
 };
+use coil_traffic::machine::patience;
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Command, time};
 
@@ -91,9 +92,10 @@ async fn call(verb: &str, attachment: &Attachment, plugin: &Value, previous: &Va
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(config.to_string().as_bytes()).await.context("cannot write to the plugin")?;
     }
-    let output = time::timeout(TIMEOUT, child.wait_with_output())
+    let limit = patience(TIMEOUT);
+    let output = time::timeout(limit, child.wait_with_output())
         .await
-        .with_context(|| format!("plugin type={kind:?} did not end ({verb}) within {TIMEOUT:?}"))??;
+        .with_context(|| format!("plugin type={kind:?} did not end ({verb}) within {limit:?}"))??;
     if output.status.success() {
         return Ok(output.stdout);
     }

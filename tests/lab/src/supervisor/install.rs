@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn every_kind_has_a_resource_and_the_services_lead_to_control() {
         let mut services = 0;
-        for object in Manifests::read().unwrap().objects {
+        for object in Manifests::read("auto").unwrap().objects {
             let types = object.types.clone().unwrap();
             assert!(!resource(&types).unwrap().plural.is_empty());
             if types.kind == "Service" {

@@ -12,6 +12,8 @@ use serde::Deserialize as _;
 
 /// Everything, so that one lab needs one set.
 const OVERLAY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/overlays/with-router");
+/// The same for the kernel alone: coild has other capabilities then.
+const KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/kernel");
 
 /// What is shipped.
 pub(super) struct Manifests {
@@ -29,9 +31,9 @@ pub(super) struct Workload {
 }
 
 impl Manifests {
-    /// Builds them by kubectl.
-    pub(super) fn read() -> Result<Self> {
-        Self::build(Path::new(OVERLAY))
+    /// Builds those for a datapath by kubectl.
+    pub(super) fn read(datapath: &str) -> Result<Self> {
+        Self::build(Path::new(if datapath == "kernel" { KERNEL } else { OVERLAY }))
     }
 
     fn build(overlay: &Path) -> Result<Self> {
@@ -61,7 +63,7 @@ impl Manifests {
     }
 
     pub(super) fn workload(&self, name: &str) -> Result<&Workload> {
-        self.workloads.get(name).with_context(|| format!("{OVERLAY} has no workload {name}"))
+        self.workloads.get(name).with_context(|| format!("the manifests have no workload {name}"))
     }
 }
 
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_program_is_found_with_an_account_and_capabilities() {
-        let manifests = Manifests::read().unwrap();
+        let manifests = Manifests::read("auto").unwrap();
         let names: Vec<&str> = manifests.workloads.keys().map(String::as_str).collect();
         assert_eq!(names, ["coil-egress-controller", "coil-ipam-controller", "coil-router", "coild"]);
         for (name, workload) in &manifests.workloads {
@@ -116,6 +118,12 @@ mod tests {
             assert_eq!(capabilities.is_empty(), name.ends_with("controller"), "{name}: {capabilities:?}");
         }
         assert!(manifests.workload("nobody").is_err());
+        let coild = |datapath| Manifests::read(datapath).unwrap().workload("coild").unwrap().clone();
+        let has =
+            |workload: &Workload, name: &str| workload.capabilities().unwrap().iter().any(|c| c == name);
+        let (auto, kernel) = (coild("auto"), coild("kernel"));
+        assert!(has(&auto, "BPF") && !has(&auto, "SYS_MODULE") && has(&kernel, "SYS_MODULE"));
+        assert!(!has(&kernel, "BPF") && kernel.args().unwrap().contains(&"--datapath=kernel".to_owned()));
         let definitions = coil_api::crd::definitions().len();
         let kind = |object: &DynamicObject| object.types.clone().unwrap().kind;
         assert!(manifests.objects[..definitions].iter().all(|o| kind(o) == "CustomResourceDefinition"));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use coil_traffic::machine::patience;
 use k8s_openapi::{
     api::core::v1::{Pod, PodSpec},
     jiff::Timestamp,
@@ -128,7 +129,7 @@ impl Mirror {
     fn is_ready(&self) -> bool {
         let asked = self.place.run(|| {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.workload.port("health")?))?;
-            stream.set_read_timeout(Some(PROBE_LIMIT))?;
+            stream.set_read_timeout(Some(patience(PROBE_LIMIT)))?;
             stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;

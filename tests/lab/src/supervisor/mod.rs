@@ -21,6 +21,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use coil_api::names::{ENV_NODE_NAME, ENV_POD_NAME, ENV_POD_NAMESPACE};
+use coil_traffic::machine::patience;
 use kube::Client;
 use tokio::{sync::mpsc, time};
 
@@ -77,9 +78,10 @@ struct Lab {
 impl Lab {
     async fn live(self, mut fatal: mpsc::Receiver<String>) -> Result<()> {
         let readiness = async {
-            let ready = time::timeout(READY_LIMIT, self.start()).await;
+            let limit = patience(READY_LIMIT);
+            let ready = time::timeout(limit, self.start()).await;
             ready.with_context(|| {
-                format!("not ready within {READY_LIMIT:?}; see the logs in {}", self.logs.display())
+                format!("not ready within {limit:?}; see the logs in {}", self.logs.display())
             })?
         };
         tokio::select! {
@@ -99,7 +101,7 @@ impl Lab {
         let access_inside = Access::read(&self.state.inner_kubeconfig(ADMIN))?;
         let client = access.client().await?;
         bootstrap::wait_for_api(&client).await?;
-        let manifests = Manifests::read()?;
+        let manifests = Manifests::read(&self.options.datapath)?;
         install::objects(&client, &manifests, self.options.api_address()).await?;
         say("starting controllers, kubelets, coild and coil-router");
         self.start_world()?;
@@ -240,7 +242,10 @@ impl Lab {
         let role = Role { node: node.to_owned(), options: self.options.clone(), logs: self.logs.clone() };
         self.run_own(node, "kubelet", vec![serde_json::to_string(&role)?])?;
         let env = [(ENV_NODE_NAME, node)];
-        self.run(coil, node, "coild", &["--datapath", &self.options.datapath], &env).await?;
+        // The manifests for the kernel alone say it themselves.
+        let datapath = ["--datapath", &self.options.datapath];
+        let datapath = if self.options.datapath == "kernel" { &[][..] } else { &datapath };
+        self.run(coil, node, "coild", datapath, &env).await?;
         match self.options.routing {
             Routing::Router => self.run(coil, node, "coil-router", &[], &env).await,
             Routing::Bird => Ok(()),

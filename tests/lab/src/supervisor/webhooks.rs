@@ -4,6 +4,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::Result;
+use coil_traffic::machine::patience;
 use k8s_openapi::{
     api::{
         core::v1::{Service, ServicePort},
@@ -52,7 +53,7 @@ pub(super) fn slice(service: &Service, control: IpAddr) -> Result<EndpointSlice>
 
 /// Does a write that a webhook judges, until the webhook answers: the controllers start beside it.
 pub(super) async fn once_answered<T>(write: impl AsyncFn() -> Result<T, kube::Error>) -> Result<T> {
-    let until = time::Instant::now() + LIMIT;
+    let until = time::Instant::now() + patience(LIMIT);
     loop {
         match write().await {
             Ok(done) => return Ok(done),

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use coil_lab::{Lab, config::Options};
+use coil_traffic::machine::patience;
 use serde_json::Value;
 
 /// How long something may take that takes a second or two on an idle machine.
@@ -112,7 +113,7 @@ pub(crate) fn addresses(pod: &Value) -> Vec<String> {
 /// Waits until pods are ready.
 pub(crate) fn wait_ready(lab: &Lab, namespace: &str, pods: &[&str]) -> Result<()> {
     let pods: Vec<String> = pods.iter().map(|pod| format!("pod/{pod}")).collect();
-    let seconds = LIMIT.as_secs();
+    let seconds = patience(LIMIT).as_secs();
     let wait = format!("wait -n {namespace} --for=condition=Ready {} --timeout={seconds}s", pods.join(" "));
     lab.kubectl(&wait)?.success().map(drop)
 }

@@ -1,14 +1,21 @@
 //! The end-to-end tests that users run on their clusters, run on the lab: by the API alone.
 
-use std::process::{Command, Stdio};
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use coil_lab::{
     Lab,
     config::{Family, Options},
 };
+use coil_traffic::machine::patience;
 
 use crate::common::{LIMIT, check, end, name, program};
+
+/// How long each thing may take that takes a few seconds.
+const E2E_LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs all scenarios; those named may be called impossible here.
 fn run(test: &str, options: Options, not_here: &[&str]) -> Result<()> {
@@ -17,6 +24,7 @@ fn run(test: &str, options: Options, not_here: &[&str]) -> Result<()> {
     let mode = if lab.options().datapath == "kernel" { "kernel" } else { "ebpf" };
     let mut command = Command::new(&tests);
     command.arg("--kubeconfig").arg(lab.kubeconfig()).args(["--datapath", mode]);
+    command.args(["--limit", &patience(E2E_LIMIT).as_secs().to_string()]);
     if not_here.is_empty() {
         command.args(["--require", "all"]);
     }
@@ -81,14 +89,7 @@ fn terminated_it_leaves_nothing() -> Result<()> {
 /// possible; all others are.
 #[test]
 fn by_the_kernel_alone() -> Result<()> {
-    let made = |command: &str| {
-        let tried = coil_netns::in_new(|| Command::new("sh").args(["-c", command]).output());
-        tried
-            .context("cannot make a network namespace")?
-            .context("cannot run sh")
-            .map(|output| output.status.success())
-    };
-    let possible = made("ip fou add port 5555 ipproto 4 && ip link add x type ipip external")?;
+    let possible = coil_lab::kernel::lacks()?.is_none();
     let egress = ["egress", "egress-auto-port", "originating-only"];
     let options = Options { datapath: "kernel".into(), ..Options::named("x") };
     run("e2e-kernel", options, if possible { &[] } else { &egress })

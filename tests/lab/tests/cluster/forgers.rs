@@ -40,7 +40,7 @@ fn all_drops(lab: &Lab, node: &str) -> Result<Vec<String>> {
     Ok(metrics.lines().filter(is_drop).filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect())
 }
 
-fn address(lab: &Lab, pod: &str, ip: Ip) -> Result<IpAddr> {
+pub(crate) fn address(lab: &Lab, pod: &str, ip: Ip) -> Result<IpAddr> {
     let (namespace, name) = pod.split_once('/').context("NAMESPACE/NAME")?;
     let words = format!("get pod -n {namespace} {name} -o jsonpath={{.status.podIPs[*].ip}}");
     let text = lab.kubectl(&words)?.success()?;

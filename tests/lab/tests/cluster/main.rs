@@ -13,6 +13,7 @@
 //! - `egress`: Egresses as their users change them; every kind of packet.
 //! - `forgers`: FOU from those who have no business to send it.
 //! - `gateways`: gateways that die, that are clients themselves, and whose clients send them everything.
+//! - `kernel`: egress by the kernel alone.
 //! - `families`: Egresses of clusters with one address family.
 //! - `failures`: pods that cannot have a network, and how they recover.
 //! - `mtu`: Egresses on wires of every size.
@@ -20,6 +21,7 @@
 //! - `roles`: each permission of the shipped roles is needed.
 //! - `restart`: coild killed while packets flow.
 //! - `routing`: routed addresses, the path's MTU, BIRD.
+//! - `unknown`: an Egress that coild cannot understand.
 //! - `upgrade`: from another version, under traffic.
 //! - `lifecycle`: labs end, however they end, and leave nothing.
 
@@ -36,10 +38,12 @@ mod families;
 mod forgers;
 mod gateways;
 mod ipam;
+mod kernel;
 mod lifecycle;
 mod mtu;
 mod refusals;
 mod restart;
 mod roles;
 mod routing;
+mod unknown;
 mod upgrade;

@@ -26,7 +26,7 @@ use go::{Go, SERVICES};
 /// Turns of an echo, 20 ms apart: longer than coild takes to take over.
 fn turns() -> &'static str {
     // Where the machine is emulated, coild takes a minute to start.
-    if std::env::var_os("COIL_EMULATED").is_some() {
+    if coil_traffic::machine::is_emulated() {
         "--times 4000 --pause 20 --bytes 1000 --timeout 20"
     } else {
         "--times 400 --pause 20 --bytes 1000 --timeout 10"
