@@ -28,11 +28,16 @@ pub(super) fn id(id: &str) -> AttachmentId {
 
 /// A node without pods. Needs a Tokio runtime.
 pub(super) fn node() -> Arc<Node> {
+    node_with(Settings::default())
+}
+
+/// The same with settings.
+pub(crate) fn node_with(settings: Settings) -> Arc<Node> {
     let client = Client::try_from(Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
     let rtnl = Rtnl::open().unwrap();
     let network =
         PodNetwork::new(rtnl.clone(), Owned { table: 116, protocol: 30 }, HostAddresses::default(), 1500);
-    Node::new(Settings::default(), client, Feed::default(), None, network, Plane::kernel("test"), rtnl)
+    Node::new(settings, client, Feed::default(), None, network, Plane::kernel("test"), rtnl)
 }
 
 /// A container of the pod with the UID `uid`, in the network `pods`.

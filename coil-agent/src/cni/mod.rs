@@ -18,7 +18,7 @@ mod check;
 mod del;
 mod failure;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod gc;
 pub mod health;
 mod locks;

@@ -211,3 +211,6 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
