@@ -248,7 +248,7 @@ impl Node {
                     link: pod.link,
                     pod: None,
                     kernel_client: pod.kernel_client,
-                    kernel_gateway: false,
+                    kernel_gateway: pod.kernel_gateway,
                 },
             };
             pods.insert(pod.alias.owner, entry);

@@ -154,7 +154,7 @@ mod tests {
             let mut link = container("c").attached.link;
             link.host.index = index;
             let alias = Alias { pool: String::new(), owner: id("uid") };
-            Found { alias, link, netns: None, kernel_client: false }
+            Found { alias, link, netns: None, kernel_client: false, kernel_gateway: false }
         });
         node.recover(found.into());
         assert_eq!(node.link_of(&id("uid")).map(|link| link.index), Some(9));

@@ -25,7 +25,7 @@ use super::{
     route::{MAIN_TABLE, Owned, Path},
     rtnl::{Rtnl, RtnlError},
 };
-use crate::ipam::Allocation;
+use crate::{egress::kernel::tunnel::RECEIVERS, ipam::Allocation};
 
 /// Where container runtimes keep the namespaces of pods.
 const NETNS_DIRS: [&str; 2] = ["/run/netns", "/var/run/docker/netns"];
@@ -49,6 +49,8 @@ pub struct Found {
     pub netns: Option<PathBuf>,
     /// It is a client with FOU links of its own.
     pub kernel_client: bool,
+    /// It is no such client, and takes FOU: a gateway whose kernel has been made ready.
+    pub kernel_gateway: bool,
 }
 
 impl Found {
@@ -122,7 +124,10 @@ pub async fn pods(rtnl: &Rtnl, routes: Owned, from_main: bool) -> Result<Vec<Fou
         let mac = inner.iter().find(|link| Some(link.index) == host.lower).map_or(Mac::default(), |l| l.mac);
         let tunnels = inner.iter().any(|link| link.name.starts_with(FOU_LINK));
         let kernel_client = tunnels && has_rules_of_client(&host, netns.as_deref()).await;
-        found.push(Found { alias, link: PodLink { host, mac, ipv4, ipv6 }, netns, kernel_client });
+        let takes_fou = inner.iter().any(|link| RECEIVERS.iter().any(|(name, _)| *name == link.name));
+        let kernel_gateway = takes_fou && !kernel_client;
+        let link = PodLink { host, mac, ipv4, ipv6 };
+        found.push(Found { alias, link, netns, kernel_client, kernel_gateway });
     }
     Ok(found)
 }

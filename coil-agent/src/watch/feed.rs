@@ -153,7 +153,16 @@ impl Feed {
     /// Starts the one watch that grows with the cluster, where the kernel is a gateway: whose the packets are. The
     /// second call does nothing.
     pub fn watch_clients(&self, client: &Client) {
-        if !self.inner.watching_clients.swap(true, Ordering::Relaxed) {
+        let is_first = {
+            // Whoever sees that they are watched sees that they are waited for.
+            let mut waiting = lock(&self.inner.waiting);
+            let is_first = !self.inner.watching_clients.swap(true, Ordering::Relaxed);
+            if is_first {
+                waiting.insert(CLIENTS);
+            }
+            is_first
+        };
+        if is_first {
             let all = watcher::Config::default();
             let pods = Api::all(client.clone());
             // A client whose annotation becomes wrong stays one.
@@ -293,7 +302,12 @@ impl Feed {
                         feed.follows(kind, true);
                         feed.update(|index| {
                             let store = store(index);
-                            // What cannot be read any more stays as it was.
+                            // What does not count any more, or cannot be read any more, stays as it was.
+                            for (key, value) in list.iter_mut().filter(|(_, value)| !counts(value)) {
+                                if let Some(was) = store.remove(key) {
+                                    *value = was;
+                                }
+                            }
                             let kept = unreadable.iter().filter_map(|key| {
                                 store.remove_entry(key).or_else(|| Some((key.clone(), unknown()?)))
                             });

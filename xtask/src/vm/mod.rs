@@ -29,7 +29,7 @@ use report::Report;
 ///
 /// Examples:
 ///   cargo xtask vm --list                         what can be run
-///   cargo xtask vm                                everything, on 6.1
+///   cargo xtask vm --timeout 14400                everything, on 6.1, for hours
 ///   cargo xtask vm --kernel all --only fou        one group, on every kernel
 ///   cargo xtask vm --only lab --timeout 7200      labs, which take long under emulation
 ///   cargo xtask vm --only netns/namespace         tests of a group by a part of their name

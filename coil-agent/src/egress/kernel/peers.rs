@@ -59,6 +59,12 @@ pub fn allow(v6: bool, port: u16, peers: &BTreeSet<IpAddr>) -> io::Result<()> {
     }
     match ruleset::make(v6, TABLE, &sets, &chains, &rules, false) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+            let mut there = 0;
+            ruleset::rules(v6, TABLE, |_, _| there += 1)?;
+            // Somebody took some away.
+            if there != rules.len() {
+                return ruleset::make(v6, TABLE, &sets, &chains, &rules, true);
+            }
             let [ports, peers] = sets;
             set::add(v6, TABLE, &ports)?;
             set::sync(v6, TABLE, &[peers])

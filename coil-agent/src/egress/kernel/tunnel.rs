@@ -33,7 +33,7 @@ const NO_ENCAP_LIMIT: u32 = 1;
 const ENCAP_FOU: u16 = 1;
 
 /// Links that receive from any peer, by family: name and kind.
-pub(super) const RECEIVERS: [(&str, &str); 2] = [("coil_ipip4", "ipip"), ("coil_ipip6", "ip6tnl")];
+pub const RECEIVERS: [(&str, &str); 2] = [("coil_ipip4", "ipip"), ("coil_ipip6", "ip6tnl")];
 /// Links that the modules make by themselves: their names, and Coil's names for them.
 pub const OTHERS: [(&str, &str); 2] = [("tunl0", "coil_tunl"), ("ip6tnl0", "coil_ip6tnl")];
 
