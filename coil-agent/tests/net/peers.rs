@@ -189,6 +189,22 @@ fn peers_and_ports_change_and_what_was_counted_stays() {
 }
 
 #[test]
+fn rules_that_somebody_took_away_come_back() {
+    let place = Place::new();
+    for (v6, family) in ["ip", "ip6"].into_iter().enumerate() {
+        place.allow(v6, FOU, &[GATEWAY[v6]]);
+        let flush = || Command::new("nft").args(["flush", "table", family, "coil_peers"]).status();
+        assert!(place.pod.0.run(flush).unwrap().unwrap().success());
+        place.allow(v6, FOU, &[GATEWAY[v6]]);
+        let fou = udp(&place.pod, POD[v6], FOU);
+        place.send(v6, STRANGER[v6], FOU, "a stranger's");
+        place.send(v6, GATEWAY[v6], FOU, "a gateway's");
+        assert_eq!(next(&fou).0, "a gateway's");
+        assert_eq!(place.dropped(v6), 1);
+    }
+}
+
+#[test]
 fn packets_in_packets_without_udp_are_no_way_round() {
     let place = Place::new();
     for (v6, protocol) in [(0, libc::IPPROTO_IPIP), (1, libc::IPPROTO_IPV6)] {
