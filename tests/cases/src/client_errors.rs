@@ -204,8 +204,13 @@ fn refused(net: Net) -> Vec<Case> {
             &error(net.client, &own),
             Reason::NatUnknown,
         ),
-        case("a client's error about a lease that has run out", &error(net.client, &own), Reason::NatUnknown)
-            .given(lease(net.client, 121)),
+        // An echo's lease runs out first, after a minute.
+        case(
+            "a client's error about a lease that has run out",
+            &error(net.client, &ECHO(Ip::new(net.world_local, net.client).ttl(50), OWN)),
+            Reason::NatUnknown,
+        )
+        .given(nat(&net, icmp(&net), LENT, (net.client, OWN), (net.world_local, 0), 61)),
         case("a client's error about another client's lease", &error(net.client, &own), Reason::NatUnknown)
             .given(lease(net.remote_client, 1)),
         case("a client's error about another's packet", &error(net.client, &another), Reason::EgressKind),

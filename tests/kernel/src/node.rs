@@ -1,6 +1,6 @@
 //! A node of the cases in a network namespace: links, routes, and the datapath on them.
 
-use std::{net::IpAddr, path::PathBuf, process::Command};
+use std::{net::IpAddr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -192,6 +192,12 @@ impl Node {
         let mut pins = self.table(&format!("coil_pin{family}"))?;
         let mut affinity = self.table(&format!("coil_affinity{family}"))?;
         let mut frags = self.table(&format!("coil_frags{family}"))?;
+        // A machine that has just started cannot say of anything that it was long ago.
+        let idle = |given: &Given| if let Given::Nat { idle, .. } = given { *idle } else { 0 };
+        let oldest = given.iter().map(idle).max().unwrap_or_default();
+        while monotonic_seconds() < oldest {
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let now = monotonic_seconds();
         for given in given {
             match entry::<A>(given, now) {
