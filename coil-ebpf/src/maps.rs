@@ -1,5 +1,7 @@
 //! The maps. Their names are the names of their pins.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::bpf_fib_lookup,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
@@ -15,6 +17,7 @@ use coil_packet::{
         PolicyKey, PoolValue, PortRow, Tally, UplinkValue, Way,
     },
     counter_index,
+    mtu::Search,
     ports::OWN_WORDS,
 };
 
@@ -211,14 +214,16 @@ pub(crate) fn second() -> u32 {
 #[btf_map(name = "coil_fib")]
 static FIB: PerCpuArray<FibWords, 1> = PerCpuArray::new();
 
-/// `struct bpf_fib_lookup` in words, and one that is 1 when the answer has MAC addresses.
-type FibWords = [u64; 9];
+/// `struct bpf_fib_lookup` in words, one that is 1 when the answer has MAC addresses, and one for a search.
+type FibWords = [u64; 10];
 
 /// A question to the routing, and its answer.
 #[repr(C)]
 pub(crate) struct Fib {
     pub(crate) params: bpf_fib_lookup,
     pub(crate) has_macs: u64,
+    /// Goes on over several questions.
+    pub(crate) search: Search,
 }
 
 /// This CPU's room for a question to the routing: the stack of a deep call has none.
@@ -232,12 +237,12 @@ pub(crate) fn fib_room() -> Option<&'static mut Fib> {
     FIB.get_ptr_mut(0).map(|slot| unsafe { &mut *slot.cast() })
 }
 
-/// The same, all zero.
+/// The same, all zero but the search.
 #[inline(always)]
 pub(crate) fn fib_question() -> Option<&'static mut Fib> {
     let room = fib_room()?;
     // SAFETY: it has as many words.
-    unsafe { zero::<u64, { size_of::<FibWords>() / 8 }>((&raw mut *room).cast()) };
+    unsafe { zero::<u64, { offset_of!(Fib, search) / 8 }>((&raw mut *room).cast()) };
     Some(room)
 }
 

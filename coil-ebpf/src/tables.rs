@@ -15,6 +15,7 @@ use coil_packet::{
         PodValue, PolicyKey, Tally, Way,
     },
     hash,
+    mtu::Search,
     nat::Tallied,
     wire::tcp,
 };
@@ -376,11 +377,14 @@ impl<A: Side> Tables<A> for Kernel {
     fn fib(&self, query: &FibQuery<A>) -> Fib {
         let mut answer = MaybeUninit::uninit();
         let answer = FibAnswer::zero(&mut answer);
-        match fib(&self.skb, query, answer) {
+        match fib(&self.skb, query, asked(query.len), answer) {
             FIB_SUCCESS | FIB_NO_NEIGH => {
                 let family = if answer.family == u32::from(AF_INET) { Family::V4 } else { Family::V6 };
                 let via = NextHop { family, addr: bytes(answer.via) };
                 Fib::Forward { ifindex: answer.ifindex, via, fits: answer.mtu }
+            }
+            FIB_FRAG_NEEDED if answer.mtu == asked(query.len) => {
+                Fib::TooBig { mtu: find_mtu(&self.skb, query, answer) }
             }
             FIB_FRAG_NEEDED => Fib::TooBig { mtu: answer.mtu },
             _ => Fib::Refused,
@@ -417,17 +421,42 @@ impl FibAnswer {
     }
 }
 
-/// Asks the kernel's routing. Not inlined: a stack of its own.
+/// The length that the kernel is asked about: a longer one fits no route's MTU, however cut.
+#[inline(always)]
+fn asked(len: u32) -> u32 {
+    len.min(0xffff)
+}
+
+/// The MTU of a route for which a packet is too big, on a kernel that leaves the question's length in the answer: before
+/// Linux 5.12 (commit e1850ea9bd9e). There the questions find it.
 #[inline(never)]
-#[expect(clippy::cast_possible_truncation, reason = "a longer segment fits no route's MTU, however cut")]
-fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> i64 {
-    let Some(maps::Fib { params, has_macs }) = maps::fib_question() else { return FIB_NOT_ASKED };
+fn find_mtu<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> u32 {
+    // In a map, where the verifier does not follow the lengths.
+    let Some(room) = maps::fib_room() else { return 0 };
+    room.search = Search::below(asked(query.len));
+    for _ in 0..Search::ROUNDS {
+        let Some(room) = maps::fib_room() else { return 0 };
+        let code = fib(skb, query, room.search.question(), out);
+        // Such a kernel tells the way out when the length fits, also when the packet at hand does not.
+        let routed = out.ifindex != query.ifindex;
+        let fits = code == FIB_SUCCESS || code == FIB_NO_NEIGH || code == FIB_FRAG_NEEDED && routed;
+        let Some(room) = maps::fib_room() else { return 0 };
+        room.search.answer(fits);
+    }
+    maps::fib_room().map_or(0, |room| room.search.found())
+}
+
+/// Asks the kernel's routing about a packet of this length. Not inlined: a stack of its own.
+#[inline(never)]
+#[expect(clippy::cast_possible_truncation, reason = "of 16 bits")]
+fn fib<A: Side>(skb: &Buffer, query: &FibQuery<A>, len: u32, out: &mut FibAnswer) -> i64 {
+    let Some(maps::Fib { params, has_macs, .. }) = maps::fib_question() else { return FIB_NOT_ASKED };
     A::write_fib(params, query.src, query.dst, query.tos);
     params.l4_protocol = query.protocol;
     params.sport = query.sport.to_be();
     params.dport = query.dport.to_be();
     params.ifindex = query.ifindex;
-    params.__bindgen_anon_1.tot_len = query.len.min(0xffff) as u16;
+    params.__bindgen_anon_1.tot_len = len as u16;
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: params is valid for its size, the context is this packet's.
     let code = unsafe { fib_lookup(skb.context().cast(), params, size, 0) };

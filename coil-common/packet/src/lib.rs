@@ -18,6 +18,7 @@ pub mod flow;
 pub mod hash;
 pub mod hops;
 mod icmp;
+pub mod mtu;
 pub mod nat;
 pub mod path;
 pub mod ports;

@@ -68,7 +68,7 @@ pub enum Fib {
     },
     /// The route's MTU is smaller than the packet.
     TooBig {
-        /// The MTU, 0 when the kernel does not say.
+        /// The MTU, 0 when no length fits.
         mtu: u32,
     },
     /// Not for forwarding: local, blackhole, no route, forwarding off.

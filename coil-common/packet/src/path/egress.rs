@@ -484,7 +484,7 @@ pub(super) fn fill<A: Addr>(packet: &Packet<A>, outer: &Outer<A>) -> Option<Oute
 #[inline(always)]
 pub(super) fn too_big<A: Addr>(packet: &Packet<A>, from: A, mtu: u32, outcome: &mut Outcome<A>) -> Reason {
     let least = icmp::least_mtu::<A>();
-    // A kernel before 5.12 does not say the route's MTU.
+    // A route may have an MTU that no sender of the family may be told.
     if mtu < least || mtu > 0xffff || packet.kind == Kind::Error {
         return outcome.drop(Reason::EgressTooBig);
     }
