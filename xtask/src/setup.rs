@@ -52,12 +52,13 @@ impl Tool {
     }
 }
 
-const TOOLS: [Tool; 8] = [
+const TOOLS: [Tool; 9] = [
     Tool::new("ip", "iproute2"),
     Tool::new("ping", "iputils-ping"),
     Tool::new("bpftool", "bpftool"),
     Tool::new("kubectl", "kubernetes-client"),
     Tool::new("nft", "nftables"),
+    Tool::new("conntrack", "conntrack"),
     Tool::new("iptables-legacy-restore", "iptables"),
     Tool::new("ptp", "containernetworking-plugins"),
     Tool::new("bird", "bird2"),

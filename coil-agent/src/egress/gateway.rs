@@ -7,18 +7,22 @@ use std::{
         unix::net::{SocketAddr, UnixListener},
     },
     sync::Arc,
+    time::Duration,
 };
 
 use coil_api::gateway::{GatewayStatus, SOCKET};
 use coil_netns::{NetNs, NetNsError};
 use tokio::{io::AsyncWriteExt, task::JoinHandle};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::net::{RtnlError, sysctl};
 
 /// What the pod's own sockets and, beside the programs, the kernel's masquerading use; the programs translate to ports
 /// below.
 pub const OWN_PORTS: RangeInclusive<u16> = coil_packet::nat::LAST_PORT + 1..=u16::MAX;
+
+/// Until the socket is tried again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The pod's namespace cannot be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,16 @@ impl GatewayPod {
         })??;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         let server = tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
+            loop {
+                let (mut stream, _) = match listener.accept().await {
+                    Ok(accepted) => accepted,
+                    Err(e) => {
+                        // Such as no free descriptor, of which there will be one again.
+                        warn!(error = %e, "coil-egress in a gateway cannot be answered yet");
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                };
                 let status = status.clone();
                 tokio::spawn(async move {
                     // It looks into the pod's namespace, on a thread that may wait.

@@ -6,20 +6,20 @@ use super::{Entry, Node, lock};
 use crate::egress::plan;
 
 impl Node {
-    /// Removes what an earlier run left when no client needs it any more: not before, as clients would leave without
-    /// a gateway.
+    /// Removes what an earlier run left when no client and no gateway needs it any more: not before, as clients would leave
+    /// without a gateway, and what comes to a gateway would find none.
     pub(super) fn remove_leftover(&self) {
         if !self.plane.has_leftover() {
             return;
         }
-        let waiting = self.clients_without_egress();
+        let waiting = self.pods_without_egress();
         if !waiting.is_empty() {
             let text = waiting.join(", ");
             if std::mem::replace(&mut *lock(&self.waiting), text.clone()) != text {
                 warn!(
                     pods = text,
-                    "eBPF programs of an earlier run stay on the node: these clients of Egresses are not served by the \
-                     kernel, and would leave without a gateway. Delete the pods, or start coild with --datapath auto"
+                    "eBPF programs of an earlier run stay on the node: these clients and gateways of Egresses are not served \
+                     by the kernel yet. If that stays so, delete the pods, or start coild with --datapath auto"
                 );
             }
             return;
@@ -30,8 +30,8 @@ impl Node {
         }
     }
 
-    /// Clients whose egress the kernel does not do.
-    fn clients_without_egress(&self) -> Vec<String> {
+    /// Clients and gateways whose egress the kernel does not do.
+    fn pods_without_egress(&self) -> Vec<String> {
         let facts = lock(&self.facts).clone();
         let served = |entry: &Entry| entry.kernel.is_some() && entry.kernel_trouble.is_none();
         self.feed.read(|index| {
@@ -39,7 +39,9 @@ impl Node {
             let waiting = pods.values().filter(|entry| !served(entry)).filter_map(|entry| {
                 let pod = entry.attached.pod.as_ref()?;
                 let policy = plan::policy(index, &facts, plan::egresses_of(pod));
-                policy.values().any(Option::is_some).then(|| pod.key.to_string())
+                let gateway = self.settings.egress && pod.gateway_of.is_some();
+                let concerned = gateway || policy.values().any(Option::is_some);
+                concerned.then(|| pod.key.to_string())
             });
             waiting.collect()
         })

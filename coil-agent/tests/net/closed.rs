@@ -89,6 +89,15 @@ fn way(pod: &TestNs, to: &str) -> Option<String> {
         .filter(|_| !text.contains("unreachable"))
 }
 
+/// The tunnel to a Service, by its number and in words; none where the kernel has no FOU.
+fn tunnel(pod: &TestNs, service: &str) -> Option<(u32, String)> {
+    let name = plan::tunnel_name(service.parse().unwrap());
+    let show = || std::process::Command::new("ip").args(["-d", "-o", "link", "show", &name]).output();
+    let text = String::from_utf8(pod.0.run(show).unwrap().unwrap().stdout).unwrap();
+    let index = text.split(':').next()?.parse().ok()?;
+    Some((index, text))
+}
+
 fn apply(pod: &TestNs, before: Option<&Wanted>, wanted: &Wanted) -> bool {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(apply::apply(&pod.0, "eth0", COMMON, before, wanted)).is_ok()
@@ -118,9 +127,22 @@ fn a_client_leaves_by_a_tunnel_or_not_at_all() {
     for (_, to) in WORLD {
         assert_ne!(way(&pod, to).as_deref(), Some("eth0"), "{to} while tunnels change");
     }
+    // An agent that starts knows nothing of before: what is as it should be stays, and what became wrong does not.
+    for (wanted, sport, stays) in [(&other, "auto", true), (&whole, "5555", false)] {
+        let before = SERVICES.map(|service| tunnel(&pod, service));
+        assert_eq!(apply(&pod, None, wanted), made);
+        for (service, before) in SERVICES.iter().zip(before) {
+            let Some((index, text)) = tunnel(&pod, service) else {
+                assert!(!made, "no tunnel to {service}");
+                continue;
+            };
+            assert!(text.contains(&format!("encap-sport {sport} ")), "{text}");
+            assert_eq!(before.is_some_and(|(before, _)| before == index), stays, "{text}");
+        }
+    }
     // A Service of one family.
     let v4 = client(&SERVICES[..1], true);
-    assert_eq!(apply(&pod, made.then_some(&other), &v4), made);
+    assert_eq!(apply(&pod, made.then_some(&whole), &v4), made);
     for (_, to) in &WORLD[2..] {
         assert_eq!(way(&pod, to), None, "{to} without a gateway of its family");
     }

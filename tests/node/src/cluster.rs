@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use coil_api::{
     crd::{self, AddressBlock, AddressPool, Egress},
-    names::ANN_EGRESS_PREFIX,
+    names::{
+        ANN_EGRESS_PREFIX, APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE,
+        LABEL_APP_NAME,
+    },
 };
 use coil_apitest::{Options, Server};
 use coil_controller::ipam;
@@ -317,6 +320,20 @@ impl Cluster {
     pub async fn annotate_client(&self, pod: (&str, &str), egress: (&str, &str)) -> Result<()> {
         let annotations = json!({format!("{ANN_EGRESS_PREFIX}{}", egress.0): egress.1});
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), pod.0);
+        api.patch(pod.1, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Makes a pod of the node a gateway of an Egress of its namespace.
+    ///
+    /// # Errors
+    /// When the API refuses.
+    pub async fn label_gateway(&self, pod: (&str, &str), egress: &str) -> Result<()> {
+        let labels = json!({
+            LABEL_APP_NAME: APP_NAME, LABEL_APP_COMPONENT: COMPONENT_EGRESS, LABEL_APP_INSTANCE: egress,
+        });
+        let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
         let api: Api<Pod> = Api::namespaced(self.client.clone(), pod.0);
         api.patch(pod.1, &PatchParams::default(), &patch).await?;
         Ok(())

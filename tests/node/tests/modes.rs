@@ -1,6 +1,7 @@
 //! What the built coild says of its datapath, and when it does not start.
 
 use anyhow::{Context as _, Result, ensure};
+use coil_api::gateway::SOCKET;
 use coil_node_tests::{
     Cluster, Pair, Programs,
     place::{ip, run},
@@ -140,6 +141,37 @@ fn clients_stay_shut_in_when_the_datapath_changes() -> Result<()> {
         // From pod to pod it is the kernel's at once.
         let (answered, _) = pair.ping()?;
         ensure!(answered && !ping()? && left()? == before, "a client left with its own address");
+        Ok(())
+    })
+}
+
+/// A gateway's programs go when its kernel does their work, and not where it cannot.
+#[test]
+fn a_gateway_stays_one_when_the_datapath_changes() -> Result<()> {
+    Cluster::run(Programs::beside_tests()?, &[], async |mut cluster| {
+        cluster.create_egress("v4", "nat", &["9.9.9.9/32"]).await?;
+        let pair = Pair::new(&cluster, "v4").await?;
+        cluster.label_gateway(("v4", "one"), "nat").await?;
+        let check = async || {
+            let sockets = pair.inside(0, || std::fs::read_to_string("/proc/thread-self/net/unix"))??;
+            Ok((!sockets.contains(SOCKET)).then_some(sockets))
+        };
+        cluster.wait_for("the gateway to be one", check).await?;
+        cluster.stop_coild()?;
+        cluster.start_coild_with(&["--datapath", "kernel"]).await?;
+        let (stays, gone) =
+            ("programs of an earlier run stay on the node", "took the eBPF programs of an earlier run off");
+        let check = async || {
+            let log = cluster.coild_log()?;
+            Ok((!log.contains(stays) && !log.contains(gone)).then_some(log))
+        };
+        cluster.wait_for("coild to deal with what is left", check).await?;
+        let log = cluster.coild_log()?;
+        let by_kernel = log.contains("the kernel has what egress needs");
+        ensure!(
+            by_kernel || log.contains("v4/one") && !log.contains(gone),
+            "the gateway is none any more:\n{log}"
+        );
         Ok(())
     })
 }

@@ -1,6 +1,9 @@
 //! Makes a pod's namespace what it should be for its egress.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use coil_api::names::DEFAULT_PROTOCOL;
 use coil_netns::NetNs;
@@ -61,16 +64,21 @@ pub async fn apply(
         rules::sync(&rtnl, &wanted.rules).await?;
     }
     // Where tunnels change, what they were goes first: their routes go with them. Those that an earlier agent made
-    // are taken for what their names say.
+    // are taken for what their names and ports say.
+    let mut others = BTreeSet::new();
+    if before.is_none() && !wanted.adopted {
+        let (port, wanted) = (common.port, wanted.tunnels.clone());
+        others = run_inside(ns, move || of_other_ports(&wanted, port)).await??;
+    }
     let mut there = BTreeSet::new();
     for link in rtnl.links().await? {
         if !PREFIXES.iter().any(|prefix| link.name.starts_with(prefix)) {
             continue;
         }
-        let stays = wanted
-            .tunnels
-            .get(&link.name)
-            .is_some_and(|tunnel| before.is_none_or(|before| before.tunnels.get(&link.name) == Some(tunnel)));
+        let stays = wanted.tunnels.get(&link.name).is_some_and(|tunnel| match before {
+            Some(before) => before.tunnels.get(&link.name) == Some(tunnel),
+            None => !others.contains(&link.name),
+        });
         // Whatever else the Go version's client has may be of use to somebody: no route of Coil's leads there.
         let is_left = wanted.adopted && !wanted.tunnels.contains_key(&link.name);
         if stays {
@@ -129,6 +137,18 @@ pub async fn apply(
         run_inside(ns, move || mark_incoming(&ifname, &incoming)).await??;
     }
     Ok(())
+}
+
+/// Tunnels that are there with other ports, on a thread inside the namespace.
+fn of_other_ports(wanted: &BTreeMap<String, Tunnel>, port: u16) -> Result<BTreeSet<String>, KernelError> {
+    let mut others = BTreeSet::new();
+    for (name, tunnel) in wanted {
+        let failed = |source| KernelError::Tunnel { doing: format!("look at link {name}"), source };
+        if tunnel::has_other_ports(name, tunnel, port).map_err(failed)? {
+            others.insert(name.clone());
+        }
+    }
+    Ok(others)
 }
 
 /// Routes into tunnels, by table and destination.

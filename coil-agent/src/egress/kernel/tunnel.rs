@@ -8,7 +8,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use nix::libc;
 
 use super::{KernelError, plan::Tunnel};
-use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, exchange, generic_family, message, pack};
+use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, exchange, find, generic_family, message, pack};
 
 const FOU_ADD: u8 = 1;
 /// Protocols inside: IPv4 and IPv6.
@@ -18,6 +18,7 @@ const IPV6: u8 = 41;
 pub(super) const INNER: [u8; 2] = [IPIP, IPV6];
 
 const NEW_LINK: u16 = 16;
+const GET_LINK: u16 = 18;
 const SET_LINK: u16 = 19;
 const IFNAME: u16 = 3;
 const LINKINFO: u16 = 18;
@@ -31,6 +32,9 @@ const TTL: u8 = 225;
 const NO_ENCAP_LIMIT: u32 = 1;
 /// `TUNNEL_ENCAP_FOU`.
 const ENCAP_FOU: u16 = 1;
+/// `IFLA_IPTUN_ENCAP_SPORT` and `IFLA_IPTUN_ENCAP_DPORT`.
+const SPORT: u16 = 17;
+const DPORT: u16 = 18;
 
 /// Links that receive from any peer, by family: name and kind.
 pub const RECEIVERS: [(&str, &str); 2] = [("coil_ipip4", "ipip"), ("coil_ipip6", "ip6tnl")];
@@ -73,7 +77,7 @@ pub fn add(name: &str, tunnel: &Tunnel, port: u16) -> Result<(), KernelError> {
 
 /// Makes the link to a peer, and leaves it down.
 pub(in crate::egress) fn add_tunnel(name: &str, tunnel: &Tunnel, port: u16) -> io::Result<()> {
-    let sport = if tunnel.sport_auto { 0 } else { port };
+    let [sport, dport] = ports(tunnel, port);
     let octets = |address: IpAddr| match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -86,8 +90,8 @@ pub(in crate::egress) fn add_tunnel(name: &str, tunnel: &Tunnel, port: u16) -> i
         pack(15, &ENCAP_FOU.to_ne_bytes()),
         // No UDP checksum.
         pack(16, &0_u16.to_ne_bytes()),
-        pack(17, &sport.to_be_bytes()),
-        pack(18, &port.to_be_bytes()),
+        pack(SPORT, &sport.to_be_bytes()),
+        pack(DPORT, &dport.to_be_bytes()),
     ]
     .concat();
     if v6 {
@@ -97,6 +101,29 @@ pub(in crate::egress) fn add_tunnel(name: &str, tunnel: &Tunnel, port: u16) -> i
         data.extend(pack(10, &[1]));
     }
     add_link(name, if v6 { "ip6tnl" } else { "ipip" }, &data)
+}
+
+/// The UDP ports of a tunnel's FOU. The source is 0 where each flow has its own.
+const fn ports(tunnel: &Tunnel, port: u16) -> [u16; 2] {
+    [if tunnel.sport_auto { 0 } else { port }, port]
+}
+
+/// Whether the tunnel of this name has other ports than it should; not where there is none.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn has_other_ports(name: &str, tunnel: &Tunnel, port: u16) -> io::Result<bool> {
+    let mut found = None;
+    let question = message(GET_LINK, REQUEST | ACK, &header(0, 0), &named(name));
+    let asked = exchange(NETLINK_ROUTE, &question, |body| {
+        let data = body.get(header(0, 0).len()..).and_then(|list| find(find(list, LINKINFO)?, DATA));
+        let of = |kind| Some(u16::from_be_bytes(*find(data?, kind)?.first_chunk()?));
+        found = of(SPORT).zip(of(DPORT));
+    });
+    match asked {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        other => other.map(|()| found.is_some_and(|(sport, dport)| [sport, dport] != ports(tunnel, port))),
+    }
 }
 
 /// Makes UDP packets at `port` those of FOU.

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use super::{controller_ref, is_controlled_by, is_finished, is_race, matches_labels, pod_is};
 use crate::config::Ip;
 
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+/// Names a slice's Service.
+pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const MANAGED_BY: (&str, &str) =
     ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io");
 

@@ -16,6 +16,8 @@ mod replicaset;
 mod rollout;
 mod scheduler;
 
+pub(crate) use endpoints::SERVICE_LABEL;
+
 use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
@@ -76,7 +78,8 @@ async fn run(client: &Client) -> Result<()> {
     }
 }
 
-fn watch<K>(client: &Client, kick: &Arc<Notify>)
+/// Kicks at each change of a kind.
+pub(crate) fn watch<K>(client: &Client, kick: &Arc<Notify>)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -103,7 +106,8 @@ async fn pass(client: &Client) -> Result<()> {
     endpoints::reconcile(client, &list(client).await?, &pods, &slices).await
 }
 
-async fn list<K>(client: &Client) -> Result<Vec<K>>
+/// All of a kind.
+pub(crate) async fn list<K>(client: &Client) -> Result<Vec<K>>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {

@@ -13,6 +13,7 @@ mod manifests;
 mod mirror;
 mod proxy;
 mod routes;
+mod services;
 mod webhooks;
 
 pub(crate) use api::REQUESTS;
@@ -109,6 +110,11 @@ impl Lab {
         self.start_controllers(&coil).await?;
         for node in self.options.node_names() {
             self.start_node(&coil, &node).await?;
+        }
+        if self.options.datapath == "kernel" {
+            let nodes =
+                self.options.node_names().iter().map(|node| self.place(node)).collect::<Result<_>>()?;
+            services::follow(client.clone(), self.options.family, nodes);
         }
         bootstrap::create_pools(&client, self.options.family).await?;
         say("waiting for the nodes");
