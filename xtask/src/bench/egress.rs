@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long)]
     v6: bool,
     /// In a virtual machine with this of the kernels of `cargo xtask vm`, beside the kernel's FOU
-    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "6.1")]
+    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "6.12")]
     vm: Option<String>,
     /// Write table and plot into docs/performance.md
     #[arg(long)]
