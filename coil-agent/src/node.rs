@@ -110,7 +110,7 @@ pub struct Node {
     pub drift: IntCounterVec,
     /// The reason of the last Event about the datapath.
     told: Mutex<String>,
-    /// Clients for which programs of an earlier run stay, as last said.
+    /// Clients and gateways for which programs of an earlier run stay, as last said.
     waiting: Mutex<String>,
     /// Egresses of which was said that they are not understood, since they last were.
     shut_in: Mutex<BTreeSet<EgressRef>>,

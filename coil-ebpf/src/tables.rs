@@ -383,7 +383,7 @@ impl<A: Side> Tables<A> for Kernel {
                 let via = NextHop { family, addr: bytes(answer.via) };
                 Fib::Forward { ifindex: answer.ifindex, via, fits: answer.mtu }
             }
-            FIB_FRAG_NEEDED if answer.mtu == asked(query.len) => {
+            FIB_FRAG_NEEDED if query.len != 0 && answer.mtu == asked(query.len) => {
                 Fib::TooBig { mtu: find_mtu(&self.skb, query, answer) }
             }
             FIB_FRAG_NEEDED => Fib::TooBig { mtu: answer.mtu },
@@ -431,6 +431,10 @@ fn asked(len: u32) -> u32 {
 /// Linux 5.12 (commit e1850ea9bd9e). There the questions find it.
 #[inline(never)]
 fn find_mtu<A: Side>(skb: &Buffer, query: &FibQuery<A>, out: &mut FibAnswer) -> u32 {
+    if out.ifindex != query.ifindex {
+        // The length fits, and the packet at hand does not: there is no MTU to find.
+        return 0;
+    }
     // In a map, where the verifier does not follow the lengths.
     let Some(room) = maps::fib_room() else { return 0 };
     room.search = Search::below(asked(query.len));

@@ -81,7 +81,9 @@ fn leave(config: &DatapathConfig, reason: String) -> Result<Plane> {
         info!(?removed, "took what an earlier run left of eBPF off the node");
     }
     if leftover.is_some() {
-        info!("eBPF programs of an earlier run stay until the kernel does clients' egress");
+        info!(
+            "eBPF programs of an earlier run stay until the kernel does the egress of clients and gateways"
+        );
     }
     Ok(Plane::kernel(reason).beside(leftover))
 }

@@ -117,7 +117,9 @@ impl Node {
             inside::client(&mut wanted, &own, &plan::policy(index, &facts, egresses), &vias);
             if let Some(egress) = &pod.gateway_of {
                 let key = ObjectKey::new(&egress.namespace, &egress.name);
-                let sport_auto = index.egresses.get(&key).is_some_and(|info| info.sport_auto);
+                // One that is gone, or cannot be understood, does not say.
+                let info = index.egresses.get(&key).filter(|info| !info.unknown);
+                let sport_auto = info.map(|info| info.sport_auto);
                 let clients: Vec<_> =
                     index.clients_of(egress).into_iter().map(|(_, address)| address).collect();
                 inside::gateway(&mut wanted, &own, ifname, &clients, sport_auto);
@@ -143,7 +145,10 @@ impl Node {
         if attached.pod.as_ref().is_some_and(|pod| pod.gateway_of.is_some()) && self.settings.egress {
             self.feed.watch_clients(&self.client);
         }
-        let wanted = self.kernel_wanted(&attached, &owner.ifname);
+        let mut wanted = self.kernel_wanted(&attached, &owner.ifname);
+        if let (Ok(Some(wanted)), Some(before)) = (&mut wanted, &before) {
+            wanted.keep_ports(before);
+        }
         if let (Err(_), Some(netns)) = (&wanted, &netns)
             && let Err(e) = self.admit_gateways(&attached, netns).await
         {

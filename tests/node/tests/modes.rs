@@ -167,11 +167,15 @@ fn a_gateway_stays_one_when_the_datapath_changes() -> Result<()> {
         };
         cluster.wait_for("coild to deal with what is left", check).await?;
         let log = cluster.coild_log()?;
-        let by_kernel = log.contains("the kernel has what egress needs");
-        ensure!(
-            by_kernel || log.contains("v4/one") && !log.contains(gone),
-            "the gateway is none any more:\n{log}"
-        );
+        if log.contains("the kernel has what egress needs") {
+            let check = async || {
+                let log = cluster.coild_log()?;
+                Ok((!log.contains(gone)).then_some(log))
+            };
+            return cluster.wait_for("the kernel to do it all", check).await;
+        }
+        let stay = log.lines().any(|line| line.contains(stays) && line.contains("v4/one"));
+        ensure!(stay && !log.contains(gone), "the gateway is none any more:\n{log}");
         Ok(())
     })
 }

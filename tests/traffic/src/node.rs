@@ -60,7 +60,9 @@ fn shown(route: &RouteMessage) -> String {
 
 /// The names of all links, one a line.
 pub(super) async fn links() -> Result<String> {
-    let mut links = open()?.link().get().execute();
+    // The connection ends with its last handle.
+    let handle = open()?;
+    let mut links = handle.link().get().execute();
     let mut names = Vec::new();
     while let Some(link) = links.try_next().await.context("cannot list links")? {
         names.extend(link.attributes.into_iter().filter_map(|attribute| match attribute {

@@ -66,18 +66,25 @@ pub async fn apply(
     // Where tunnels change, what they were goes first: their routes go with them. Those that an earlier agent made
     // are taken for what their names and ports say.
     let mut others = BTreeSet::new();
-    if before.is_none() && !wanted.adopted {
-        let (port, wanted) = (common.port, wanted.tunnels.clone());
-        others = run_inside(ns, move || of_other_ports(&wanted, port)).await??;
+    if !wanted.adopted {
+        let is_known = |name: &str| {
+            before.is_some_and(|before| before.tunnels.get(name).is_none_or(|t| t.sport_auto.is_some()))
+        };
+        let mut asked = wanted.tunnels.clone();
+        asked.retain(|name, _| !is_known(name));
+        if !asked.is_empty() {
+            let port = common.port;
+            others = run_inside(ns, move || of_other_ports(&asked, port)).await??;
+        }
     }
     let mut there = BTreeSet::new();
     for link in rtnl.links().await? {
         if !PREFIXES.iter().any(|prefix| link.name.starts_with(prefix)) {
             continue;
         }
-        let stays = wanted.tunnels.get(&link.name).is_some_and(|tunnel| match before {
-            Some(before) => before.tunnels.get(&link.name) == Some(tunnel),
-            None => !others.contains(&link.name),
+        let stays = wanted.tunnels.get(&link.name).is_some_and(|tunnel| {
+            let made = |before: &Wanted| before.tunnels.get(&link.name).is_some_and(|t| tunnel.may_be(t));
+            before.is_none_or(made) && !others.contains(&link.name)
         });
         // Whatever else the Go version's client has may be of use to somebody: no route of Coil's leads there.
         let is_left = wanted.adopted && !wanted.tunnels.contains_key(&link.name);

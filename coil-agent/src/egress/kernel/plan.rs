@@ -45,8 +45,16 @@ pub struct Tunnel {
     pub local: IpAddr,
     /// The gateway's Service, or the client.
     pub remote: IpAddr,
-    /// Source ports by flow, not the FOU port.
-    pub sport_auto: bool,
+    /// Source ports by flow, not the FOU port. None where nobody says: a tunnel that is there stays as it is.
+    pub sport_auto: Option<bool>,
+}
+
+impl Tunnel {
+    /// Whether one that is there may stay for this.
+    pub fn may_be(&self, there: &Self) -> bool {
+        let ports = self.sport_auto.zip(there.sport_auto).is_none_or(|(a, b)| a == b);
+        ports && (self.local, self.remote) == (there.local, there.remote)
+    }
 }
 
 /// A routing rule.
@@ -112,6 +120,15 @@ impl Wanted {
             self.clients.iter().map(|client| (tunnel_name(*client), *client)).collect();
         let is_own = |name: &&String| clients.iter().all(|(to_client, _)| to_client != *name);
         Links { own: self.tunnels.keys().filter(is_own).cloned().collect(), clients }
+    }
+
+    /// Where nobody says which ports tunnels have, they keep those of before, and new ones are like the others.
+    pub fn keep_ports(&mut self, before: &Self) {
+        let to_client = |tunnel: &&Tunnel| before.clients.contains(&tunnel.remote);
+        let others = before.tunnels.values().filter(to_client).find_map(|tunnel| tunnel.sport_auto);
+        for (name, tunnel) in self.tunnels.iter_mut().filter(|(_, tunnel)| tunnel.sport_auto.is_none()) {
+            tunnel.sport_auto = before.tunnels.get(name).and_then(|tunnel| tunnel.sport_auto).or(others);
+        }
     }
 
     /// The same without what tells answers to connections that came in apart: the Go version's clients have rules of their own
@@ -207,7 +224,7 @@ pub fn client(
             let name = tunnel_name(*remote);
             // What the tunnel sends must not enter it again, whichever range the Service's address is in.
             wanted.rules.insert(rule(RULE_LINK_LOCAL, Some(IpNet::from(*remote)), TABLE_MAIN));
-            let tunnel = Tunnel { local: *local, remote: *remote, sport_auto: via.sport_auto };
+            let tunnel = Tunnel { local: *local, remote: *remote, sport_auto: Some(via.sport_auto) };
             wanted.tunnels.insert(name.clone(), tunnel);
             wanted.routes.insert((table, *net), name);
             // Connection tracking on the way may have put the Service in a gateway's place.
@@ -254,8 +271,14 @@ fn incoming(
 }
 
 /// Adds what a gateway needs: a way back to each client. Where it is a client too, that holds for its own packets
-/// alone: what it carries for its clients leaves by itself.
-pub fn gateway(wanted: &mut Wanted, own: &[IpAddr], ifname: &str, clients: &[IpAddr], sport_auto: bool) {
+/// alone: what it carries for its clients leaves by itself. `sport_auto` as in [`Tunnel`].
+pub fn gateway(
+    wanted: &mut Wanted,
+    own: &[IpAddr],
+    ifname: &str,
+    clients: &[IpAddr],
+    sport_auto: Option<bool>,
+) {
     wanted.gateway = own.to_vec();
     let own_alone = |rule: Rule| Rule { iif: rule.iif.or_else(|| Some("lo".to_owned())), ..rule };
     wanted.rules = std::mem::take(&mut wanted.rules).into_iter().map(own_alone).collect();
@@ -332,7 +355,12 @@ mod tests {
         let mut wanted = Wanted::default();
         client(&mut wanted, &own, &policy, &[(1, via)].into());
         assert_eq!(wanted.tunnels.len(), 2);
-        assert!(wanted.tunnels.values().all(|t| t.sport_auto && t.local.is_ipv4() == t.remote.is_ipv4()));
+        assert!(
+            wanted
+                .tunnels
+                .values()
+                .all(|t| t.sport_auto == Some(true) && t.local.is_ipv4() == t.remote.is_ipv4())
+        );
         let tables: Vec<(u32, String)> =
             wanted.routes.keys().map(|(table, net)| (*table, net.to_string())).collect();
         let expected = [(117, "10.20.0.0/16"), (118, "0.0.0.0/0"), (118, "::/0")];
@@ -405,7 +433,7 @@ mod tests {
         let own = ["10.64.0.3".parse().unwrap()];
         let clients = ["10.64.1.2", "10.64.1.3", "fd64::2"].map(|a| a.parse().unwrap());
         let mut wanted = Wanted::default();
-        gateway(&mut wanted, &own, "eth0", &clients, false);
+        gateway(&mut wanted, &own, "eth0", &clients, Some(false));
         assert_eq!((wanted.tunnels.len(), wanted.routes.len(), wanted.rules.len()), (2, 2, 2));
         assert_eq!(wanted.routes[&(118, net("10.64.1.2/32"))], "fou4_0a400102");
         let rules: Vec<_> =
@@ -416,12 +444,39 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_without_its_egress_keeps_its_ports() {
+        let own = ["10.64.0.3".parse().unwrap()];
+        let made = |clients: &[&str], sport_auto| {
+            let mut wanted = Wanted::default();
+            let policy = [(net("0.0.0.0/0"), Some(1))].into();
+            client(&mut wanted, &own, &policy, &[(1, via(&["10.96.0.7"]))].into());
+            let clients: Vec<IpAddr> = clients.iter().map(|a| a.parse().unwrap()).collect();
+            gateway(&mut wanted, &own, "eth0", &clients, sport_auto);
+            wanted
+        };
+        let before = made(&["10.64.1.2"], Some(true));
+        let mut after = made(&["10.64.1.2", "10.64.1.3"], None);
+        after.keep_ports(&before);
+        assert_eq!(after, made(&["10.64.1.2", "10.64.1.3"], Some(true)));
+        // Nobody has ever said.
+        let mut unsaid = made(&["10.64.1.2"], None);
+        unsaid.keep_ports(&made(&["10.64.1.2"], None));
+        let (name, [fixed, auto]) =
+            ("fou4_0a400102", [false, true].map(|auto| made(&["10.64.1.2"], Some(auto))));
+        assert!(
+            unsaid.tunnels[name].may_be(&auto.tunnels[name])
+                && fixed.tunnels[name].may_be(&unsaid.tunnels[name])
+        );
+        assert!(!fixed.tunnels[name].may_be(&auto.tunnels[name]));
+    }
+
+    #[test]
     fn a_gateway_that_is_a_client_carries_its_clients_itself() {
         let own = ["10.64.0.3".parse().unwrap()];
         let via = via(&["10.96.0.7"]);
         let mut wanted = Wanted::default();
         client(&mut wanted, &own, &[(net("0.0.0.0/0"), Some(1))].into(), &[(1, via)].into());
-        gateway(&mut wanted, &own, "eth0", &["10.64.1.2".parse().unwrap()], false);
+        gateway(&mut wanted, &own, "eth0", &["10.64.1.2".parse().unwrap()], None);
         assert_eq!(wanted.tunnels.len(), 2);
         let from: std::collections::BTreeSet<_> = wanted.rules.iter().map(|r| r.iif.as_deref()).collect();
         assert_eq!(

@@ -105,14 +105,17 @@ pub(in crate::egress) fn add_tunnel(name: &str, tunnel: &Tunnel, port: u16) -> i
 
 /// The UDP ports of a tunnel's FOU. The source is 0 where each flow has its own.
 const fn ports(tunnel: &Tunnel, port: u16) -> [u16; 2] {
-    [if tunnel.sport_auto { 0 } else { port }, port]
+    [if matches!(tunnel.sport_auto, Some(true)) { 0 } else { port }, port]
 }
 
-/// Whether the tunnel of this name has other ports than it should; not where there is none.
+/// Whether the tunnel of this name has other ports than it should; not where there is none, or nobody says which.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn has_other_ports(name: &str, tunnel: &Tunnel, port: u16) -> io::Result<bool> {
+    if tunnel.sport_auto.is_none() {
+        return Ok(false);
+    }
     let mut found = None;
     let question = message(GET_LINK, REQUEST | ACK, &header(0, 0), &named(name));
     let asked = exchange(NETLINK_ROUTE, &question, |body| {

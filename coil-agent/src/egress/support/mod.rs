@@ -61,7 +61,7 @@ const PARTS: [Part; 4] = [
             let name = ["fou4", "fou6"][of];
             tunnel::add_tunnel(
                 name,
-                &Tunnel { local: LOCAL[of], remote: REMOTE[of], sport_auto: false },
+                &Tunnel { local: LOCAL[of], remote: REMOTE[of], sport_auto: Some(false) },
                 PORT,
             )
         },

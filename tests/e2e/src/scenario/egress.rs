@@ -290,6 +290,7 @@ fn client(node: &str, words: &str) -> Traffic {
 /// The kernel's path has exactly one tunnel for each family to the one Egress; the eBPF path has none.
 async fn tunnels(cluster: &Cluster, links: &str) -> Result<()> {
     let kernel = cluster.has_flag("coild", "--datapath=kernel").await?;
+    ensure!(links.lines().any(|link| link == "lo"), "a client's links are not known: {links:?}");
     for (prefix, v4) in [("fou4_", true), ("fou6_", false)] {
         let count = links.lines().filter(|link| link.starts_with(prefix)).count();
         let needed = kernel && cluster.world().iter().any(|world| world.is_ipv4() == v4);

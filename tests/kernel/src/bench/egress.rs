@@ -166,7 +166,7 @@ impl Journey {
         plan::client(&mut wanted, &[client], &policy, &[(EGRESS, via)].into());
         apply(&self.client.space, &wanted)?;
         let mut wanted = Wanted::default();
-        plan::gateway(&mut wanted, &[gateway], "eth0", &[client], false);
+        plan::gateway(&mut wanted, &[gateway], "eth0", &[client], Some(false));
         apply(&self.gateway.space, &wanted)
     }
 

@@ -135,7 +135,7 @@ impl Place {
         let mut wanted = Wanted { ports: self.pair.gateway.then_some(OWN_PORTS), ..Wanted::default() };
         let own = [fabric.address(Pod::Gateway)];
         let clients = [Pod::Client, Pod::Neighbour, Pod::Plain].map(|pod| fabric.address(pod));
-        plan::gateway(&mut wanted, &own, "eth0", &clients, self.pair.sport_auto);
+        plan::gateway(&mut wanted, &own, "eth0", &clients, Some(self.pair.sport_auto));
         self.apply(Pod::Gateway, &wanted)
     }
 

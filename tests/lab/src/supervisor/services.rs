@@ -73,10 +73,13 @@ async fn pass(
         return Ok(());
     }
     let (script, stale) = (rules(family, &wanted)?, stale(made, &wanted));
+    // A node that fails is no reason to leave the others behind.
+    let mut done = Ok(());
     for node in nodes.iter().cloned() {
         let (script, stale) = (script.clone(), stale.clone());
-        tokio::task::spawn_blocking(move || make(&node, &script, &stale)).await??;
+        done = done.and(tokio::task::spawn_blocking(move || make(&node, &script, &stale)).await?);
     }
+    done?;
     *made = wanted;
     Ok(())
 }
@@ -170,13 +173,16 @@ fn rules(family: Family, fronts: &BTreeSet<Front>) -> Result<String> {
     Ok(script)
 }
 
-/// What flows may still lead to: by UDP, what a Service had and has no more.
+/// What flows may still lead to, by UDP: what a Service had and has no more, and its own address, before it had anything.
 fn stale(before: &BTreeSet<Front>, after: &BTreeSet<Front>) -> Vec<(IpAddr, IpAddr)> {
     let ways = |fronts: &BTreeSet<Front>| -> BTreeSet<(IpAddr, IpAddr)> {
         let udp = fronts.iter().filter(|front| front.protocol == "udp");
         udp.flat_map(|front| front.endpoints.iter().map(|to| (front.address.ip(), to.ip()))).collect()
     };
-    ways(before).difference(&ways(after)).copied().collect()
+    let (before, after) = (ways(before), ways(after));
+    let is_new = |service: &IpAddr| before.iter().all(|(known, _)| known != service);
+    let first = after.iter().map(|(service, _)| *service).filter(is_new).map(|service| (service, service));
+    before.difference(&after).copied().chain(first).collect()
 }
 
 /// On a node.
@@ -242,6 +248,7 @@ mod tests {
         let [service, gone] = ["10.96.0.7", "10.64.0.1"].map(|text| text.parse::<IpAddr>().unwrap());
         assert_eq!(stale(&before, &after), [(service, gone)]);
         assert!(stale(&after, &after).is_empty());
+        assert_eq!(stale(&one(&json!([])), &after), [(service, service)]);
     }
 
     #[test]
