@@ -75,8 +75,8 @@ async fn pass(
     let (script, stale) = (rules(family, &wanted)?, stale(made, &wanted));
     // A node that fails is no reason to leave the others behind.
     let mut done = Ok(());
-    for node in nodes.iter().cloned() {
-        let (script, stale) = (script.clone(), stale.clone());
+    for node in nodes {
+        let (node, script, stale) = (node.clone(), script.clone(), stale.clone());
         done = done.and(tokio::task::spawn_blocking(move || make(&node, &script, &stale)).await?);
     }
     done?;
