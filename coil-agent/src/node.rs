@@ -139,6 +139,8 @@ struct Entry {
     kernel: Option<Wanted>,
     /// Why that could not be done.
     kernel_trouble: Option<String>,
+    /// Why a gateway by the kernel is not followed as the client that it is, too.
+    trouble_as_client: Option<String>,
     /// Held while something is done inside it.
     inside: Arc<tokio::sync::Mutex<()>>,
 }
@@ -243,6 +245,7 @@ impl Node {
                 complaint: None,
                 kernel: None,
                 kernel_trouble: None,
+                trouble_as_client: None,
                 inside: Arc::default(),
                 attached: Attached {
                     link: pod.link,
@@ -273,6 +276,7 @@ impl Node {
             complaint: None,
             kernel: None,
             kernel_trouble: None,
+            trouble_as_client: None,
             inside: Arc::default(),
         };
         let link = entry.attached.link.host.index;

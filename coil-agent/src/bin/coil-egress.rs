@@ -63,7 +63,7 @@ async fn serve() -> Result<()> {
         fou_port = args.fou_port,
         sport_auto = args.enable_sport_auto,
         backend = ?args.backend,
-        "these flags concern the kernel path alone, which this version of coil-egress does not have"
+        "these flags are for Coil v2's manifests alone: coild makes the tunnels, also by the kernel"
     );
     let endpoints = Endpoints {
         metrics: coil_program::listen("--metrics-addr", args.metrics_addr)?,

@@ -25,6 +25,9 @@ pub struct Desired {
     /// (policy, destination) → the Egress that takes it; `None` for what never leaves through a gateway.
     /// The longest prefix decides; no match is the same as `None`.
     pub policies: BTreeMap<(PolicyId, IpNet), Option<EgressId>>,
+    /// Ranges of the cluster; true for those of Services: what a gateway sends there passes the host stack, where kube-proxy
+    /// is. The longest prefix decides.
+    pub ranges: BTreeMap<IpNet, bool>,
     /// The Egresses that policies name.
     pub egresses: BTreeMap<EgressId, Egress>,
     /// Gateway pods of all Egresses, and the addresses of their Services: who else sends FOU to them is a forger.

@@ -136,7 +136,7 @@ impl<A: HostAddr> FamilyTables<A> {
 
     /// What leads through which Egress, of whatever policy.
     pub(super) fn destinations(&self) -> impl Iterator<Item = (u32, IpNet)> {
-        self.policy.iter().filter_map(|((len, key), egress)| {
+        self.policy.iter().filter(|((_, key), _)| key.policy != NONE).filter_map(|((len, key), egress)| {
             let len = u8::try_from(len.checked_sub(u32::BITS)?).ok()?;
             let net = IpNet::new(key.destination.into(), len).ok()?;
             (egress != NONE).then_some((egress, net))

@@ -1,6 +1,7 @@
 //! The contents that the maps should have: a pure function of [`Desired`].
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
@@ -9,7 +10,7 @@ use coil_packet::{
     Addr,
     abi::{
         ClientKey, ClientValue, Config, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey,
-        PoolValue, UplinkValue, config_flag, egress_flag, gateway_flag, pod_flag,
+        PoolValue, UplinkValue, cluster_range, config_flag, egress_flag, gateway_flag, pod_flag,
     },
 };
 use ipnet::IpNet;
@@ -110,8 +111,17 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
     for ((policy, destination), egress) in &desired.policies {
         let Some((len, destination)) = prefix(destination) else { continue };
         let key = PolicyKey { policy: *policy, destination };
-        image.policy.push(((32 + len, key), egress.unwrap_or(coil_packet::abi::NONE)));
+        image.policy.push(((32 + len, key), egress.unwrap_or(NONE)));
     }
+    for (range, services) in &desired.ranges {
+        let Some((len, destination)) = prefix(range) else { continue };
+        let key = PolicyKey { policy: NONE, destination };
+        let of = if *services { cluster_range::SERVICES } else { cluster_range::OTHERS };
+        image.policy.push(((32 + len, key), of));
+    }
+    // Longer ones first, as they are written: what a destination that has become wider does not take is known before that
+    // is. What is not wanted any more goes in the other order, see [`super::table::prefixed`].
+    image.policy.sort_by_key(|((len, _), _)| Reverse(*len));
     for (id, egress) in &desired.egresses {
         let ready: Vec<A> =
             egress.gateways.iter().filter(|g| g.ready).filter_map(|g| A::of(g.address)).collect();
@@ -212,6 +222,7 @@ mod tests {
                 ((5, "10.99.0.0/16".parse().unwrap()), Some(9)),
             ]
             .into(),
+            ranges: [("10.0.0.0/8".parse().unwrap(), false), ("10.96.0.0/12".parse().unwrap(), true)].into(),
             egresses: [(
                 9,
                 Egress {
@@ -263,6 +274,23 @@ mod tests {
         assert!(image.policy.contains(&((32, key([0; 4])), 9)));
         assert!(image.policy.contains(&((48, key([169, 254, 0, 0])), coil_packet::abi::NONE)));
         assert!(family::<[u8; 16]>(&desired()).policy.is_empty());
+    }
+
+    #[test]
+    fn ranges_of_the_cluster_are_under_no_policy() {
+        let image = family::<[u8; 4]>(&desired());
+        let of: Vec<_> = image.policy.iter().filter(|((_, key), _)| key.policy == NONE).collect();
+        let key = |destination| PolicyKey { policy: NONE, destination };
+        let services = ((44, key([10, 96, 0, 0])), cluster_range::SERVICES);
+        assert_eq!(of, [&services, &((40, key([10, 0, 0, 0])), cluster_range::OTHERS)]);
+    }
+
+    /// A client never has a shorter prefix without the longer ones that are no egress.
+    #[test]
+    fn policies_are_written_from_the_longest_prefix_to_the_shortest() {
+        let lengths: Vec<u32> =
+            family::<[u8; 4]>(&desired()).policy.iter().map(|((len, _), _)| *len).collect();
+        assert_eq!(lengths, [48, 48, 44, 40, 32]);
     }
 
     #[test]

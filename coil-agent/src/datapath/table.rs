@@ -187,7 +187,8 @@ pub(super) fn plain<K: bytemuck::Pod>(key: &K) -> Vec<u8> {
     bytemuck::bytes_of(key).to_vec()
 }
 
-/// The bytes of a prefix key.
+/// The bytes of a prefix key. Shorter ones come first: in that order they are removed, so that what is no longer taken never
+/// falls to a shorter one.
 pub(super) fn prefixed<K: bytemuck::Pod>((len, data): &Prefix<K>) -> Vec<u8> {
     [&len.to_be_bytes(), bytemuck::bytes_of(data)].concat()
 }
@@ -264,6 +265,37 @@ mod tests {
         table.remove_others(&wanted).unwrap();
         assert_eq!(table.store.entries, wanted.into());
         assert_eq!(table.check().unwrap(), 0);
+    }
+
+    /// Keys of a longest prefix match, in the order in which they are removed.
+    #[derive(Default)]
+    struct Prefixes {
+        entries: Vec<(Prefix<[u8; 4]>, u32)>,
+        removed: Vec<u32>,
+    }
+
+    impl Store<Prefix<[u8; 4]>, u32> for Prefixes {
+        fn entries(&self) -> Result<Vec<(Prefix<[u8; 4]>, u32)>, MapError> {
+            Ok(self.entries.clone())
+        }
+
+        fn put(&mut self, _: &Prefix<[u8; 4]>, _: &u32) -> Result<(), MapError> {
+            Ok(())
+        }
+
+        fn remove(&mut self, (len, _): &Prefix<[u8; 4]>) -> Result<(), MapError> {
+            self.removed.push(*len);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn shorter_prefixes_go_first() {
+        let entries = [(16, [10, 9, 0, 0]), (0, [0; 4]), (24, [9, 9, 9, 0]), (12, [172, 16, 0, 0])];
+        let store = Prefixes { entries: entries.map(|prefix| (prefix, 1)).into(), removed: vec![] };
+        let mut table = Table::adopt("test", store, prefixed).unwrap();
+        assert_eq!(table.remove_others(&[]).unwrap().len(), 4);
+        assert_eq!(table.store.removed, [0, 12, 16, 24]);
     }
 
     #[test]

@@ -89,6 +89,26 @@ fn in_cluster(index: &Index, node: &NodeFacts) -> BTreeSet<IpNet> {
     ranges
 }
 
+/// The same for the datapath, with those that may be of Services told apart: ServiceCIDRs, and what the administrator names,
+/// who has no other way to say it before Kubernetes 1.33. Pools and nodes inside them are none. Prefixes that say what the next
+/// shorter one says are left out.
+fn ranges(index: &Index, node: &NodeFacts) -> BTreeMap<IpNet, bool> {
+    let pools = index.pool_subnets();
+    let named = index.service_ranges.values().flatten().chain(&node.in_cluster).map(IpNet::trunc);
+    let services: BTreeSet<IpNet> = named.filter(|net| !pools.iter().any(|pool| pool.contains(net))).collect();
+    let mut nets: Vec<IpNet> = in_cluster(index, node).iter().map(IpNet::trunc).collect();
+    nets.sort_by_key(|net| (net.prefix_len(), *net));
+    let mut ranges = BTreeMap::new();
+    for net in nets {
+        let is_services = services.contains(&net);
+        let enclosing = std::iter::successors(net.supernet(), IpNet::supernet).find_map(|n| ranges.get(&n));
+        if enclosing != Some(&is_services) {
+            ranges.insert(net, is_services);
+        }
+    }
+    ranges
+}
+
 /// What of a client's destinations leaves through which Egress.
 #[must_use]
 pub fn policy(index: &Index, node: &NodeFacts, egresses: &[EgressRef]) -> BTreeMap<IpNet, Option<EgressId>> {
@@ -180,6 +200,7 @@ pub fn desired<'a>(
     desired.all_gateways = index.slices.values().flat_map(|s| &s.endpoints).map(|e| e.address).collect();
     desired.all_gateways.extend(index.services.values().flatten());
     desired.any_sender = node.addresses_of_others;
+    desired.ranges = ranges(index, node);
     desired.quota = node.quota;
     let attached: Vec<&Attached> = attached.into_iter().collect();
     let gateways = attached.iter().filter_map(|a| a.pod.as_ref().filter(|pod| pod.gateway_of.is_some()));

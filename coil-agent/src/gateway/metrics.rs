@@ -107,7 +107,7 @@ impl Metrics {
     pub(super) fn update(&self, state: &State, now: Instant) {
         let tracked = state.seen().and_then(|seen| seen.tracked);
         self.flows.set(number(tracked.or(state.flows()).unwrap_or_default()));
-        self.ready.set(i64::from(state.ready(now).is_ok()));
+        self.ready.set(i64::from(state.takes_clients(now)));
         let Some(seen) = state.seen() else { return };
         self.limit.set(number(seen.limit));
         self.by_state.reset();

@@ -63,6 +63,12 @@ impl State {
     /// What is to be said of a gateway that is ready; empty when nothing is.
     #[must_use]
     pub fn note(&self) -> String {
+        if self.draining.is_some() {
+            return match self.flows() {
+                Some(flows) => format!("terminating, {flows} flows in use"),
+                None => "terminating".to_owned(),
+            };
+        }
         match self.seen() {
             Some(GatewaySeen { lacks, .. }) if !lacks.is_empty() => {
                 format!("{OTHERS_DROPPED}{lacks}")
@@ -71,17 +77,18 @@ impl State {
         }
     }
 
-    /// Whether clients may be sent here.
+    /// Whether new clients may be sent here.
+    #[must_use]
+    pub fn takes_clients(&self, now: Instant) -> bool {
+        self.draining.is_none() && self.ready(now).is_ok()
+    }
+
+    /// Whether clients are served, as the probe has it. Kubernetes sends nobody new to a pod that is terminating, whatever its
+    /// probe says; but only while it is ready kube-proxy leaves the flows of clients by the kernel to it.
     ///
     /// # Errors
     /// The reason why not.
     pub fn ready(&self, now: Instant) -> Result<(), String> {
-        if self.draining.is_some() {
-            return Err(match self.flows() {
-                Some(flows) => format!("terminating, {flows} flows in use"),
-                None => "terminating".to_owned(),
-            });
-        }
         let Some((status, at)) = &self.last else {
             return Err(self.silence.clone().unwrap_or_default());
         };
@@ -183,8 +190,10 @@ mod tests {
         let (mut s, now) = (state(), Instant::now());
         s.observe(Ok(status(0)), now);
         assert!(!s.drained(now, LIMIT), "nobody asked it to end");
+        assert!(s.takes_clients(now));
         s.drain(now);
-        assert_eq!(s.ready(now), Err("terminating, 0 flows in use".into()));
+        assert_eq!((s.ready(now), s.note()), (Ok(()), "terminating, 0 flows in use".into()));
+        assert!(!s.takes_clients(now));
         assert!(!s.drained(now, LIMIT), "clients may not know yet");
         s.observe(Ok(status(2)), now + LINGER);
         assert!(!s.drained(now + LINGER, LIMIT));

@@ -78,6 +78,7 @@ mod tests {
             complaint: None,
             kernel: None,
             kernel_trouble: None,
+            trouble_as_client: None,
             inside: Arc::default(),
         };
         let egresses = |entry: &Entry| plan::egresses_of(entry.attached.pod.as_ref().unwrap()).to_vec();

@@ -16,7 +16,7 @@ use crate::{
         kernel::{
             KernelError,
             apply::{self, Common},
-            peers,
+            found, peers,
             plan::{self as inside, Via, Wanted},
         },
         plan::{self, Attached},
@@ -115,18 +115,45 @@ impl Node {
                 vias.insert(plan::egress_id(egress), via);
             }
             inside::client(&mut wanted, &own, &plan::policy(index, &facts, egresses), &vias);
-            if let Some(egress) = &pod.gateway_of {
-                let key = ObjectKey::new(&egress.namespace, &egress.name);
-                // One that is gone, or cannot be understood, does not say.
-                let info = index.egresses.get(&key).filter(|info| !info.unknown);
-                let sport_auto = info.map(|info| info.sport_auto);
-                let clients: Vec<_> =
-                    index.clients_of(egress).into_iter().map(|(_, address)| address).collect();
-                inside::gateway(&mut wanted, &own, ifname, &clients, sport_auto);
-            }
             Ok(())
         })?;
+        self.add_gateway(&mut wanted, attached, ifname);
         Ok(Some(wanted))
+    }
+
+    /// Adds what a gateway has for its clients; nothing for another pod.
+    fn add_gateway(&self, wanted: &mut Wanted, attached: &Attached, ifname: &str) {
+        let Some(egress) = attached.pod.as_ref().and_then(|pod| pod.gateway_of.as_ref()) else { return };
+        self.feed.read(|index| {
+            let key = ObjectKey::new(&egress.namespace, &egress.name);
+            // One that is gone, or cannot be understood, does not say.
+            let info = index.egresses.get(&key).filter(|info| !info.unknown);
+            let sport_auto = info.map(|info| info.sport_auto);
+            let clients: Vec<_> = index.clients_of(egress).into_iter().map(|(_, address)| address).collect();
+            inside::gateway(wanted, &attached.link.addresses(), ifname, &clients, sport_auto);
+        });
+    }
+
+    /// What a gateway should have that is a client, too, of Egresses that cannot be followed: it goes on for its own clients,
+    /// and what it has as a client stays.
+    async fn gateway_alone(
+        &self,
+        attached: &Attached,
+        ifname: &str,
+        netns: &Path,
+    ) -> Result<Wanted, KernelError> {
+        let mut wanted = found::client(&NetNs::open(netns)?).await?;
+        wanted.peers.extend(self.gateways_of(attached));
+        let beside = self.plane.serves_egress() && self.settings.kernel_egress_missing.is_none();
+        wanted.ports = beside.then_some(OWN_PORTS);
+        self.add_gateway(&mut wanted, attached, ifname);
+        Ok(wanted)
+    }
+
+    /// Whether a gateway is not to wait for the Egresses that it is a client of: one that runs, while its own clients are known.
+    fn goes_on(&self, attached: &Attached, made: bool) -> bool {
+        let is_gateway = attached.pod.as_ref().is_some_and(|pod| pod.gateway_of.is_some());
+        is_gateway && (made || attached.kernel_client) && self.feed.knows_clients()
     }
 
     /// Makes the inside of a pod what it should be. Trouble is logged once, and tried again later.
@@ -149,11 +176,18 @@ impl Node {
         if let (Ok(Some(wanted)), Some(before)) = (&mut wanted, &before) {
             wanted.keep_ports(before);
         }
-        if let (Err(_), Some(netns)) = (&wanted, &netns)
-            && let Err(e) = self.admit_gateways(&attached, netns).await
-        {
-            warn!(container = %owner, error = super::chain(&e), "new gateways of the pod's Egresses cannot send to it yet");
+        let mut as_client = None;
+        if let (Err(trouble), Some(netns)) = (&wanted, &netns) {
+            if let Err(e) = self.admit_gateways(&attached, netns).await {
+                warn!(container = %owner, error = super::chain(&e), "new gateways of the pod's Egresses cannot send to it yet");
+            }
+            if self.goes_on(&attached, before.is_some()) {
+                as_client = Some(trouble.clone());
+                let alone = self.gateway_alone(&attached, &owner.ifname, netns).await;
+                wanted = alone.map(Some).map_err(|e| super::chain(&e));
+            }
         }
+        self.note_as_client(owner, as_client);
         let result = match (wanted, netns) {
             (Ok(None), _) | (Ok(Some(_)), None) => return,
             // What failed may have been half done, also where it is not wanted any more.
@@ -182,16 +216,30 @@ impl Node {
 
     /// Tunnels that stay as they are lead to a Service, which gets new gateways all the same.
     async fn admit_gateways(&self, attached: &Attached, netns: &Path) -> Result<(), KernelError> {
-        let egresses = attached.pod.as_ref().map(plan::egresses_of).unwrap_or_default();
-        let gateways: BTreeSet<IpAddr> = self.feed.read(|index| {
-            egresses
-                .iter()
-                .flat_map(|egress| index.gateways(egress))
-                .map(|endpoint| endpoint.address)
-                .collect()
-        });
+        let gateways = self.gateways_of(attached);
         let admit = move || [false, true].into_iter().try_for_each(|v6| peers::admit(v6, &gateways));
         run_inside(&NetNs::open(netns)?, admit).await?.map_err(KernelError::Peers)
+    }
+
+    /// The gateways of a client's Egresses.
+    fn gateways_of(&self, attached: &Attached) -> BTreeSet<IpAddr> {
+        let egresses = attached.pod.as_ref().map(plan::egresses_of).unwrap_or_default();
+        self.feed.read(|index| {
+            let gateways = egresses.iter().flat_map(|egress| index.gateways(egress));
+            gateways.map(|endpoint| endpoint.address).collect()
+        })
+    }
+
+    /// Remembers why a gateway is not followed as the client that it is, too, and says it once.
+    fn note_as_client(&self, owner: &AttachmentId, trouble: Option<String>) {
+        let mut pods = lock(&self.pods);
+        let Some(entry) = pods.get_mut(owner) else { return };
+        if let Some(trouble) =
+            trouble.as_ref().filter(|trouble| entry.trouble_as_client.as_ref() != Some(trouble))
+        {
+            warn!(container = %owner, error = trouble, "what the gateway has as a client stays; it goes on for its own clients");
+        }
+        entry.trouble_as_client = trouble;
     }
 
     /// Remembers what was made inside a pod. True when the programs are to know.

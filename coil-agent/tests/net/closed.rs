@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use coil_agent::egress::kernel::{
     apply::{self, Common},
+    found,
     plan::{self, Via, Wanted},
 };
 use coil_api::names::DEFAULT_PROTOCOL;
@@ -219,6 +220,54 @@ fn destinations_change_hands() {
                     .filter(|line| line.contains(&net.to_string()) && !line.starts_with(&net.to_string()));
                 assert_eq!(dead.count(), 1, "{net} has one fate: {text}");
             }
+        }
+    }
+}
+
+/// A gateway that is a client, too, of an Egress of which nobody can say what it is: its own clients come and go, and it still
+/// leaves by its tunnels or not at all.
+#[test]
+fn a_gateway_follows_its_clients_and_stays_a_client() {
+    const CLIENTS: [[&str; 2]; 2] = [["10.64.1.2", "fd64:1::2"], ["10.64.1.3", "fd64:1::3"]];
+    let (pod, _node) = pod();
+    let gateway = |of: Wanted, clients: [&str; 2]| {
+        let mut wanted = of;
+        plan::gateway(&mut wanted, &addresses(&OWN), "eth0", &addresses(&clients), Some(false));
+        wanted
+    };
+    let whole = gateway(client(&SERVICES, false), CLIENTS[0]);
+    let made = apply(&pod, None, &whole);
+    let read = || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(found::client(&pod.0)).unwrap()
+    };
+    let before = SERVICES.map(|service| tunnel(&pod, service));
+    // By an agent that has made what is there, and by one that starts.
+    for (known, clients) in [(true, CLIENTS[1]), (false, CLIENTS[0])] {
+        let kept = read();
+        assert_eq!(kept.closed, whole.closed, "of the client");
+        let wanted = gateway(kept, clients);
+        assert_eq!(wanted.rules, whole.rules);
+        if made {
+            let expected = gateway(client(&SERVICES, false), clients);
+            assert_eq!((&wanted.tunnels, &wanted.routes), (&expected.tunnels, &expected.routes));
+            assert_eq!(wanted.peers, expected.peers);
+        }
+        assert_eq!(apply(&pod, (known && made).then_some(&whole), &wanted), made);
+        for (_, to) in WORLD {
+            let way = way(&pod, to);
+            let by_tunnel = way.as_deref().is_some_and(|link| link.starts_with("fou"));
+            assert!(by_tunnel == made && way.is_none() != made, "{to} by {way:?}; tunnels: {made}");
+        }
+        assert_eq!(
+            SERVICES.map(|service| tunnel(&pod, service)),
+            before,
+            "the client's tunnels are the same"
+        );
+        for each in CLIENTS {
+            let there = each.map(|client| tunnel(&pod, client).is_some());
+            assert_eq!(there, [made && each == clients; 2], "tunnels to {each:?}");
         }
     }
 }

@@ -21,6 +21,9 @@ use tracing::info;
 /// Annotation with the hash of the fields that the controller wrote last.
 pub const ANN_HASH: &str = "coil.cybozu.com/written";
 
+/// Annotation of a pod template by which `kubectl rollout restart` makes pods anew.
+const ANN_RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
+
 /// An object that is not as it should be, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum EnsureError {
@@ -77,12 +80,12 @@ impl Merge for Deployment {
         let (Some(spec), Some(mut wanted)) = (self.spec.as_mut(), wanted.spec) else { return };
         spec.replicas = wanted.replicas;
         spec.strategy = wanted.strategy;
-        // `kubectl rollout restart` leaves its mark here.
-        let annotations = spec.template.metadata.take().and_then(|m| m.annotations).unwrap_or_default();
-        let meta = wanted.template.metadata.get_or_insert_default();
-        let mut merged = annotations;
-        merged.extend(meta.annotations.take().unwrap_or_default());
-        meta.annotations = Some(merged).filter(|a| !a.is_empty());
+        // All other annotations are the template's, also where it has them no more.
+        let there = spec.template.metadata.take().and_then(|meta| meta.annotations).unwrap_or_default();
+        if let Some(mark) = there.into_iter().find(|(key, _)| key == ANN_RESTARTED) {
+            let meta = wanted.template.metadata.get_or_insert_default();
+            meta.annotations.get_or_insert_default().entry(mark.0).or_insert(mark.1);
+        }
         spec.template = wanted.template;
     }
 }
@@ -274,7 +277,7 @@ mod tests {
     #[test]
     fn a_restart_of_the_rollout_survives() {
         let mut there: Deployment = serde_json::from_value(json!({"spec": {"selector": {}, "template":
-            {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": "now", "a": "1"}}}}}))
+            {"metadata": {"annotations": {ANN_RESTARTED: "now", "a": "1", "egress.coil.cybozu.com/internet": "out"}}}}}))
         .unwrap();
         let wanted: Deployment = serde_json::from_value(
             json!({"spec": {"selector": {}, "template": {"metadata": {"annotations": {"a": "2"}}}}}),
@@ -282,8 +285,10 @@ mod tests {
         .unwrap();
         there.merge(wanted);
         let annotations = there.spec.unwrap().template.metadata.unwrap().annotations.unwrap();
-        assert_eq!(annotations["a"], "2");
-        assert_eq!(annotations["kubectl.kubernetes.io/restartedAt"], "now");
+        assert_eq!(
+            annotations,
+            [("a", "2"), (ANN_RESTARTED, "now")].map(|(k, v)| (k.into(), v.into())).into()
+        );
     }
 
     #[test]

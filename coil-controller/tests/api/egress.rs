@@ -274,7 +274,7 @@ async fn a_changed_template_reaches_the_pods_and_what_is_taken_out_goes() {
     cluster.namespace("internet").await;
     let _controller = start(&cluster, 5555);
     let template = json!({
-        "metadata": {"labels": {"team": "net"}, "annotations": {"a": "b"}},
+        "metadata": {"labels": {"team": "net"}, "annotations": {"a": "b", "egress.coil.cybozu.com/inner": "nat"}},
         "spec": {"nodeSelector": {"edge": "true"}, "terminationGracePeriodSeconds": 60, "containers": [
             {"name": "egress", "resources": {"limits": {"memory": "1Gi"}}},
             {"name": "side", "image": "side:1"},
@@ -292,7 +292,7 @@ async fn a_changed_template_reaches_the_pods_and_what_is_taken_out_goes() {
 
     // Merge patches replace lists as a whole.
     let change = Patch::Merge(json!({"spec": {"strategy": null, "template": {
-        "metadata": {"annotations": {"a": "c"}},
+        "metadata": {"annotations": {"a": "c", "egress.coil.cybozu.com/inner": null}},
         "spec": {"nodeSelector": null, "containers": [{"name": "egress"}]},
     }}}));
     cluster.of::<Egress>("internet").patch("nat", &PatchParams::default(), &change).await.unwrap();
@@ -303,7 +303,7 @@ async fn a_changed_template_reaches_the_pods_and_what_is_taken_out_goes() {
         pod.containers.len() == 1
             && limits.is_none()
             && pod.node_selector.is_none()
-            && meta.annotations.unwrap()["a"] == "c"
+            && meta.annotations == Some([("a".to_owned(), "c".to_owned())].into())
             && spec.strategy.unwrap().type_.as_deref() == Some("RollingUpdate")
     })
     .await;

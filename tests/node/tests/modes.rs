@@ -179,3 +179,26 @@ fn a_gateway_stays_one_when_the_datapath_changes() -> Result<()> {
         Ok(())
     })
 }
+
+/// What the kernel lacks for egress is said once in the log, in the same words as in the metric.
+#[test]
+fn what_the_kernel_lacks_is_said_once() -> Result<()> {
+    Cluster::run(Programs::beside_tests()?, &[], async |cluster| {
+        says(&cluster, "mode=\"ebpf\"").await?;
+        // Something happens, of which coild could say it again.
+        cluster.create_egress("v4", "nat", &["9.9.9.9/32"]).await?;
+        let pair = Pair::new(&cluster, "v4").await?;
+        cluster.annotate_client(("v4", "one"), ("v4", "nat")).await?;
+        pair.pings(&cluster, (true, 0), "the start").await?;
+        let (log, metrics) = (cluster.coild_log()?, cluster.metrics()?);
+        let metric = metrics.lines().find(|line| line.starts_with("coil_egress_kernel_support{"));
+        let (missing, value) = metric
+            .and_then(|line| line.split_once("missing=\"")?.1.split_once("\"} "))
+            .with_context(|| format!("no coil_egress_kernel_support in {metrics}"))?;
+        ensure!(value == if missing.is_empty() { "1" } else { "0" }, "{missing:?} is {value}");
+        let words = if missing.is_empty() { "the kernel has what egress needs" } else { missing };
+        let said = log.lines().filter(|line| line.contains(words)).count();
+        ensure!(said == 1, "{words:?} is said {said} times:\n{log}");
+        Ok(())
+    })
+}

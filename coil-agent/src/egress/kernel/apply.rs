@@ -34,7 +34,7 @@ pub struct Common {
 }
 
 /// What marks Coil's routes inside pods, whatever `--protocol-id` says of the node's: as Coil v2 has it.
-const PROTOCOL: u8 = DEFAULT_PROTOCOL;
+pub(super) const PROTOCOL: u8 = DEFAULT_PROTOCOL;
 
 /// Makes it so. Doing it twice changes nothing; `before` is what was last made, if that is known.
 ///
@@ -159,7 +159,7 @@ fn of_other_ports(wanted: &BTreeMap<String, Tunnel>, port: u16) -> Result<BTreeS
 }
 
 /// Routes into tunnels, by table and destination.
-async fn ways(rtnl: &Rtnl) -> Result<Vec<((u32, IpNet), Path)>, RtnlError> {
+pub(super) async fn ways(rtnl: &Rtnl) -> Result<Vec<((u32, IpNet), Path)>, RtnlError> {
     let mut ways = Vec::new();
     for table in TABLES {
         let routes = Owned { table, protocol: PROTOCOL }.list(rtnl).await?;

@@ -81,7 +81,11 @@ pub(super) async fn open_others(
     Ok(())
 }
 
-async fn list(rtnl: &Rtnl, protocol: u8, fate: Fate) -> Result<BTreeSet<(u32, IpNet)>, RtnlError> {
+/// Those that are there.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub(super) async fn list(rtnl: &Rtnl, protocol: u8, fate: Fate) -> Result<BTreeSet<(u32, IpNet)>, RtnlError> {
     let mut found = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         for table in TABLES {

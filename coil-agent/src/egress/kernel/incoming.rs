@@ -18,6 +18,7 @@ use super::ruleset::{
     self, EQUAL, FILTER, Hook, META_IIFNAME, PRIORITY_MANGLE, REGISTER, ROUTE, UNEQUAL, bits, compare,
     expression, link, number,
 };
+use crate::datapath::netlink::consistent;
 
 /// The bit of marks, inside of pods, of packets and their connections.
 pub const MARK: u32 = 0x2000;
@@ -70,6 +71,16 @@ pub fn ensure(v6: bool, ifname: &str) -> io::Result<()> {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other,
     }
+}
+
+/// Whether the table of a family is there.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub(super) fn is_there(v6: bool) -> io::Result<bool> {
+    let mut rules = 0;
+    consistent(|| ruleset::rules(v6, TABLE, |_, _| rules += 1))?;
+    Ok(rules > 0)
 }
 
 /// Removes it.

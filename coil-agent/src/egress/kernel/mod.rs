@@ -16,10 +16,11 @@
 //! - [`peers`] says who may send FOU to a pod.
 //! - [`tracked`]: what connection tracking has of it.
 //! - [`incoming`] marks connections that came in, which originating-only Egresses leave alone.
-//! - [`apply`]: all of it, inside a pod's namespace.
+//! - [`apply`]: all of it, inside a pod's namespace; [`found`]: what of a client is there.
 
 pub mod apply;
 mod closed;
+pub mod found;
 pub mod incoming;
 pub mod nft;
 pub mod peers;

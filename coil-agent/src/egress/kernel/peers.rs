@@ -30,6 +30,7 @@ use super::{
     set::{self, Kind, Set, octets},
     tunnel::INNER,
 };
+use crate::datapath::netlink::consistent;
 
 const TABLE: &str = "coil_peers";
 const INPUT: &str = "input";
@@ -81,6 +82,17 @@ pub fn admit(v6: bool, more: &BTreeSet<IpAddr>) -> io::Result<()> {
     match set::add(v6, TABLE, &peers_of(v6, more)) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
+    }
+}
+
+/// Those of a family that may send; none where there is no table.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub(super) fn allowed(v6: bool) -> io::Result<BTreeSet<IpAddr>> {
+    match consistent(|| set::list(v6, TABLE, PEERS)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(BTreeSet::new()),
+        other => Ok(other?.iter().filter_map(|octets| set::address(octets)).collect()),
     }
 }
 

@@ -90,6 +90,12 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// The address of these bytes.
+pub(super) fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4().or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
+
 /// Makes sets of a table hold what is wanted, at once; what stays is not touched.
 pub(super) fn sync(v6: bool, table: &str, wanted: &[Set]) -> io::Result<()> {
     let mut changes = Vec::new();
@@ -109,7 +115,7 @@ pub(super) fn add(v6: bool, table: &str, wanted: &Set) -> io::Result<()> {
 }
 
 /// What is in a set.
-fn list(v6: bool, table: &str, set: &str) -> io::Result<BTreeSet<Vec<u8>>> {
+pub(super) fn list(v6: bool, table: &str, set: &str) -> io::Result<BTreeSet<Vec<u8>>> {
     let names = [pack(1, &zero(table)), pack(2, &zero(set))].concat();
     let request = message(GET_ELEMENTS, REQUEST | DUMP, &nfgen(family(v6), 0), &names);
     let mut found = BTreeSet::new();

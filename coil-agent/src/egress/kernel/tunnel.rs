@@ -2,12 +2,16 @@
 //!
 //! Numbers are those of `linux/fou.h`, `linux/if_tunnel.h`, `linux/if_link.h`.
 
-use std::{io, net::IpAddr};
+use std::io;
 
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use nix::libc;
 
-use super::{KernelError, plan::Tunnel};
+use super::{
+    KernelError,
+    plan::Tunnel,
+    set::{address, octets},
+};
 use crate::datapath::netlink::{ACK, CREATE, NESTED, REQUEST, exchange, find, generic_family, message, pack};
 
 const FOU_ADD: u8 = 1;
@@ -32,6 +36,9 @@ const TTL: u8 = 225;
 const NO_ENCAP_LIMIT: u32 = 1;
 /// `TUNNEL_ENCAP_FOU`.
 const ENCAP_FOU: u16 = 1;
+/// `IFLA_IPTUN_LOCAL` and `IFLA_IPTUN_REMOTE`.
+const LOCAL: u16 = 2;
+const REMOTE: u16 = 3;
 /// `IFLA_IPTUN_ENCAP_SPORT` and `IFLA_IPTUN_ENCAP_DPORT`.
 const SPORT: u16 = 17;
 const DPORT: u16 = 18;
@@ -78,14 +85,10 @@ pub fn add(name: &str, tunnel: &Tunnel, port: u16) -> Result<(), KernelError> {
 /// Makes the link to a peer, and leaves it down.
 pub(in crate::egress) fn add_tunnel(name: &str, tunnel: &Tunnel, port: u16) -> io::Result<()> {
     let [sport, dport] = ports(tunnel, port);
-    let octets = |address: IpAddr| match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    };
     let v6 = tunnel.local.is_ipv6();
     let mut data = [
-        pack(2, &octets(tunnel.local)),
-        pack(3, &octets(tunnel.remote)),
+        pack(LOCAL, &octets(tunnel.local)),
+        pack(REMOTE, &octets(tunnel.remote)),
         pack(4, &[TTL]),
         pack(15, &ENCAP_FOU.to_ne_bytes()),
         // No UDP checksum.
@@ -116,17 +119,40 @@ pub fn has_other_ports(name: &str, tunnel: &Tunnel, port: u16) -> io::Result<boo
     if tunnel.sport_auto.is_none() {
         return Ok(false);
     }
+    let there =
+        data_of(name)?.and_then(|data| [SPORT, DPORT].iter().map(|kind| port_in(&data, *kind)).collect());
+    Ok(there.is_some_and(|there: Vec<u16>| there != ports(tunnel, port)))
+}
+
+/// The tunnel of this name; none where there is none, or it is no tunnel between two addresses.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn read(name: &str) -> io::Result<Option<Tunnel>> {
+    let of = |data: &[u8]| {
+        let end = |kind| address(find(data, kind)?);
+        let (local, remote) = (end(LOCAL)?, end(REMOTE)?);
+        Some(Tunnel { local, remote, sport_auto: Some(port_in(data, SPORT)? == 0) })
+    };
+    Ok(data_of(name)?.as_deref().and_then(of))
+}
+
+/// What a link's kind says of it; none where there is no such link, or its kind says nothing.
+fn data_of(name: &str) -> io::Result<Option<Vec<u8>>> {
     let mut found = None;
     let question = message(GET_LINK, REQUEST | ACK, &header(0, 0), &named(name));
     let asked = exchange(NETLINK_ROUTE, &question, |body| {
         let data = body.get(header(0, 0).len()..).and_then(|list| find(find(list, LINKINFO)?, DATA));
-        let of = |kind| Some(u16::from_be_bytes(*find(data?, kind)?.first_chunk()?));
-        found = of(SPORT).zip(of(DPORT));
+        found = data.map(<[u8]>::to_vec);
     });
     match asked {
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
-        other => other.map(|()| found.is_some_and(|(sport, dport)| [sport, dport] != ports(tunnel, port))),
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        other => other.map(|()| found),
     }
+}
+
+fn port_in(data: &[u8], kind: u16) -> Option<u16> {
+    Some(u16::from_be_bytes(*find(data, kind)?.first_chunk()?))
 }
 
 /// Makes UDP packets at `port` those of FOU.

@@ -186,3 +186,53 @@ fn a_deleted_egress_has_no_policy_and_a_kernel_client_is_none_of_the_programs() 
     assert_eq!(desired.pods[0].policy, policy_id(&[egress("nat")]));
     assert_eq!(policy(&index(), &NodeFacts::default(), &[egress("gone")]), BTreeMap::new());
 }
+
+#[test]
+fn ranges_of_services_are_told_from_those_of_pods_and_nodes() {
+    let mut index = index();
+    let net = |text: &str| -> IpNet { text.parse().unwrap() };
+    index.service_ranges.insert(ObjectKey::new("", "s"), vec![net("10.96.0.0/12"), net("fd96::/108")]);
+    let inside = PoolInfo { subnets: vec![net("100.64.8.0/24")], deleting: false };
+    index.pools.insert(ObjectKey::new("", "inside"), inside);
+    index.nodes.insert(ObjectKey::new("", "n2"), vec!["10.0.0.9".parse().unwrap()]);
+    let facts = NodeFacts {
+        in_cluster: vec![net("100.64.0.0/10"), net("203.0.113.128/25")],
+        ..NodeFacts::default()
+    };
+    let ranges = desired(&index, &facts, []).ranges;
+    let expected = [
+        ("10.0.0.0/8", false),
+        ("10.96.0.0/12", true),
+        ("100.64.0.0/10", true),
+        ("100.64.8.0/24", false),
+        ("172.16.0.0/12", false),
+        ("192.0.2.1/32", false),
+        ("192.168.0.0/16", false),
+        ("203.0.113.0/24", false),
+        ("fc00::/7", false),
+        ("fd96::/108", true),
+    ];
+    assert_eq!(ranges, expected.map(|(text, services)| (net(text), services)).into());
+}
+
+#[test]
+fn an_egress_says_itself_whether_it_is_originating_only_or_else_the_node() {
+    let mut index = index();
+    for (of_egress, of_node, expected) in [
+        (None, false, false),
+        (None, true, true),
+        (Some(true), false, true),
+        (Some(true), true, true),
+        (Some(false), true, false),
+        (Some(false), false, false),
+    ] {
+        let facts = NodeFacts { originating_only: of_node, ..NodeFacts::default() };
+        for info in index.egresses.values_mut() {
+            info.originating_only = of_egress;
+        }
+        let desired = desired(&index, &facts, &[attached(2, &["nat"], false)]);
+        let nat = &desired.egresses[&egress_id(&egress("nat"))];
+        let found = [nat.originating_only, desired.pods[0].originating_only];
+        assert_eq!(found, [expected; 2], "{of_egress:?} on a node of {of_node}");
+    }
+}
