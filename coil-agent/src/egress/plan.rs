@@ -95,7 +95,8 @@ fn in_cluster(index: &Index, node: &NodeFacts) -> BTreeSet<IpNet> {
 fn ranges(index: &Index, node: &NodeFacts) -> BTreeMap<IpNet, bool> {
     let pools = index.pool_subnets();
     let named = index.service_ranges.values().flatten().chain(&node.in_cluster).map(IpNet::trunc);
-    let services: BTreeSet<IpNet> = named.filter(|net| !pools.iter().any(|pool| pool.contains(net))).collect();
+    let services: BTreeSet<IpNet> =
+        named.filter(|net| !pools.iter().any(|pool| pool.contains(net))).collect();
     let mut nets: Vec<IpNet> = in_cluster(index, node).iter().map(IpNet::trunc).collect();
     nets.sort_by_key(|net| (net.prefix_len(), *net));
     let mut ranges = BTreeMap::new();

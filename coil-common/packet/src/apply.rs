@@ -111,7 +111,7 @@ pub(crate) fn translate<A: Rewrite, S: Skb, const SOURCE: bool>(
             (false, true) => 0,
             (false, false) => 2,
         };
-    let optional = A::L3_SUM && packet.protocol == udp::PROTOCOL;
+    let optional = packet.protocol == udp::PROTOCOL;
 
     let diff = difference(old_addr.sum(), new.addr.sum());
     // ICMP has a pseudo header in IPv6 only.

@@ -89,10 +89,10 @@ pub fn begins<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &T) -> bool {
     }
 }
 
-/// True for a packet that may begin a connection to a pod.
+/// True for a packet that may begin a connection to a pod, the first fragment of one included.
 #[inline(always)]
 pub fn begins_in<A: Addr>(packet: &Packet<A>) -> bool {
-    matches!(packet.kind, Kind::Udp | Kind::EchoRequest) || is_syn(packet)
+    matches!(packet.under, Kind::Udp | Kind::EchoRequest) || is_syn(packet)
 }
 
 /// True for a SYN without more.
@@ -170,10 +170,17 @@ impl Way {
     #[inline(always)]
     pub fn to_pod(&mut self, pod: &PodValue) {
         let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (pod.mac, pod.host_mac);
-        self.kind = way_kind::POD;
+        self.kind = if pod.is_by_kernel() { way_kind::POD_BY_LINK } else { way_kind::POD };
         self.egress = pod.ifindex;
         self.next = [a, b, c, d, e, f, g, h, i, j, k, l, 0, 0, 0, 0];
         self.set_fits(pod.mtu);
+    }
+
+    /// True for one that leads to a pod of this node.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_to_pod(&self) -> bool {
+        matches!(self.kind, way_kind::POD | way_kind::POD_BY_LINK)
     }
 
     /// Makes it lead to a neighbour.

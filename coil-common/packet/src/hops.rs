@@ -7,7 +7,7 @@
 
 use crate::{
     Addr, Tables,
-    abi::{Config, HOPS, Known, Way, way_kind},
+    abi::{Config, HOPS, Known, Way},
 };
 
 /// [`Known::hop`] of a flow whose gateway is on this node: no way to it is needed.
@@ -83,7 +83,7 @@ const fn stamp(epoch: u32, now: u32) -> u32 {
 /// kernel, which has just been asked, does not know yet.
 #[inline(never)]
 pub fn note<A: Addr, T: Tables<A>>(way: &mut Way, moment: &Moment, tables: &mut T) -> u32 {
-    if way.kind != way_kind::POD {
+    if !way.is_to_pod() {
         let Some(macs) = tables.macs() else { return 0 };
         way.to_link(macs);
     }

@@ -6,13 +6,16 @@
 //! points back. So a lost or stolen entry costs a new port, and never mixes two flows.
 
 use crate::{
-    Addr, End, Insert, Reason, Tables,
+    Addr, End, Reason, Tables,
     abi::{Known, NatKey, NatRevKey, NatRevValue, NatValue, Way},
-    hash,
     hops::{self, Moment},
     ports,
     wire::{Kind, Packet, tcp, udp},
 };
+
+mod lend;
+
+use lend::lend;
 
 /// First port that is lent.
 pub const FIRST_PORT: u16 = 1024;
@@ -364,75 +367,6 @@ const NO_QUOTA: u32 = 0x3_0000;
 const NO_FIRST: u32 = 0x4_0000;
 const NO_FLOW: u32 = 0x5_0000;
 const UNKNOWN: u32 = 0x6_0000;
-
-/// Lends a port: the client's own when it may be lent and is free, else one that is free among those that the flow's
-/// hash names.
-#[inline(never)]
-fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &Packet<A>) -> u32 {
-    let key = key_of(gateway, packet);
-    let now = tables.now();
-    let mut reverse = reverse_key(&key, key.client_port);
-    let remote = ports::remote(&reverse);
-    let mut hash = hash::flow(packet);
-    let mut probe = 0;
-    // The test at the end keeps the way back a jump, as verifiers before Linux 6.3 want it.
-    while probe < PROBES {
-        if probe > 0 {
-            reverse.port = candidate(tables, remote, hash);
-        }
-        let (word, bit) = ports::place(remote, reverse.port);
-        // Of a port that is not to be lent it says the same.
-        tables.note_ports(word, bit);
-        if may_lend(tables, reverse.port) {
-            // Another flow's stays until it is swept, also when it has run out: two that took it at once would both have it.
-            if tables.nat_rev(&reverse).is_none_or(|lease| points_back(&lease, &key)) {
-                break;
-            }
-        }
-        hash = hash::mix(hash, u64::from(probe));
-        probe += 1;
-    }
-    if probe == PROBES {
-        return NO_PORT;
-    }
-    // This flow's own, which has run out or lost its forward entry. Of two that take a port at once one inserts; the
-    // other's packet is lost, and looks for another port when it is sent again.
-    tables.remove_nat_rev(&reverse);
-    let value = NatRevValue {
-        client: packet.src,
-        seen: now,
-        client_port: packet.sport,
-        state: State::New as u8,
-        pad: 0,
-        known: Known { stamp: 0, hop: 0 },
-    };
-    match tables.add_nat_rev(&reverse, &value) {
-        Ok(()) => {}
-        Err(Insert::Full) => return NO_ROOM,
-        Err(Insert::Exists) => return NO_PORT,
-    }
-    let refused = if !tables.borrow_port(&packet.src, tables.config().quota) {
-        NO_QUOTA
-    } else if tables
-        .put_nat(&key, &NatValue { port: reverse.port, pad: 0, known: Known { stamp: 0, hop: 0 } })
-        .is_err()
-    {
-        NO_ROOM
-    } else {
-        return u32::from(reverse.port);
-    };
-    tables.remove_nat_rev(&reverse);
-    refused
-}
-
-/// A port that is probably free, of the 64 that a hash names; 0 when there is none.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "which of 64, and any bits")]
-fn candidate<A: Addr, T: Tables<A>>(tables: &T, remote: u64, hash: u64) -> u16 {
-    let first = ports::some(hash::high(hash));
-    let zero = ports::zero_of(tables.ports(ports::place(remote, first).0), hash as u32);
-    if zero < u64::BITS { first + zero as u16 } else { 0 }
-}
 
 /// Notes the time, at most once a second, and the flow's progress. True when it was reset now.
 #[inline(always)]

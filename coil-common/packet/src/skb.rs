@@ -64,7 +64,8 @@ pub trait Skb {
     fn fix_l3_sum(&mut self, at: u32, diff: u32) -> Result<(), Fault>;
 
     /// Adds `diff` to the transport checksum at `at`. `pseudo`: the change is in the pseudo header.
-    /// `optional`: a checksum of zero means none and stays so (UDP over IPv4).
+    /// `optional`: a checksum of zero means none and stays so, and one that comes out as zero is written as 0xffff (UDP:
+    /// over IPv4 zero would say that there is none, over IPv6 receivers discard it, RFC 8200, section 8.1).
     fn fix_l4_sum(&mut self, at: u32, diff: u32, pseudo: bool, optional: bool) -> Result<(), Fault>;
 
     /// Makes room between the Ethernet header and what follows it.

@@ -165,6 +165,8 @@ reasons! {
     NoGateway = Drop, "no-gateway";
     /// Egress: of a protocol that no gateway translates, or cut short.
     EgressKind = Drop, "egress-kind";
+    /// Egress: of a client whose header the kernel understands and the programs do not: `BIG TCP` of IPv4, say.
+    EgressUnreadable = Drop, "egress-unreadable";
     /// Egress: a fragment before the first of its packet, or after the end of its translation.
     EgressFragment = Drop, "egress-fragment";
     /// Egress: segmentation offload of something else than TCP.

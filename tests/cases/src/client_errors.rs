@@ -84,10 +84,10 @@ impl Quoted {
 }
 
 /// An error's name, type and code, and the four bytes behind the checksum.
-type Kind = (&'static str, [u8; 2], [u8; 4]);
+pub(crate) type Kind = (&'static str, [u8; 2], [u8; 4]);
 
 /// Each kind that concerns one flow; in the middle what says an MTU.
-const fn kinds(net: &Net) -> [Kind; 9] {
+pub(crate) const fn kinds(net: &Net) -> [Kind; 9] {
     if net.is_v4() {
         [
             ("network unreachable", [3, 0], [0; 4]),

@@ -6,7 +6,7 @@ use crate::{
     Case, Given, Net,
     gateway::nat,
     wire::{self, Ip},
-    world::CLIENT,
+    world::{CLIENT, KERNEL_GATEWAY},
 };
 
 const ID: u16 = 0x4321;
@@ -15,6 +15,7 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
     let mut cases = outward(net);
     cases.extend(homeward(net));
     cases.extend(to_gateway(net));
+    cases.extend(by_kernel(net));
     cases
 }
 
@@ -131,4 +132,64 @@ fn to_gateway(net: Net) -> Vec<Case> {
         )
         .sends(&tunnel(&affine)),
     ]
+}
+
+/// Of what a gateway pod's own kernel translates: all fragments of a packet go there, in any order.
+fn by_kernel(net: Net) -> Vec<Case> {
+    // GRE, ESP and SCTP; behind an IPv6 fragment header other headers may come.
+    let protocols: &[u8] = if net.is_v4() { &[47, 50, 132] } else { &[47, 50, 132, 0, 43, 60] };
+    let mut cases: Vec<Case> = protocols.iter().flat_map(|protocol| of_protocol(net, *protocol)).collect();
+    // The first one had options, which the others need not have.
+    let [_, later] = datagram(Ip::new(net.client, net.world_kernel), 40000, 53);
+    let fou = wire::fou((net.client, net.kernel_gateway), 0, 5555, &later);
+    let [_, remote] = datagram(Ip::new(net.remote_client, net.world_kernel), 40000, 53);
+    let tunnel = wire::fou((net.remote_client, net.kernel_gateway), 0, 5555, &remote);
+    cases.extend([
+        Case::from_pod(
+            "a later fragment, without the first one's options",
+            net,
+            CLIENT,
+            later,
+            Reason::ToGateway,
+        )
+        .given(known((net.client, net.world_kernel), (0, 0)))
+        .hands_over(KERNEL_GATEWAY, &fou),
+        Case::from_net(
+            "a later fragment, without the first one's options, out of the tunnel",
+            net,
+            tunnel,
+            Reason::KernelGateway,
+        )
+        .given(known((net.remote_client, net.world_kernel), (0, 0))),
+    ]);
+    cases
+}
+
+fn of_protocol(net: Net, protocol: u8) -> Vec<Case> {
+    let of = |from, to| wire::fragments(Ip::new(from, to), protocol, ID, &[0; 600], 400);
+    let fou = |ends, inner: &[u8]| wire::fou(ends, 0, 5555, inner);
+    let mut cases = vec![];
+    for (n, which) in ["first", "later"].into_iter().enumerate() {
+        let name = |place| format!("a {which} fragment of protocol {protocol} {place}");
+        let [near, far, lost] =
+            [net.world_kernel, net.world, net.world_local].map(|to| of(net.client, to)[n].clone());
+        let tunnel = |gateway, to| fou((net.remote_client, gateway), &of(net.remote_client, to)[n]);
+        let kernel = tunnel(net.kernel_gateway, net.world_kernel);
+        cases.extend([
+            Case::from_pod(name("to a kernel gateway"), net, CLIENT, &near, Reason::ToGateway)
+                .hands_over(KERNEL_GATEWAY, &fou((net.client, net.kernel_gateway), &near)),
+            Case::from_pod(name("to another node"), net, CLIENT, &far, Reason::ToGateway)
+                .sends(&fou((net.client, net.remote_gateway), &far)),
+            Case::from_pod(name("to a gateway without a kernel"), net, CLIENT, &lost, Reason::EgressKind),
+            Case::from_net(name("out of the tunnel"), net, &kernel, Reason::KernelGateway),
+            Case::to_pod(name("by the kernel"), net, KERNEL_GATEWAY, kernel, Reason::KernelGateway),
+            Case::from_net(
+                name("out of the tunnel, without a kernel"),
+                net,
+                tunnel(net.gateway, net.world_local),
+                Reason::EgressKind,
+            ),
+        ]);
+    }
+    cases
 }

@@ -138,7 +138,7 @@ fn ports(net: Net) -> Vec<Case> {
 }
 
 /// What Linux sends with a SYN: MSS, SACK permitted, timestamps, window scale.
-const SYN_OPTIONS: &[u8] = &[2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+pub(crate) const SYN_OPTIONS: &[u8] = &[2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
 
 /// A client of another node.
 fn from_tunnel(net: Net) -> Vec<Case> {

@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::HashMap};
 
 use coil_packet::{
-    Decision, Later, Path, Reason, Verdict,
+    Decision, Deliver, Later, Path, Plan, Reason, Verdict,
     abi::{
         AffinityKey, AffinityValue, FlowKey, FlowValue, FragKey, FragValue, Known, NatKey, NatRevKey,
         NatRevValue, NatValue, PathKey, PathValue, PinKey, PinValue, Way,
@@ -117,6 +117,8 @@ pub struct Outcome {
     pub reason: Reason,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// It left by the queue of a pod's link.
+    pub queued: bool,
     /// The flow that the case asks for, as it is then: state and phase.
     pub left: Option<(u8, u8)>,
 }
@@ -136,7 +138,7 @@ fn run_in<A: HostAddr>(case: &Case) -> Outcome {
         Path::ToPod | Path::ToNet => true,
     };
     if !ours || ethertype != Some(if case.net.is_v4() { &[8, 0] } else { &[0x86, 0xdd] }) {
-        return Outcome { reason: Reason::NotForUs, frame: case.frame.clone(), left: None };
+        return Outcome { reason: Reason::NotForUs, frame: case.frame.clone(), queued: false, left: None };
     }
     let mut node = Node::<A>::new(World::new(&case.net), &case.given);
     node.fast_udp = case.fast_udp;
@@ -259,7 +261,13 @@ impl<A: HostAddr> Node<A> {
             Verdict::Relay(error) => relay(&mut skb, &decision.quoted, error),
         };
         let reason = if done.is_ok() { reason } else { Reason::Rewrite };
-        Outcome { reason, frame: skb.bytes, left: None }
+        let queued = match &decision.outcome.verdict {
+            Verdict::Send(Plan { deliver: Deliver::Link { ifindex, .. }, .. }) => {
+                self.world.pods.iter().any(|(_, link, _)| link == ifindex)
+            }
+            _ => false,
+        };
+        Outcome { reason, frame: skb.bytes, queued, left: None }
     }
 
     /// A flow's entry.

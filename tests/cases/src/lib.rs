@@ -13,9 +13,11 @@ mod forward;
 mod fou_errors;
 mod fragments;
 mod gateway;
+mod given;
 pub mod host;
 mod host_stack;
 mod ignored;
+mod incoming;
 pub mod journeys;
 mod kernel_clients;
 mod mark;
@@ -23,12 +25,17 @@ mod memory;
 mod nat_errors;
 pub mod pcap;
 mod pins;
+mod queued;
+mod services;
 mod slow;
+mod sums;
 mod tunnel;
+mod unreadable;
 pub mod wire;
 pub mod world;
 
-pub use world::{Flow, Given, Net, Route, World};
+pub use given::{Flow, Given};
+pub use world::{Net, Route, World};
 
 use std::borrow::Cow;
 
@@ -61,6 +68,8 @@ pub struct Case {
     pub host_stack: bool,
     /// It goes on in the host's stack, changed.
     pub stays: bool,
+    /// It leaves by the queue of a pod's link.
+    pub queued: bool,
     /// A flow that must be in the tables afterwards.
     pub leaves: Option<Flow>,
 }
@@ -87,6 +96,7 @@ impl Case {
             fast_udp: false,
             host_stack: false,
             stays: false,
+            queued: false,
             leaves: None,
         }
     }
@@ -171,6 +181,12 @@ impl Case {
     fn hands_over(mut self, ifindex: u32, packet: &[u8]) -> Self {
         self.output = Some(wire::ethernet(world::pod_mac(ifindex), world::host_mac(ifindex), packet));
         self
+    }
+
+    /// Sent out of the veth `ifindex` to its pod, by the link's queue.
+    fn queues(mut self, ifindex: u32, packet: &[u8]) -> Self {
+        self.queued = true;
+        self.hands_over(ifindex, packet)
     }
 
     /// Handed to the stack, as if the pod behind the veth `ifindex` had sent it.
@@ -261,6 +277,11 @@ pub fn all() -> Vec<Case> {
         cases.extend(host_stack::cases(net));
         cases.extend(kernel_clients::cases(net));
         cases.extend(fou_errors::cases(net));
+        cases.extend(sums::cases(net));
+        cases.extend(unreadable::cases(net));
+        cases.extend(services::cases(net));
+        cases.extend(queued::cases(net));
+        cases.extend(incoming::cases(net));
     }
     cases
 }

@@ -200,6 +200,23 @@ pub fn udp(header: Ip, sport: u16, dport: u16, data: &[u8]) -> Vec<u8> {
     ip(header, 17, &udp_datagram(header, sport, dport, true, data))
 }
 
+/// Two bytes of data with which the checksum of a UDP packet between these ends comes out as zero, which is sent as its
+/// other representation.
+#[must_use]
+pub fn zeroing(header: Ip, sport: u16, dport: u16) -> [u8; 2] {
+    transport_checksum(header, 17, &udp_datagram(header, sport, dport, false, &[0, 0]))
+}
+
+/// An IPv4 packet whose length is not in its header, as `BIG TCP` has it.
+#[must_use]
+pub fn big(mut packet: Vec<u8>) -> Vec<u8> {
+    packet[2..4].fill(0);
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum);
+    packet
+}
+
 /// A UDP packet without a checksum.
 #[must_use]
 pub fn udp_unsummed(header: Ip, sport: u16, dport: u16, data: &[u8]) -> Vec<u8> {

@@ -8,13 +8,14 @@
 //!
 //! On this node, too: 14 kernel client 10.64.0.4, which has tunnels of its own, and 15 kernel gateway 10.64.0.5, whose own
 //! kernel translates what the programs do not, and some of whose clients are being started; 16 is both a gateway 10.64.0.6
-//! and a client with tunnels. 10.96.0.20 is the Service of Egress 1.
+//! and a client with tunnels; 17 is a client 10.64.0.7 with a queue on its link. 10.96.0.20 is the Service of Egress 1;
+//! 10.96.0.30 is one behind the gateway of this node.
 //!
 //! IPv6 the same: fd64:: for 10.64., fd00:18:: for 172.18.0., 2001:db8:9:: for 198.51.100.
 
 use std::net::IpAddr;
 
-use coil_packet::flow::{self, Phase};
+use coil_packet::abi::cluster_range;
 
 /// Interface indices.
 pub const UPLINK: u32 = 2;
@@ -34,6 +35,9 @@ pub const KERNEL_GATEWAY: u32 = 15;
 
 /// The veth of the gateway that is a kernel client.
 pub const BOTH: u32 = 16;
+
+/// The veth of the client with a queue on its link.
+pub const QUEUED: u32 = 17;
 
 /// MAC address of the router and of the other node.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0xff, 1];
@@ -93,8 +97,12 @@ pub struct Net {
     pub kernel_gateway: IpAddr,
     /// A gateway of this node that is a client by its own kernel of other gateways.
     pub both: IpAddr,
+    /// A client of this node with a queue on its link.
+    pub queued: IpAddr,
     /// The Service of an Egress: what clients with tunnels dial.
     pub service: IpAddr,
+    /// A Service behind the gateway of this node.
+    pub cluster_ip: IpAddr,
     /// A pod of the other node.
     pub remote: IpAddr,
     /// An egress client of the other node.
@@ -139,6 +147,8 @@ pub struct Net {
     pub lost: IpAddr,
     /// A router between the nodes.
     pub router: IpAddr,
+    /// The other node.
+    pub node: IpAddr,
 }
 
 impl Net {
@@ -182,7 +192,9 @@ impl Net {
             gateway: addr(Part::Here, 3),
             kernel_client: addr(Part::Here, 4),
             both: addr(Part::Here, 6),
+            queued: addr(Part::Here, 7),
             service: addr(Part::Service, 20),
+            cluster_ip: addr(Part::Service, 30),
             kernel_gateway: addr(Part::Here, 5),
             remote: addr(Part::There, 1),
             remote_client: addr(Part::There, 2),
@@ -206,6 +218,7 @@ impl Net {
             beside_gateway: addr(Part::Beside, 9),
             world_beside: addr(Part::World, 9),
             router: addr(Part::Lan, 254),
+            node: addr(Part::Lan, 2),
         }
     }
 
@@ -262,6 +275,8 @@ pub enum Role {
     KernelGateway,
     /// A gateway, and a client by its own kernel.
     Both,
+    /// A client by the programs with a queue on its link.
+    Queued,
 }
 
 /// The most specific entry that holds the address.
@@ -285,6 +300,8 @@ pub struct World {
     pub clients: Vec<(IpAddr, IpAddr)>,
     /// The client's policy: destination and Egress, if any.
     pub policy: Vec<(Prefix, Option<u32>)>,
+    /// Ranges of the cluster, and what each is of: numbers of [`cluster_range`].
+    pub ranges: Vec<(Prefix, u32)>,
     /// Each Egress: id, gateways, hashed source ports.
     pub egresses: Vec<(u32, Vec<IpAddr>, bool)>,
     /// Gateways that take no new flows.
@@ -314,6 +331,11 @@ impl World {
             if v4 { ([169, 254, 0, 0].into(), 16) } else { ([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10) };
         let multicast =
             if v4 { ([224, 0, 0, 0].into(), 4) } else { ([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8) };
+        let (services, nodes) = if v4 {
+            (([10, 96, 0, 0].into(), 16), ([172, 18, 0, 0].into(), 16))
+        } else {
+            (([0xfd96, 0, 0, 0, 0, 0, 0, 0].into(), 112), ([0xfd00, 0x18, 0, 0, 0, 0, 0, 0].into(), 64))
+        };
         let there = |block: u8| {
             if v4 {
                 [10, 64, block, 0].into()
@@ -332,10 +354,12 @@ impl World {
                 (net.kernel_client, KERNEL_CLIENT, Role::KernelClient),
                 (net.kernel_gateway, KERNEL_GATEWAY, Role::KernelGateway),
                 (net.both, BOTH, Role::Both),
+                (net.queued, QUEUED, Role::Queued),
             ],
             clients: vec![
                 (net.gateway, net.remote_client),
                 (net.gateway, net.client),
+                (net.gateway, net.queued),
                 (net.gateway, net.beside_client),
                 (net.kernel_gateway, net.remote_client),
                 (net.both, net.remote_client),
@@ -345,6 +369,7 @@ impl World {
                 ((net.world_auto, whole), Some(2)),
                 ((net.world_local, whole), Some(3)),
                 ((net.world_lost, whole), Some(3)),
+                ((net.cluster_ip, whole), Some(3)),
                 ((net.world_none, whole), Some(4)),
                 ((net.world_beside, whole), Some(BESIDE_EGRESS)),
                 ((net.world_kernel, whole), Some(KERNEL)),
@@ -355,6 +380,7 @@ impl World {
                 (link_local, None),
                 (multicast, None),
             ],
+            ranges: vec![(services, cluster_range::SERVICES), (nodes, cluster_range::OTHERS)],
             leaving: vec![net.leaving_gateway],
             strange: vec![net.strange_gateway],
             service: net.service,
@@ -377,99 +403,5 @@ impl World {
             ],
             node: (node(1), if v4 { 24 } else { 64 }),
         }
-    }
-}
-
-/// Something that is in a table before the frame comes.
-#[derive(Clone, Copy, Debug)]
-pub enum Given {
-    /// A flow, seen just now.
-    Flow(Flow),
-    /// What a first fragment said.
-    Frag {
-        /// IP protocol.
-        protocol: u8,
-        /// Source and destination.
-        ends: (IpAddr, IpAddr),
-        /// Identification.
-        id: u32,
-        /// Source and destination port.
-        ports: (u16, u16),
-    },
-    /// The gateway of a flow.
-    Pin {
-        /// IP protocol.
-        protocol: u8,
-        /// The client and its port.
-        client: (IpAddr, u16),
-        /// The remote and its port.
-        remote: (IpAddr, u16),
-        /// The Egress.
-        egress: u32,
-        /// The gateway.
-        gateway: IpAddr,
-    },
-    /// The gateway of a client.
-    Affinity {
-        /// The client.
-        client: IpAddr,
-        /// The Egress.
-        egress: u32,
-        /// The gateway.
-        gateway: IpAddr,
-    },
-    /// A translation.
-    Nat {
-        /// IP protocol.
-        protocol: u8,
-        /// The gateway and its port.
-        gateway: (IpAddr, u16),
-        /// The client and its port.
-        client: (IpAddr, u16),
-        /// The remote and its port.
-        remote: (IpAddr, u16),
-        /// Seconds since it was used.
-        idle: u32,
-    },
-}
-
-impl From<Flow> for Given {
-    fn from(flow: Flow) -> Self {
-        Self::Flow(flow)
-    }
-}
-
-/// A flow in the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
-    /// IP protocol.
-    pub protocol: u8,
-    /// One end.
-    pub one: (IpAddr, u16),
-    /// The other end.
-    pub other: (IpAddr, u16),
-    /// [`coil_packet::flow::FAST`] or [`coil_packet::flow::KERNEL`].
-    pub state: u8,
-    /// How far it has come.
-    pub phase: Phase,
-}
-
-impl Flow {
-    /// A fast flow in use.
-    #[must_use]
-    pub const fn fast(protocol: u8, one: (IpAddr, u16), other: (IpAddr, u16)) -> Self {
-        Self { protocol, one, other, state: flow::FAST, phase: Phase::Open }
-    }
-
-    /// A flow of the kernel, in use.
-    #[must_use]
-    pub const fn kernel(protocol: u8, one: (IpAddr, u16), other: (IpAddr, u16)) -> Self {
-        Self { state: flow::KERNEL, ..Self::fast(protocol, one, other) }
-    }
-
-    /// In another phase.
-    #[must_use]
-    pub const fn phase(self, phase: Phase) -> Self {
-        Self { phase, ..self }
     }
 }

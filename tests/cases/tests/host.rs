@@ -14,6 +14,8 @@ fn every_case_on_the_host() {
             ));
         } else if let Some(difference) = case.difference(&outcome.frame) {
             wrong.push(format!("{family} {}: {difference}", case.name));
+        } else if outcome.queued != case.queued {
+            wrong.push(format!("{family} {}: by a link's queue: {}", case.name, outcome.queued));
         } else if let Some(difference) = case.flow_difference(outcome.left) {
             wrong.push(format!("{family} {}: {difference}", case.name));
         }

@@ -10,16 +10,14 @@ use coil_packet::Reason;
 /// Says what goes wrong first, if anything does, and counts the reasons.
 fn take<A: HostAddr>(journey: &Journey, reasons: &mut Vec<Reason>) -> Option<String> {
     let mut node = Node::<A>::new(World::new(&journey.net), &journey.given);
-    journey.steps.iter().enumerate().find_map(|(n, step)| {
+    let taken = journey.take(|step| {
         let outcome = node.run(step.path, step.ingress, &step.frame, 0);
         reasons.push(outcome.reason);
-        let wrong = if outcome.reason == step.reason {
-            step.difference(&outcome.frame)
-        } else {
-            Some(format!("is {:?}, should be {:?}", outcome.reason, step.reason))
-        };
-        Some(format!("{}, step {n}, {}: {}", journey.name, step.name, wrong?))
-    })
+        let right = outcome.reason == step.reason;
+        let wrong = || format!("is {:?}, should be {:?}", outcome.reason, step.reason);
+        if right { Ok(outcome.frame) } else { Err(wrong()) }
+    });
+    taken.err()
 }
 
 #[test]
@@ -43,6 +41,8 @@ fn every_journey_on_the_host() {
         (Reason::Decapsulated, 200),
         (Reason::EgressFragment, 80),
         (Reason::FragmentEarly, 80),
+        (Reason::EgressKind, 7),
+        (Reason::NotFastKind, 7),
     ];
     for (reason, least) in every {
         assert!(count(reason) > least, "{} steps end as {reason:?}", count(reason));

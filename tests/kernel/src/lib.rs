@@ -5,13 +5,16 @@
 pub mod ear;
 mod fabric;
 pub mod foreign;
+pub mod gate;
 mod node;
+mod program;
 pub mod rules;
 pub mod stream;
 pub mod traffic;
 
 pub use fabric::{Fabric, Pod};
 pub use node::{MARK, Node, desired};
+pub use program::{Ran, test_run};
 
 use std::{
     path::PathBuf,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Pod,
     maps::{HashMap, Map, MapData, MapError},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+    programs::SchedClassifier,
 };
 use coil_agent::datapath::{Datapath, Desired, Egress, Gateway, LocalPod, Reading, monotonic_seconds};
 use coil_cases::{
@@ -15,10 +15,10 @@ use coil_cases::{
     world::{self, BESIDE, POLICY, Prefix, Role, UPLINK},
 };
 use coil_netns::NetNs;
-use coil_packet::abi::{FlowKey, FlowValue};
+use coil_packet::abi::{FlowKey, FlowValue, cluster_range};
 use ipnet::IpNet;
 
-use crate::Pins;
+use crate::{Pins, test_run};
 
 /// A network namespace of one test.
 struct Namespace {
@@ -151,36 +151,45 @@ impl Node {
     /// When the kernel cannot run it.
     pub fn marked_packet(&mut self, program: &str, ingress: u32, frame: &[u8], mark: u32) -> Result<Outcome> {
         let before = self.datapath()?.counters()?;
-        let mut context = [0; SK_BUFF_SIZE];
-        context[IFINDEX_OFFSET..IFINDEX_OFFSET + 4].copy_from_slice(&ingress.to_ne_bytes());
-        context[MARK_OFFSET..MARK_OFFSET + 4].copy_from_slice(&mark.to_ne_bytes());
-        let mut context_out = context;
-        let mut output = vec![0; frame.len() + 128];
         let code: &SchedClassifier =
             self.datapath()?.ebpf().program(program).context("no such program")?.try_into()?;
-        let result = code
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut output),
-                ctx_in: Some(&context),
-                ctx_out: Some(&mut context_out),
-                ..TestRunOptions::default()
-            })
-            .with_context(|| format!("cannot run {program} on a packet"))?;
-        output.truncate(result.data_size_out as usize);
+        let ran = test_run(code, ingress, frame, mark).with_context(|| format!("cannot run {program}"))?;
         let counted = self.datapath()?.counters()?.into_iter().zip(before);
         // The kernel's own packets, such as router solicitations, pass the other programs meanwhile.
         let counted = counted
             .filter(|(after, before)| after.packets != before.packets && after.path.name() == program)
             .map(|(after, _)| after);
-        let mark = context_out[MARK_OFFSET..].first_chunk().map_or(0, |mark| u32::from_ne_bytes(*mark));
         Ok(Outcome {
-            code: result.return_value.cast_signed(),
-            frame: output,
+            code: ran.code,
+            frame: ran.frame,
             counted: counted.collect(),
             left: None,
-            mark,
+            mark: ran.mark,
         })
+    }
+
+    /// A handle of a program: for a thread that runs it while others do, and the agent works.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn handle(&mut self, program: &str) -> Result<SchedClassifier> {
+        // Beside the directory of the maps: what a failure leaves there goes with the other pins.
+        let pin = self.maps.with_file_name(program);
+        let code: &mut SchedClassifier =
+            self.datapath()?.ebpf().program_mut(program).context("no such program")?.try_into()?;
+        code.pin(&pin).with_context(|| format!("cannot pin {program} to {}", pin.display()))?;
+        let handle =
+            SchedClassifier::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()));
+        std::fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+        handle
+    }
+
+    /// Opens a pinned table of the datapath.
+    ///
+    /// # Errors
+    /// When it is not there, or another's.
+    pub fn pinned<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>> {
+        Ok(HashMap::try_from(Map::from_map_data(MapData::from_pin(self.maps.join(name))?)?)?)
     }
 
     /// Empties flows and translations of a family, and puts in what is given.
@@ -227,10 +236,6 @@ impl Node {
         self.pinned(&format!("{table}{family}"))
     }
 
-    fn pinned<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>> {
-        Ok(HashMap::try_from(Map::from_map_data(MapData::from_pin(self.maps.join(name))?)?)?)
-    }
-
     /// Opens a pinned table and empties it.
     fn table<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>> {
         let mut table = self.pinned(name)?;
@@ -241,11 +246,6 @@ impl Node {
         Ok(table)
     }
 }
-
-/// `struct __sk_buff` of `linux/bpf.h`: its size and offsets of `mark` and `ifindex`.
-const SK_BUFF_SIZE: usize = 192;
-const MARK_OFFSET: usize = 8;
-const IFINDEX_OFFSET: usize = 40;
 
 fn ip(arguments: &str) -> Result<()> {
     let output =
@@ -270,6 +270,7 @@ fn make_links() -> Result<()> {
         world::KERNEL_CLIENT,
         world::KERNEL_GATEWAY,
         world::BOTH,
+        world::QUEUED,
     ];
     for ifindex in [UPLINK, BESIDE].into_iter().chain(pods) {
         let (host, pod) = (mac(world::host_mac(ifindex)), mac(world::pod_mac(ifindex)));
@@ -330,6 +331,9 @@ pub fn desired() -> Result<Desired> {
         for (destination, egress) in &world.policy {
             desired.policies.insert((POLICY, net(*destination)?), *egress);
         }
+        for (range, of) in &world.ranges {
+            desired.ranges.insert(net(*range)?, *of == cluster_range::SERVICES);
+        }
         desired.all_gateways.extend(&world.strange);
         for (id, gateways, sport_auto) in &world.egresses {
             let egress = desired.egresses.entry(*id).or_insert_with(|| Egress {
@@ -358,7 +362,9 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, role: Role) {
         pod.addresses.push(addr);
         return;
     }
-    let (client, kernel_client) = (role == Role::Client, matches!(role, Role::KernelClient | Role::Both));
+    let queued = role == Role::Queued;
+    let (client, kernel_client) =
+        (role == Role::Client || queued, matches!(role, Role::KernelClient | Role::Both));
     desired.pods.push(LocalPod {
         name: format!("test/pod-{ifindex}"),
         addresses: vec![addr],
@@ -368,12 +374,12 @@ fn add_pod(desired: &mut Desired, addr: IpAddr, ifindex: u32, role: Role) {
         mtu: world::pod_mtu(ifindex),
         policy: if client || kernel_client { POLICY } else { 0 },
         client,
-        originating_only: client,
+        originating_only: role == Role::Client,
         kernel_client,
         gateway: matches!(role, Role::Gateway | Role::KernelGateway | Role::Both),
         new_clients: role == Role::KernelGateway,
         kernel_gateway: role == Role::KernelGateway,
-        by_kernel: false,
+        by_kernel: queued,
         shaped: false,
     });
 }

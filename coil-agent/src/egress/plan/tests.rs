@@ -195,10 +195,8 @@ fn ranges_of_services_are_told_from_those_of_pods_and_nodes() {
     let inside = PoolInfo { subnets: vec![net("100.64.8.0/24")], deleting: false };
     index.pools.insert(ObjectKey::new("", "inside"), inside);
     index.nodes.insert(ObjectKey::new("", "n2"), vec!["10.0.0.9".parse().unwrap()]);
-    let facts = NodeFacts {
-        in_cluster: vec![net("100.64.0.0/10"), net("203.0.113.128/25")],
-        ..NodeFacts::default()
-    };
+    let facts =
+        NodeFacts { in_cluster: vec![net("100.64.0.0/10"), net("203.0.113.128/25")], ..NodeFacts::default() };
     let ranges = desired(&index, &facts, []).ranges;
     let expected = [
         ("10.0.0.0/8", false),

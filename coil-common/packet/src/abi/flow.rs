@@ -72,6 +72,8 @@ pub mod way_kind {
     pub const POD: u16 = 1;
     /// A link, for a neighbour whose MAC address the kernel has said.
     pub const LINK: u16 = 2;
+    /// A pod of this node by its link, on which something waits for what goes to the pod: a queue, say.
+    pub const POD_BY_LINK: u16 = 3;
     /// An IPv4 neighbour.
     pub const NEIGHBOUR4: u16 = 4;
     /// An IPv6 neighbour.

@@ -19,7 +19,7 @@ pub use nat::{
 };
 pub use node::{
     ClientKey, ClientValue, Config, Counter, GatewayKey, GatewayValue, Maglev, NONE, PodValue, PolicyKey,
-    PoolValue, UplinkValue, config_flag, egress_flag, gateway_flag, pod_flag,
+    PoolValue, UplinkValue, cluster_range, config_flag, egress_flag, gateway_flag, pod_flag,
 };
 
 /// The number of slots of a Maglev table, as a power of two.

@@ -8,6 +8,16 @@ use super::{MAGLEV_SLOTS, plain};
 /// that never leaves through a gateway.
 pub const NONE: u32 = 0;
 
+/// Under the policy id [`NONE`], which is no client's, `coil_policy4` and `coil_policy6` hold ranges of the cluster. These
+/// are their values.
+pub mod cluster_range {
+    /// Of Services, as far as anybody knows: what goes there from a gateway has to pass the node's stack, where kube-proxy
+    /// turns it to a pod or a node.
+    pub const SERVICES: u32 = 1;
+    /// Of nodes, of pools, and private ranges: whoever is there may answer for a Service.
+    pub const OTHERS: u32 = 2;
+}
+
 /// Bits of [`PodValue::flags`].
 pub mod pod_flag {
     /// The pod's egress is done by the programs (an eBPF client).
@@ -186,7 +196,8 @@ pub struct UplinkValue {
 }
 
 /// Key data of `coil_policy4` and `coil_policy6`: a longest prefix match behind an exact policy id.
-/// The prefix length counts the 32 bits of the id.
+/// The prefix length counts the 32 bits of the id. The value is an egress id, or [`NONE`]; under the policy id [`NONE`] one
+/// of [`cluster_range`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PolicyKey<A> {

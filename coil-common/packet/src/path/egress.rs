@@ -8,10 +8,10 @@ use crate::{
         egress_flag, gateway_flag,
     },
     flow, hash, hops, icmp, nat,
-    wire::{Header, Kind, Packet, UDP, quoted_or_first, udp},
+    wire::{Header, Kind, Packet, UDP, udp},
 };
 
-use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, neighbour};
+use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, gateway, incoming, neighbour};
 
 /// First port and number of ports of hashed FOU source ports.
 const AUTO_FIRST: u16 = 32768;
@@ -127,19 +127,20 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     }
     let whole = match packet.kind {
         Kind::Short => return Some(outcome.drop(Reason::EgressKind)),
-        Kind::Error if quoted_or_first(skb, packet, told) && told.dst.same(packet.src) => {
+        Kind::Error if incoming::is_about_own(skb, packet, told) => {
             // The flow is that of the packet which the error is about.
             (packet.sport, packet.dport, packet.quoted) = (told.dport, told.sport, told.protocol);
             true
         }
-        Kind::Fragment => ports_of_fragment(packet, tables),
+        // Of other protocols nobody looks for ports: all fragments of a packet go one way in any order.
+        Kind::Fragment if gateway::may_have_ports(packet) => ports_of_fragment(packet, tables),
         _ => true,
     };
     let Some(flags) = tables.egress_flags(egress) else { return Some(outcome.drop(Reason::NoGateway)) };
     if !whole && flags & egress_flag::CLIENT_AFFINITY == 0 {
         return Some(outcome.drop(Reason::EgressFragment));
     }
-    if flags & egress_flag::ORIGINATING_ONLY != 0 && came_in(packet, tables) {
+    if flags & egress_flag::ORIGINATING_ONLY != 0 && incoming::came_in(packet, tables) {
         return Some(outcome.next(Reason::Incoming));
     }
     begin(passage);
@@ -248,47 +249,6 @@ pub(super) fn ports_of_fragment<A: Addr, T: Tables<A>>(packet: &mut Packet<A>, t
         }
         _ => false,
     }
-}
-
-/// True for a packet of a connection that came in to the client, as `to_pod` has noted.
-#[inline(never)]
-fn came_in<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &mut T) -> bool {
-    let (key, _) = flow::key(packet);
-    let now = tables.now();
-    let state = tables.with_flow(&key, |entry| {
-        flow::note(entry, packet, now);
-        entry.state
-    });
-    state == Some(flow::KERNEL)
-}
-
-/// True for a packet to a client of a flow that the client itself has begun through a gateway: whoever sends it, that flow goes on
-/// as it began.
-#[inline(never)]
-pub(super) fn has_begun<A: Addr, T: Tables<A>>(packet: &Packet<A>, tables: &mut T) -> bool {
-    let key = PinKey {
-        client: packet.dst,
-        remote: packet.src,
-        pad: 0,
-        client_port: packet.dport,
-        remote_port: packet.sport,
-        protocol: u32::from(packet.protocol),
-    };
-    let idle = nat::idle_limit(packet.protocol, nat::State::Established as u8);
-    let now = tables.now();
-    // An echo request has no ports, and is no answer to one.
-    packet.kind != Kind::EchoRequest
-        && tables.with_pin(&key, |pin| now.saturating_sub(pin.seen) <= idle) == Some(true)
-}
-
-/// True for a packet of a connection that came in to the client past the host's stack, from an address of a pool to which an
-/// Egress that is originating only leads: it is answered as what pods send each other.
-#[inline(never)]
-pub(super) fn came_in_fast<A: Addr, T: Tables<A>>(packet: &Packet<A>, egress: u32, tables: &mut T) -> bool {
-    let flags = tables.egress_flags(egress).unwrap_or_default();
-    let (key, _) = flow::key(packet);
-    flags & egress_flag::ORIGINATING_ONLY != 0
-        && tables.with_flow(&key, |entry| entry.state) == Some(flow::FAST)
 }
 
 /// Picks the gateway: the one that the flow has, else the client's own, else one of those that take new flows.

@@ -2,13 +2,13 @@
 
 use super::{
     egress::{self, Remembered},
-    forward, gateway,
+    forward, gateway, incoming,
 };
 use crate::{
     Addr, Decision, Outlet, Reason, Skb, Tables,
     abi::{NONE, PodValue},
     hops::Moment,
-    wire::{Header, Kind, Packet, quoted},
+    wire::{ETHERNET, Header, Kind, Packet, quoted},
 };
 
 /// Looks at a packet that the pod behind the veth `ingress` sends, and decides about one that needs no more than what is
@@ -22,6 +22,7 @@ pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
     outlet: &mut O,
 ) -> bool {
     if !super::look(skb, ingress, decision) {
+        let _ = unreadable(skb, ingress, tables, decision);
         return true;
     }
     if forward::known(decision, ingress, tables) {
@@ -31,6 +32,30 @@ pub fn known_from_pod<A: Header, S: Skb, T: Tables<A>, O: Outlet<A>>(
         known_client(decision, ingress, tables, outlet)
     } else {
         known_client_called(decision, ingress, tables, outlet)
+    }
+}
+
+/// Decides about a packet whose header says nothing that the programs understand. The kernel may: of IPv4 it takes a packet
+/// without a length (`BIG TCP`, since Linux 6.3, commit b1a78b9b9886), of IPv6 it forwards one whose fragment header is cut
+/// short. What an Egress would take of a client must not go out that way, past the gateway.
+#[inline(never)]
+fn unreadable<A: Header, S: Skb, T: Tables<A>>(
+    skb: &S,
+    ingress: u32,
+    tables: &T,
+    decision: &mut Decision<A>,
+) -> Reason {
+    let Decision { packet, outcome, .. } = decision;
+    let Some((src, dst)) = A::ends(skb, ETHERNET) else { return outcome.reason };
+    // For who is told of the packet.
+    *packet = Packet { src, dst, ingress, ..Packet::nothing() };
+    match tables.pod(&src) {
+        Some(pod)
+            if pod.ifindex == ingress && pod.is_client() && tables.policy(pod.policy, &dst).is_some() =>
+        {
+            outcome.drop(Reason::EgressUnreadable)
+        }
+        _ => outcome.reason,
     }
 }
 
@@ -68,7 +93,7 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
     decision: &mut Decision<A>,
 ) -> Reason {
     decision.moment = Moment::now(tables);
-    let Decision { packet, outcome, .. } = decision;
+    let Decision { packet, quoted: told, outcome, .. } = decision;
     // The pod is known by its veth: an address of another pod is a forgery, and gets no shortcut.
     let Some(pod) = tables.pod(&packet.src).filter(|pod| pod.ifindex == ingress) else {
         // It would pass for what a client or a gateway sends.
@@ -80,7 +105,7 @@ pub fn decide_from_pod<A: Header, S: Skb, T: Tables<A>>(
     };
     if pod.is_client()
         && let Some(egress) = tables.policy(pod.policy, &packet.dst)
-        && !(pod.is_originating_only() && egress::came_in_fast(packet, egress, tables))
+        && !(pod.is_originating_only() && incoming::came_in_fast(skb, packet, told, egress, tables))
     {
         return match egress::out(skb, &pod, egress, tables, decision) {
             Some(reason) => reason,

@@ -1,12 +1,12 @@
 //! A gateway pod of this node: what its clients send goes out in its name, what comes back goes to them.
 
-use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, neighbour, peer, query};
+use super::{ELSEWHERE, REFUSED, ROUTED, Routed, TOO_BIG, ask, egress, incoming, neighbour, peer, query};
 use crate::{
     Addr, Decision, Deliver, End, FibQuery, Outer, Outlet, Passage, Plan, Reason, Skb, Tables,
-    abi::{ClientKey, PodValue, Way, config_flag, way_kind},
+    abi::{ClientKey, NONE, PodValue, Way, cluster_range, config_flag, way_kind},
     hops,
     nat::{self, FOUND, NOBODY},
-    wire::{Header, Kind, Packet, UDP, from_client, parse_inner, parse_inside, quoted_or_first, tcp},
+    wire::{Header, Kind, Packet, UDP, from_client, parse_inner, parse_inside, quoted_or_first, tcp, udp},
 };
 
 /// What the programs translate: TCP, UDP, echo requests, errors about these, and fragments of these.
@@ -15,9 +15,21 @@ pub(super) fn translates<A: Addr>(packet: &Packet<A>) -> bool {
     match packet.kind {
         Kind::Tcp | Kind::Udp | Kind::EchoRequest => true,
         Kind::Error => packet.quoted != 0,
-        Kind::Fragment => matches!(packet.under, Kind::Tcp | Kind::Udp | Kind::EchoRequest | Kind::Fragment),
+        Kind::Fragment => match packet.under {
+            Kind::Tcp | Kind::Udp | Kind::EchoRequest => true,
+            // A later one goes where the first of its packet went: that had no ports when it had options.
+            Kind::Fragment => packet.protocol == A::ICMP || may_have_ports(packet) && packet.dport != 0,
+            _ => false,
+        },
         _ => false,
     }
+}
+
+/// True for a fragment of a protocol that the programs translate.
+#[inline(always)]
+pub(super) fn may_have_ports<A: Addr>(packet: &Packet<A>) -> bool {
+    let protocol = packet.protocol;
+    protocol == tcp::PROTOCOL || protocol == udp::PROTOCOL || protocol == A::ICMP
 }
 
 /// A packet of a flow whose way out was decided in this second: one lookup, and one of the hop. False when it has to be
@@ -123,6 +135,10 @@ fn ask_out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, port: u16, tables:
         let Some(pod) = tables.pod(&passage.gateway) else { return REFUSED };
         passage.link = pod.ifindex;
     }
+    // Of Services the routing knows nothing: kube-proxy does, in the host's stack.
+    if range_of(&packet.dst, tables) == cluster_range::SERVICES {
+        return ELSEWHERE;
+    }
     let ports = matches!(packet.kind, Kind::Tcp | Kind::Udp);
     let sport = if ports { port } else { 0 };
     let dport = if ports { packet.dport } else { 0 };
@@ -191,6 +207,10 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
         hop if hop != FOUND && network && known_reply(decision, hop, tables) => {
             return Some(decision.outcome.reason);
         }
+        // What the node's stack saw go, it has to see come: `to_pod` has it next.
+        _ if network && range_of(&decision.packet.src, tables) == cluster_range::SERVICES => {
+            return Some(decision.outcome.next(Reason::NotFastFlow));
+        }
         _ => {
             let routed = ask_back(decision, tables);
             let reason = reply(decision, routed, tables);
@@ -206,9 +226,20 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
     let has_ports = matches!(packet.kind, Kind::Tcp | Kind::Udp)
         || (packet.kind == Kind::Fragment && packet.protocol != A::ICMP);
     if has_ports && nat::may_lend(tables, packet.dport) {
+        // A pod or a node may answer for a Service, whose packets kube-proxy has turned to it in the node's stack, by the
+        // gateway's lease towards the Service: connection tracking puts its address back, and `to_pod` drops what it leaves.
+        if network && (tables.in_pools(&packet.src) || range_of(&packet.src, tables) != NONE) {
+            return Some(outcome.next(Reason::NotFastFlow));
+        }
         return Some(outcome.drop(Reason::NatUnknown));
     }
     None
+}
+
+/// What an address of the cluster is of: a number of [`cluster_range`], or [`NONE`].
+#[inline(never)]
+fn range_of<A: Addr, T: Tables<A>>(addr: &A, tables: &T) -> u32 {
+    tables.policy(NONE, addr).unwrap_or(NONE)
 }
 
 /// A reply of a flow whose way back was decided in this second. False when it has to be decided.
@@ -223,7 +254,7 @@ fn known_reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, hop: u32, tabl
         return false;
     }
     let destination = Some(*client);
-    if way.kind == way_kind::POD {
+    if way.is_to_pod() {
         let _ = outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(into_pod(way)) });
         return true;
     }
@@ -269,7 +300,7 @@ fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, routed: Routed, tabl
         return outcome.drop(Reason::EgressLastHop);
     }
     let destination = Some(*to);
-    if routed == ROUTED && way.kind == way_kind::POD {
+    if routed == ROUTED && way.is_to_pod() {
         return outcome.send(Reason::ReplyToPod, Plan { destination, ..Plan::forward(into_pod(way)) });
     }
     // Segmentation of datagrams does not survive the tunnel.
@@ -296,9 +327,13 @@ fn reply<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, routed: Routed, tabl
     outcome.send(Reason::ReplyToNode, Plan { destination, encap: Some(encap), ..Plan::forward(deliver) })
 }
 
-/// Delivery into the pod that a way leads to.
+/// Delivery into the pod that a way leads to: past its link, or, where something waits there, by the link. (Not by the
+/// host's stack, whose connection tracking has seen nothing of what is answered.)
 #[inline(always)]
 const fn into_pod(way: &Way) -> Deliver {
+    if way.kind == way_kind::POD_BY_LINK {
+        return super::out_of_link(way);
+    }
     let [a, b, c, d, e, f, g, h, i, j, k, l] = way.macs();
     Deliver::Peer { ifindex: way.egress, mac: [a, b, c, d, e, f], host_mac: [g, h, i, j, k, l] }
 }
@@ -341,6 +376,10 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
         if !inner.dst.same(outer.dst) {
             return Some(outcome.drop(Reason::FouInner));
         }
+        // By the kernel it goes through what is on the pod's link, and `to_pod` takes the tunnel off before that.
+        if inner.ingress != pod.ifindex && pod.is_by_kernel() {
+            return Some(outcome.next(Reason::KernelPod));
+        }
         // The tunnel ends in the pod: no hop.
         let deliver = if inner.ingress == pod.ifindex { Deliver::Here } else { peer(pod) };
         let plan = Plan { decap, tos, hop: false, ..Plan::forward(deliver) };
@@ -355,11 +394,14 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
     if !takes_from(pod, outer, tables) {
         return Some(outcome.drop(Reason::FouSender));
     }
-    if inner.kind == Kind::Error && quoted_or_first(skb, inner, told) && told.dst.same(inner.src) {
+    if inner.kind == Kind::Error && incoming::is_about_own(skb, inner, told) {
         (inner.sport, inner.dport, inner.quoted) = (told.dport, told.sport, told.protocol);
     }
     if inner.gso != 0 && inner.kind != Kind::Tcp {
         return Some(outcome.drop(Reason::EgressGso));
+    }
+    if inner.kind == Kind::Fragment && may_have_ports(inner) && !egress::ports_of_fragment(inner, tables) {
+        return Some(outcome.drop(Reason::EgressFragment));
     }
     if !translates(inner) {
         // The pod's kernel does the rest, where it can.
@@ -368,9 +410,6 @@ fn out_of_tunnel<A: Header, S: Skb, T: Tables<A>>(
         } else {
             outcome.drop(Reason::EgressKind)
         });
-    }
-    if inner.kind == Kind::Fragment && !egress::ports_of_fragment(inner, tables) {
-        return Some(outcome.drop(Reason::EgressFragment));
     }
     *way = Passage { gateway: outer.dst, link: pod.ifindex, decap, tos, tell: false, sport: 0 };
     None

@@ -1,6 +1,6 @@
 //! What the kernel sends: its flows are marked, so that none of them ever becomes fast.
 
-use super::{egress, fou_error, gateway, is_fou, refused};
+use super::{fou_error, gateway, incoming, is_fou, refused};
 use crate::{
     Addr, Decision, Draft, Insert, Reason, Skb, Tables,
     abi::{FlowValue, config_flag},
@@ -46,7 +46,8 @@ pub fn to_pod<A: Header, S: Skb, T: Tables<A>>(
     }
     let Decision { packet, outcome, .. } = decision;
     // A client may have to answer it the way it came, wherever that is: an Egress may lead to pools, too.
-    let comes_in = pod.is_originating_only() && flow::begins_in(packet) && !egress::has_begun(packet, tables);
+    let comes_in =
+        pod.is_originating_only() && flow::begins_in(packet) && !incoming::has_begun(packet, tables);
     if !tables.in_pools(&packet.src) {
         // From a service or the world: no such flow can be fast.
         return if comes_in {
@@ -90,11 +91,11 @@ pub fn to_net<A: Header, S: Skb, T: Tables<A>>(
 const MARKED: u8 = 0;
 const CLASH: u8 = 1;
 
-/// Makes the packet's flow the kernel's. `all`: UDP, too, whatever the configuration says.
+/// Makes the packet's flow the kernel's. `all`: UDP and fragments, too, whatever the configuration says.
 #[inline(never)]
 fn mark<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, all: bool, tables: &mut T) -> Reason {
     let Decision { packet, flow: Draft { key, value, .. }, outcome, .. } = decision;
-    if !flow::may_be_fast(packet, all || tables.config().flags & config_flag::MARK_UDP != 0) {
+    if !all && !flow::may_be_fast(packet, tables.config().flags & config_flag::MARK_UDP != 0) {
         return outcome.next(Reason::NotFastKind);
     }
     let now = tables.now();

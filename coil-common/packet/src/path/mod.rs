@@ -9,6 +9,7 @@ mod fou_error;
 mod from_net;
 mod from_pod;
 mod gateway;
+mod incoming;
 mod mark;
 
 pub use from_net::{decide_from_net, known_from_net};

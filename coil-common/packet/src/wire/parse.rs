@@ -71,6 +71,8 @@ pub trait Header: Addr {
     fn header<S: Skb, const FRONT: bool>(skb: &S, at: u32, summed: bool) -> Option<L3<Self>>;
     /// The source in an IP header at a place as of [`Skb::peek`].
     fn source<S: Skb>(skb: &S, at: u32) -> Option<Self>;
+    /// Source and destination in the IP header at `at`, whatever else is in it.
+    fn ends<S: Skb>(skb: &S, at: u32) -> Option<(Self, Self)>;
     /// True for type and code (one number) of an ICMP error that concerns one flow.
     fn is_error(kind: u16) -> bool;
     /// The MTU in the ICMP header of an error that says "too big"; none in another.
@@ -109,6 +111,11 @@ impl Header for [u8; 4] {
     #[inline(always)]
     fn source<S: Skb>(skb: &S, at: u32) -> Option<Self> {
         skb.peek(at + 12)
+    }
+
+    #[inline(always)]
+    fn ends<S: Skb>(skb: &S, at: u32) -> Option<(Self, Self)> {
+        Some((skb.load(at + 12)?, skb.load(at + 16)?))
     }
 
     #[inline(always)]
@@ -171,6 +178,11 @@ impl Header for [u8; 16] {
     #[inline(always)]
     fn source<S: Skb>(skb: &S, at: u32) -> Option<Self> {
         skb.peek(at + 8)
+    }
+
+    #[inline(always)]
+    fn ends<S: Skb>(skb: &S, at: u32) -> Option<(Self, Self)> {
+        Some((skb.load(at + 8)?, skb.load(at + 24)?))
     }
 
     #[inline(always)]

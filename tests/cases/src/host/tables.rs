@@ -5,9 +5,9 @@ use std::{collections::hash_map, net::IpAddr};
 use coil_packet::{
     Family, Fib, FibQuery, Full, Insert, NextHop, Tables,
     abi::{
-        AffinityKey, AffinityValue, ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, NatKey,
-        NatRevKey, NatRevValue, NatValue, PathKey, PathValue, PinKey, PinValue, PodValue, Way, config_flag,
-        egress_flag, gateway_flag, pod_flag,
+        AffinityKey, AffinityValue, ClientKey, Config, FlowKey, FlowValue, FragKey, FragValue, HOPS, NONE,
+        NatKey, NatRevKey, NatRevValue, NatValue, PathKey, PathValue, PinKey, PinValue, PodValue, Way,
+        config_flag, egress_flag, gateway_flag, pod_flag,
     },
     hash,
     nat::Tallied,
@@ -39,6 +39,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
         let (policy, flags) = match role {
             Role::Plain => (0, 0),
             Role::Client => (POLICY, pod_flag::CLIENT | pod_flag::ORIGINATING_ONLY),
+            Role::Queued => (POLICY, pod_flag::CLIENT | pod_flag::BY_KERNEL),
             Role::KernelClient => (POLICY, pod_flag::KERNEL_CLIENT),
             Role::Gateway => (0, pod_flag::GATEWAY),
             Role::Both => (POLICY, pod_flag::GATEWAY | pod_flag::KERNEL_CLIENT),
@@ -58,7 +59,11 @@ impl<A: HostAddr> Tables<A> for Node<A> {
     }
 
     fn policy(&self, policy: u32, dst: &A) -> Option<u32> {
-        if policy == POLICY { longest(&self.world.policy, (*dst).into()).flatten() } else { None }
+        match policy {
+            POLICY => longest(&self.world.policy, (*dst).into()).flatten(),
+            NONE => longest(&self.world.ranges, (*dst).into()),
+            _ => None,
+        }
     }
 
     fn egress_flags(&self, egress: u32) -> Option<u32> {

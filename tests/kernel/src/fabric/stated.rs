@@ -46,6 +46,7 @@ impl Fabric {
                 ((1, network("172.18.0.0/24", "fd00:18::/64")), None),
             ]
             .into(),
+            ranges: [].into(),
             egresses: [(1, egress)].into(),
             all_gateways: [self.address(Pod::Gateway)].into(),
             clients: [Pod::Client, Pod::Neighbour]
