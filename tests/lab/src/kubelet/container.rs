@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use coil_traffic::machine::patience;
 use k8s_openapi::{
     api::core::v1::{Container, Probe},
     jiff::Timestamp,
@@ -42,6 +43,9 @@ const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A run longer than this starts the backoff anew.
 const BACKOFF_RESET: Duration = Duration::from_secs(30);
+
+/// How long a container has to end that its liveness probe says is dead; shorter than a real kubelet's.
+const DEAD_GRACE: Duration = Duration::from_secs(5);
 
 /// How to run a container.
 #[derive(Debug, Clone)]
@@ -199,7 +203,7 @@ impl Run<'_> {
                 Some(verdict) = results.recv() => {
                     if self.judge(verdict) && kill_at.is_none() {
                         let _ = kill(pid, Signal::SIGTERM);
-                        kill_at = Some(time::Instant::now() + Duration::from_secs(5));
+                        kill_at = Some(time::Instant::now() + patience(DEAD_GRACE));
                     }
                 }
                 Ok(grace) = stopped(stop), if kill_at.is_none() => {
@@ -254,6 +258,8 @@ async fn watch(
         time::sleep(Duration::from_secs(delay)).await;
     }
     let period = seconds(wanted.period_seconds, 10);
+    // A program that is still starting on a slow machine is no dead one.
+    let period = if kind == Kind::Liveness { patience(period) } else { period };
     let (mut good, mut bad, mut last) = (0, 0, None);
     loop {
         let outcome = probe::attempt(&wanted, &container, ip).await.map_err(|e| format!("{e:#}"));

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use coil_traffic::machine::patience;
 use k8s_openapi::{
     api::core::v1::{Container, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
@@ -19,9 +20,9 @@ use tokio::{
 /// More of an answer than its first line is not read.
 const ANSWER_MAX: u64 = 4096;
 
-/// One attempt.
+/// One attempt. The probe's time is that of a real machine.
 pub(super) async fn attempt(probe: &Probe, container: &Container, ip: IpAddr) -> Result<()> {
-    let timeout = seconds(probe.timeout_seconds, 1);
+    let timeout = patience(seconds(probe.timeout_seconds, 1));
     time::timeout(timeout, once(probe, container, ip))
         .await
         .with_context(|| format!("no answer in {timeout:?}"))?

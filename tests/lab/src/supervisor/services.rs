@@ -2,7 +2,7 @@
 //! need none, so only nodes without them have these rules.
 //!
 //! ```text
-//! any change ──▶ read everything ──▶ rules ──▶ nft on each node ──▶ flows to endpoints that are gone end
+//! any change ──▶ read everything ──▶ rules ──▶ nft on each node ──▶ UDP flows to endpoints that do not serve end
 //! ```
 
 use std::{
@@ -39,7 +39,23 @@ struct Front {
     /// `tcp` or `udp`.
     protocol: String,
     address: SocketAddr,
+    /// Where new flows go.
     endpoints: BTreeSet<SocketAddr>,
+    /// Where flows that are there may stay: also those that are terminating, while they serve.
+    serving: BTreeSet<SocketAddr>,
+    /// Whether a client stays with its endpoint (`sessionAffinity: ClientIP`).
+    is_sticky: bool,
+}
+
+/// Where a flow by UDP may lead: from a Service's address to an endpoint's, or to the Service's own, before that had any.
+type Way = (IpAddr, IpAddr);
+
+/// What the nodes have.
+#[derive(Debug, Default)]
+struct Made {
+    fronts: BTreeSet<Front>,
+    /// Ways to what serves no more, of Services of which nothing has served since.
+    left: BTreeSet<Way>,
 }
 
 /// Keeps the nodes' rules until the lab ends.
@@ -48,7 +64,7 @@ pub(super) fn follow(client: Client, family: Family, nodes: Vec<OpenPlace>) {
     cluster::watch::<Service>(&client, &kick);
     cluster::watch::<EndpointSlice>(&client, &kick);
     tokio::spawn(async move {
-        let mut made = BTreeSet::new();
+        let mut made = Made::default();
         loop {
             kick.notified().await;
             time::sleep(DEBOUNCE).await;
@@ -61,18 +77,14 @@ pub(super) fn follow(client: Client, family: Family, nodes: Vec<OpenPlace>) {
     });
 }
 
-async fn pass(
-    client: &Client,
-    family: Family,
-    nodes: &[OpenPlace],
-    made: &mut BTreeSet<Front>,
-) -> Result<()> {
+async fn pass(client: &Client, family: Family, nodes: &[OpenPlace], made: &mut Made) -> Result<()> {
     let (services, slices) = (cluster::list(client).await?, cluster::list(client).await?);
     let wanted = fronts(family, &services, &slices);
-    if *made == wanted {
+    if made.fronts == wanted {
         return Ok(());
     }
-    let (script, stale) = (rules(family, &wanted)?, stale(made, &wanted));
+    let script = rules(family, &wanted)?;
+    let (stale, left) = gone(made, &wanted);
     // A node that fails is no reason to leave the others behind.
     let mut done = Ok(());
     for node in nodes {
@@ -80,7 +92,7 @@ async fn pass(
         done = done.and(tokio::task::spawn_blocking(move || make(&node, &script, &stale)).await?);
     }
     done?;
-    *made = wanted;
+    *made = Made { fronts: wanted, left };
     Ok(())
 }
 
@@ -90,6 +102,7 @@ fn fronts(family: Family, services: &[Service], slices: &[EndpointSlice]) -> BTr
     for service in services {
         let spec = service.spec.clone().unwrap_or_default();
         let addresses = spec.cluster_ips.unwrap_or_default();
+        let is_sticky = spec.session_affinity.as_deref() == Some("ClientIP");
         for address in addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
             let ip = Ip::of(address);
             if !family.each().contains(&ip) {
@@ -102,10 +115,13 @@ fn fronts(family: Family, services: &[Service], slices: &[EndpointSlice]) -> BTr
             };
             let slices: Vec<&EndpointSlice> = slices.iter().filter(of_service).collect();
             for port in spec.ports.iter().flatten() {
+                let (endpoints, serving) = endpoints(&slices, port.name.as_deref());
                 fronts.insert(Front {
                     protocol: port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
                     address: SocketAddr::new(address, u16::try_from(port.port).unwrap_or_default()),
-                    endpoints: endpoints(&slices, port.name.as_deref()),
+                    endpoints,
+                    serving,
+                    is_sticky,
                 });
             }
         }
@@ -113,8 +129,8 @@ fn fronts(family: Family, services: &[Service], slices: &[EndpointSlice]) -> BTr
     fronts
 }
 
-/// Where the pods behind a port are: those that are ready, or else those that still serve.
-fn endpoints(slices: &[&EndpointSlice], port: Option<&str>) -> BTreeSet<SocketAddr> {
+/// Where the pods behind a port are: those for new flows, which are ready or else still serve; and all that serve.
+fn endpoints(slices: &[&EndpointSlice], port: Option<&str>) -> (BTreeSet<SocketAddr>, BTreeSet<SocketAddr>) {
     let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
     for slice in slices {
         let named = |name: Option<&str>| name.unwrap_or_default() == port.unwrap_or_default();
@@ -124,19 +140,20 @@ fn endpoints(slices: &[&EndpointSlice], port: Option<&str>) -> BTreeSet<SocketAd
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let addresses = endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
             for address in addresses.map(|address| SocketAddr::new(address, number)) {
-                if conditions.ready.unwrap_or(true) {
+                let is_ready = conditions.ready.unwrap_or(true);
+                if is_ready {
                     ready.insert(address);
                 }
-                if conditions.serving.or(conditions.ready).unwrap_or(true) {
+                if is_ready || conditions.serving.unwrap_or(is_ready) {
                     serving.insert(address);
                 }
             }
         }
     }
-    if ready.is_empty() { serving } else { ready }
+    (if ready.is_empty() { serving.clone() } else { ready }, serving)
 }
 
-/// What `nft` is fed. A client stays with its endpoint.
+/// What `nft` is fed.
 fn rules(family: Family, fronts: &BTreeSet<Front>) -> Result<String> {
     let mut script = String::new();
     for ip in family.each() {
@@ -149,14 +166,20 @@ fn rules(family: Family, fronts: &BTreeSet<Front>) -> Result<String> {
             script,
             "table {word} services\ndelete table {word} services\ntable {word} services {{\nchain services {{"
         )?;
-        for Front { protocol, address, endpoints, .. } in
+        for Front { protocol, address, endpoints, is_sticky, .. } in
             fronts.iter().filter(|front| Ip::of(front.address.ip()) == *ip)
         {
             let to = format!("{word} daddr {} {protocol} dport {}", address.ip(), address.port());
             for (n, endpoint) in endpoints.iter().enumerate() {
-                // The same seed for all, or each would draw anew.
-                let draw = format!("jhash {word} saddr mod {} seed 0x1 {n}", endpoints.len());
-                let draw = if endpoints.len() > 1 { &*draw } else { "" };
+                let left = endpoints.len() - n;
+                let draw = if *is_sticky && endpoints.len() > 1 {
+                    // The same seed for all, or each would draw anew.
+                    format!("jhash {word} saddr mod {} seed 0x1 {n}", endpoints.len())
+                } else if left > 1 {
+                    format!("numgen random mod {left} 0")
+                } else {
+                    String::new()
+                };
                 writeln!(script, "{to} {draw} dnat to {endpoint}")?;
             }
             if endpoints.is_empty() {
@@ -173,20 +196,26 @@ fn rules(family: Family, fronts: &BTreeSet<Front>) -> Result<String> {
     Ok(script)
 }
 
-/// What flows may still lead to, by UDP: what a Service had and has no more, and its own address, before it had anything.
-fn stale(before: &BTreeSet<Front>, after: &BTreeSet<Front>) -> Vec<(IpAddr, IpAddr)> {
-    let ways = |fronts: &BTreeSet<Front>| -> BTreeSet<(IpAddr, IpAddr)> {
-        let udp = fronts.iter().filter(|front| front.protocol == "udp");
-        udp.flat_map(|front| front.endpoints.iter().map(|to| (front.address.ip(), to.ip()))).collect()
-    };
-    let (before, after) = (ways(before), ways(after));
-    let is_new = |service: &IpAddr| before.iter().all(|(known, _)| known != service);
-    let first = after.iter().map(|(service, _)| *service).filter(is_new).map(|service| (service, service));
-    before.difference(&after).copied().chain(first).collect()
+/// The ways to what serves.
+fn ways(fronts: &BTreeSet<Front>) -> BTreeSet<Way> {
+    let udp = fronts.iter().filter(|front| front.protocol == "udp");
+    udp.flat_map(|front| front.serving.iter().map(|to| (front.address.ip(), to.ip()))).collect()
+}
+
+/// Of the ways that flows may have, those that they may have no more, and those that they are left on. As kube-proxy has done it
+/// since 1.32 (pkg/proxy/conntrack): where anything serves, flows to what does not serve end; where nothing does, none. Which
+/// endpoints new flows are given makes no difference.
+fn gone(made: &Made, wanted: &BTreeSet<Front>) -> (BTreeSet<Way>, BTreeSet<Way>) {
+    let (before, after) = (ways(&made.fronts), ways(wanted));
+    let serves = |ways: &BTreeSet<Way>, service: &IpAddr| ways.iter().any(|(of, _)| of == service);
+    let begins = after.iter().map(|(service, _)| *service).filter(|service| !serves(&before, service));
+    let own = begins.map(|service| (service, service));
+    let all = before.difference(&after).copied().chain(made.left.difference(&after).copied()).chain(own);
+    all.partition(|(service, _)| serves(&after, service))
 }
 
 /// On a node.
-fn make(node: &OpenPlace, script: &str, stale: &[(IpAddr, IpAddr)]) -> Result<()> {
+fn make(node: &OpenPlace, script: &str, stale: &BTreeSet<Way>) -> Result<()> {
     let mut nft = node
         .command("nft")
         .args(["-f", "-"])
@@ -217,9 +246,16 @@ mod tests {
     use super::*;
 
     fn one(endpoints: &serde_json::Value) -> BTreeSet<Front> {
+        with_affinity("ClientIP", endpoints)
+    }
+
+    fn with_affinity(affinity: &str, endpoints: &serde_json::Value) -> BTreeSet<Front> {
         let service = json!({
             "metadata": {"namespace": "internet", "name": "nat"},
-            "spec": {"clusterIPs": ["10.96.0.7", "fd96::7"], "ports": [{"port": 5555, "protocol": "UDP"}]},
+            "spec": {
+                "clusterIPs": ["10.96.0.7", "fd96::7"], "ports": [{"port": 5555, "protocol": "UDP"}],
+                "sessionAffinity": affinity,
+            },
         });
         let slice = |ip: &str, endpoints: &serde_json::Value| {
             json!({
@@ -244,25 +280,66 @@ mod tests {
         };
         assert_eq!(of(one(&json!([a, b]))), ["10.64.0.1:5556"]);
         assert_eq!(of(one(&json!([b, endpoint("10.64.0.3", false, false)]))), ["10.64.0.2:5556"]);
-        let (before, after) = (one(&json!([a])), one(&json!([b])));
-        let [service, gone] = ["10.96.0.7", "10.64.0.1"].map(|text| text.parse::<IpAddr>().unwrap());
-        assert_eq!(stale(&before, &after), [(service, gone)]);
-        assert!(stale(&after, &after).is_empty());
-        assert_eq!(stale(&one(&json!([])), &after), [(service, service)]);
+    }
+
+    const SERVICE: &str = "10.96.0.7";
+
+    /// What ends, step by step, when the Service has these endpoints one after the other.
+    fn ends(steps: &[serde_json::Value]) -> Vec<Vec<String>> {
+        let mut made = Made::default();
+        let step = |endpoints: &serde_json::Value| {
+            let wanted = one(endpoints);
+            let (stale, left) = gone(&made, &wanted);
+            made = Made { fronts: wanted, left };
+            assert!(stale.iter().all(|(service, _)| service.to_string() == SERVICE), "{stale:?}");
+            stale.iter().map(|(_, endpoint)| endpoint.to_string()).collect()
+        };
+        steps.iter().map(step).collect()
+    }
+
+    #[test]
+    fn flows_end_with_what_serves_not_with_what_is_chosen() {
+        let at = |n: u8, ready, serving| endpoint(&format!("10.64.0.{n}"), ready, serving);
+        let (a, b) = (at(1, true, true), at(2, true, true));
+        let (a_draining, a_failing) = (at(1, false, true), at(1, false, false));
+        let nothing: [&str; 0] = [];
+        // It drains while another serves, and is gone.
+        let drained = ends(&[json!([a]), json!([a_draining, b]), json!([a_draining, b]), json!([b])]);
+        assert_eq!(drained, [&[SERVICE][..], &nothing, &nothing, &["10.64.0.1"]]);
+        // It is not ready, nor is it about to end.
+        let failed = ends(&[json!([a, b]), json!([a_failing, b]), json!([a, b])]);
+        assert_eq!(failed, [&[SERVICE][..], &["10.64.0.1"], &nothing]);
+        // Without anything that serves its flows are left, until something does: they were to it, or to nothing at all.
+        let replaced = ends(&[json!([a]), json!([a_failing]), json!([]), json!([b]), json!([b])]);
+        assert_eq!(replaced, [&[SERVICE][..], &nothing, &nothing, &["10.64.0.1", SERVICE], &nothing]);
+        // It comes back as it was: its flows go on.
+        let back = ends(&[json!([a]), json!([]), json!([a])]);
+        assert_eq!(back, [&[SERVICE][..], &nothing, &[SERVICE]]);
     }
 
     #[test]
     fn nft_takes_the_rules() {
-        let (a, b) = (endpoint("10.64.0.1", true, true), endpoint("10.64.0.2", true, true));
+        let [a, b, c] = [1, 2, 3].map(|n| endpoint(&format!("10.64.0.{n}"), true, true));
         let listed = coil_netns::in_new(|| {
             let own = OpenPlace::own().unwrap();
+            let list = || {
+                let listed = own.command("nft").args(["list", "ruleset"]).output().unwrap().stdout;
+                String::from_utf8(listed).unwrap()
+            };
+            let none = BTreeSet::new();
             for endpoints in [json!([a]), json!([]), json!([a, b])] {
-                make(&own, &rules(Family::Dual, &one(&endpoints)).unwrap(), &[]).unwrap();
+                make(&own, &rules(Family::Dual, &one(&endpoints)).unwrap(), &none).unwrap();
             }
-            own.command("nft").args(["list", "ruleset"]).output().unwrap().stdout
+            let sticky = list();
+            let spread = with_affinity("None", &json!([a, b, c]));
+            make(&own, &rules(Family::Dual, &spread).unwrap(), &none).unwrap();
+            (sticky, list())
         });
-        let listed = String::from_utf8(listed.unwrap()).unwrap();
-        assert_eq!(listed.matches("mod 2 seed 0x1").count(), 2, "{listed}");
-        assert!(listed.contains("ip6 daddr fd96::7 udp dport 5555 drop"), "{listed}");
+        let (sticky, spread) = listed.unwrap();
+        assert_eq!(sticky.matches("mod 2 seed 0x1").count(), 2, "{sticky}");
+        assert!(sticky.contains("ip6 daddr fd96::7 udp dport 5555 drop"), "{sticky}");
+        for left in 2..=3 {
+            assert_eq!(spread.matches(&format!("random mod {left} 0")).count(), 1, "{spread}");
+        }
     }
 }

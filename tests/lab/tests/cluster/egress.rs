@@ -8,14 +8,22 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::Child,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use coil_lab::{Lab, config::Ip};
+use coil_lab::{
+    Lab,
+    config::{Ip, Options},
+};
+use coil_traffic::machine::patience;
 use serde_json::Value;
 
 use crate::{
-    common::{LIMIT, addresses, check, end, get, idle_pod, items, namespace, server_pod, start, wait_ready},
+    common::{
+        LIMIT, addresses, check, end, get, idle_pod, items, name, namespace, program, server_pod, start,
+        wait_ready,
+    },
     edge::{self, wait_in},
 };
 
@@ -114,9 +122,14 @@ pub(crate) fn start_with_client(test: &str, fields: &str) -> Result<Lab> {
     start_with_client_of(test, &egress("nat", &format!("{fields}destinations: {DESTINATIONS}")))
 }
 
-/// The same with an Egress `nat` that is given as a whole. What leaves without being translated is counted.
+/// The same with an Egress `nat` that is given as a whole.
 pub(crate) fn start_with_client_of(test: &str, egress: &str) -> Result<Lab> {
-    let lab = start(test)?;
+    start_with_client_on(Options::named(&name(test)), egress)
+}
+
+/// The same, in any lab. What leaves without being translated is counted.
+pub(crate) fn start_with_client_on(options: Options, egress: &str) -> Result<Lab> {
+    let lab = Lab::start(program(), options)?;
     edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
     lab.apply(egress)?;
@@ -127,12 +140,13 @@ pub(crate) fn start_with_client_of(test: &str, egress: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Opens connections of each family to the world, with data every tenth of a second, and waits until all are. How long they
-/// last the words say.
+/// Opens connections of each family to the world, with data every tenth of a second (of a real machine), and waits until all
+/// are. How long they last the words say.
 pub(crate) fn open_flows(lab: &Lab, pod: &str, of_each: usize, lasting: &str) -> Result<Vec<Child>> {
+    let pause = patience(Duration::from_millis(100)).as_millis();
     let flows = [Ip::V4, Ip::V6].map(|ip| {
         let words = format!(
-            "coil-lab tool tcp-echo --connections {of_each} --pause 100 --bytes 1000 {lasting} {}",
+            "coil-lab tool tcp-echo --connections {of_each} --pause {pause} --bytes 1000 {lasting} {}",
             socket(ip.world(), 7)
         );
         lab.spawn_in_pod(pod, &words)
@@ -314,13 +328,18 @@ fn what_came_in_is_answered_the_way_it_came() -> Result<()> {
     lab.apply(&namespace("internet", "egress"))?;
     lab.apply(&egress("nat", &format!("originatingOnly: true, destinations: {DESTINATIONS}")))?;
     rolled_out(&lab, "nat")?;
-    let web = server_pod("internet", "web", "node1")
-        .replace("annotations: {}", &format!("annotations: {{{ANNOTATION}}}"));
-    lab.apply(&web)?;
-    wait_ready(&lab, "internet", &["web"])?;
-    wait_out(&lab, "internet/web", "nat")?;
-    let own: Vec<IpAddr> =
-        addresses(&get(&lab, "pod -n internet web")?).iter().filter_map(|a| a.parse().ok()).collect();
+    // For `beside` the gateway is on its own node.
+    let mut own: Vec<IpAddr> = Vec::new();
+    for (pod, node) in [("web", "node1"), ("beside", "node3")] {
+        let annotated = server_pod("internet", pod, node)
+            .replace("annotations: {}", &format!("annotations: {{{ANNOTATION}}}"));
+        lab.apply(&annotated)?;
+        wait_ready(&lab, "internet", &[pod])?;
+        wait_out(&lab, &format!("internet/{pod}"), "nat")?;
+        let pod = get(&lab, &format!("pod -n internet {pod}"))?;
+        own.extend(addresses(&pod).iter().filter_map(|a| a.parse::<IpAddr>().ok()));
+    }
+    check(own.len() == 4, || format!("two pods of two families have {own:?}"))?;
     // From an address that is a destination of the Egress: the world has others on the way to the nodes.
     let echo = |lab: &Lab, address: IpAddr| {
         let world = Ip::of(address).world();
@@ -339,7 +358,7 @@ fn what_came_in_is_answered_the_way_it_came() -> Result<()> {
             Ok(if done.ok { Err("the world still reaches it".to_owned()) } else { Ok(()) })
         })?;
     }
-    // It could be seen as itself: its own address has a way back.
+    // They could be seen as themselves: their own addresses have a way back.
     edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
     end(lab)
 }

@@ -175,14 +175,43 @@ fn clients_of_everything_reach_what_is_near() -> Result<()> {
             client(&format!("ping -c 2 -i 0.2 -W 2 {address}"))?.success()?;
         }
     }
-    // Neighbours: the node's end of the link answers, and nothing of that is sent through the Egress.
-    let gateway = client("ip -6 route show default")?.success()?;
-    let gateway = gateway.split_whitespace().nth(2).context("a default route has a next hop")?.to_owned();
-    client(&format!("ping -6 -c 2 -i 0.2 -W 2 {gateway}%eth0"))?.success()?;
-    client("ping -6 -c 1 -W 2 ff02::1%eth0")?.success()?;
+    neighbours(&lab)?;
     cache.kill()?;
     cache.wait()?;
     end(lab)
+}
+
+/// What a client says to those next to it on its link, its node's end of that answers, and nobody that its Egress leads to. (The
+/// client's own kernel could, of what it sends to a group that it is in: `-L` keeps that from it.)
+fn neighbours(lab: &Lab) -> Result<()> {
+    // The usual kernel answers an echo request to everybody in IPv6 alone.
+    lab.node("node2", "sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?.success()?;
+    let next_hop = lab.exec("default/client", "ip -6 route show default")?.success()?;
+    let next_hop = next_hop.split_whitespace().nth(2).context("a default route has a next hop")?;
+    let of_node = |ip: Ip| -> Result<Vec<String>> {
+        let words = format!("ip -br {} addr show", ip.flag());
+        let text = lab.node("node2", &words)?.success()?;
+        let own = text.split_whitespace().filter_map(|word| Some(word.split_once('/')?.0.to_owned()));
+        Ok(own.collect())
+    };
+    for (ip, to, from) in [
+        (Ip::V6, format!("{next_hop}%eth0"), vec![next_hop.to_owned()]),
+        (Ip::V6, "-L ff02::1%eth0".to_owned(), vec![next_hop.to_owned()]),
+        (Ip::V4, "-L 224.0.0.1".to_owned(), of_node(Ip::V4)?),
+        (Ip::V4, "-b 255.255.255.255".to_owned(), of_node(Ip::V4)?),
+    ] {
+        let said =
+            lab.exec("default/client", &format!("ping -n {} -c 2 -i 0.2 -W 2 {to}", ip.flag()))?.success()?;
+        // `64 bytes from ADDRESS: icmp_seq=…`, with `%eth0` where it is of the link alone.
+        let answered = |line: &str| {
+            let (from, _) = line.split_once(" bytes from ")?.1.split_once(": ")?;
+            Some(from.split('%').next().unwrap_or(from).to_owned())
+        };
+        let all: Vec<String> = said.lines().filter_map(answered).collect();
+        let is_node = !all.is_empty() && all.iter().all(|answered| from.contains(answered));
+        check(is_node, || format!("to {to} {all:?} answered, not node2, which is {from:?}: {said}"))?;
+    }
+    Ok(())
 }
 
 /// Datagrams to one remote from so many ports that a gateway warns, and from how many it is sure to.

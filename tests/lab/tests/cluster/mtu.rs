@@ -7,8 +7,8 @@ use coil_lab::{
 };
 
 use crate::{
-    common::{LIMIT, check, end, idle_pod, name, namespace, program, wait_ready},
-    egress::{ANNOTATION, DESTINATIONS, egress, rolled_out, socket, wait_out},
+    common::{LIMIT, check, end, name},
+    egress::{DESTINATIONS, egress, socket, start_with_client_on},
 };
 
 /// 20 for IPv4 or 40 for IPv6, and 8 for UDP: FOU has no header of its own.
@@ -53,13 +53,7 @@ fn whole(lab: &Lab, ip: Ip, size: u32, fits: u32) -> Result<()> {
 
 fn on_a_wire_of(mtu: u32) -> Result<()> {
     let options = Options { mtu, ..Options::named(&name(&format!("mtu{mtu}"))) };
-    let lab = Lab::start(program(), options)?;
-    lab.apply(&namespace("internet", "egress"))?;
-    lab.apply(&egress("nat", &format!("destinations: {DESTINATIONS}")))?;
-    rolled_out(&lab, "nat")?;
-    lab.apply(&idle_pod("default", "client", "node2", ANNOTATION))?;
-    wait_ready(&lab, "default", &["client"])?;
-    wait_out(&lab, "default/client", "nat")?;
+    let lab = start_with_client_on(options, &egress("nat", &format!("destinations: {DESTINATIONS}")))?;
     for ip in [Ip::V4, Ip::V6] {
         let fits = mtu - tunnel(ip);
         let (ok, said) = ping(&lab, ip, fits)?;
@@ -72,10 +66,11 @@ fn on_a_wire_of(mtu: u32) -> Result<()> {
         for size in [fits, fits + 1] {
             whole(&lab, ip, size - headers(ip), fits)?;
         }
-        // 100 MB out and back, and datagrams of the usual sizes, in fragments where they have to be.
+        // 100 MB out and back.
         let to = socket(ip.world(), 7);
         lab.exec("default/client", &format!("coil-lab tool tcp-echo --times 100 --timeout 20 {to}"))?
             .success()?;
+        // Datagrams of the usual sizes, in fragments where they have to be.
         for size in [1472, 1473] {
             whole(&lab, ip, size, fits)?;
             let echo = |times: u32| {
