@@ -173,9 +173,6 @@ impl Node {
             self.feed.watch_clients(&self.client);
         }
         let mut wanted = self.kernel_wanted(&attached, &owner.ifname);
-        if let (Ok(Some(wanted)), Some(before)) = (&mut wanted, &before) {
-            wanted.keep_ports(before);
-        }
         let mut as_client = None;
         if let (Err(trouble), Some(netns)) = (&wanted, &netns) {
             if let Err(e) = self.admit_gateways(&attached, netns).await {
@@ -188,6 +185,9 @@ impl Node {
             }
         }
         self.note_as_client(owner, as_client);
+        if let (Ok(Some(wanted)), Some(before)) = (&mut wanted, &before) {
+            wanted.keep_ports(before);
+        }
         let result = match (wanted, netns) {
             (Ok(None), _) | (Ok(Some(_)), None) => return,
             // What failed may have been half done, also where it is not wanted any more.
