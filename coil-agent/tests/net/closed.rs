@@ -1,6 +1,10 @@
 //! Egress by the kernel fails closed: what is meant for a tunnel goes by one or not at all.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use coil_agent::egress::kernel::{
     apply::{self, Common},
@@ -270,4 +274,43 @@ fn a_gateway_follows_its_clients_and_stays_a_client() {
             assert_eq!(there, [made && each == clients; 2], "tunnels to {each:?}");
         }
     }
+}
+
+/// An agent that starts, or looks again, finds all as it should be: what a client sends meanwhile leaves as ever, and where the
+/// kernel has no FOU nothing of it does.
+#[test]
+fn looking_again_changes_nothing_for_packets() {
+    const TIMES: usize = 20;
+    let (pod, _node) = pod();
+    for (family, service) in ["-4", "-6"].into_iter().zip(SERVICES) {
+        // Nobody answers for the gateway.
+        pod.ip(&format!("{family} neigh add {service} lladdr 02:00:00:00:00:99 dev eth0 nud permanent"));
+    }
+    let wanted = client(&SERVICES, true);
+    let made = apply(&pod, None, &wanted);
+    let ways = WORLD.map(|(_, to)| {
+        let own = if to.contains(':') { OWN[1] } else { OWN[0] };
+        let socket = pod.0.run(|| UdpSocket::bind((own, 0))).unwrap().unwrap();
+        (socket, SocketAddr::new(to.parse().unwrap(), 7))
+    });
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut sent = 0;
+            while !done.load(Ordering::Relaxed) {
+                for (socket, to) in &ways {
+                    let left = socket.send_to(b"x", to);
+                    assert_eq!(left.is_ok(), made, "datagram {sent} to {to}: {left:?}");
+                    sent += 1;
+                }
+            }
+            sent
+        });
+        let again = (0..TIMES)
+            .map(|n| apply(&pod, (made && n % 2 == 1).then_some(&wanted), &wanted))
+            .collect::<Vec<_>>();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(again, [made; TIMES]);
+        assert!(sender.join().unwrap() > TIMES, "it was sent all the time");
+    });
 }

@@ -14,7 +14,10 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,17 @@ pub(crate) const NODE_V4: &str = "172.18.0.1";
 pub(crate) const NODE_V6: &str = "fd00:18::1";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+static SHARED: Once = Once::new();
+
+/// Makes what is mounted in [`DIR`] seen by programs that have mounts of their own, which it is not on every machine: `ip` does
+/// so with its first namespace.
+fn share_dir() {
+    let name = format!("coil-{}-first", std::process::id());
+    for verb in ["add", "del"] {
+        let output = Command::new("ip").args(["netns", verb, &name]).output().unwrap();
+        assert!(output.status.success(), "ip netns {verb}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
 
 /// A namespace that goes with the test.
 pub(crate) struct TestNs(pub(crate) NetNs);
@@ -44,7 +58,7 @@ pub(crate) struct TestNs(pub(crate) NetNs);
 impl TestNs {
     pub(crate) fn new(label: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
-        std::fs::create_dir_all(DIR).unwrap();
+        SHARED.call_once(share_dir);
         let unique = format!("coil-{}-{}-{label}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let ns = NetNs::create(Path::new(DIR).join(unique)).unwrap();
         let this = Self(ns);
