@@ -1,7 +1,7 @@
 //! What the kernel holds for a lab, looked up before it ends and again after.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -32,12 +32,20 @@ const BPF_KINDS: [&str; 3] = ["prog", "map", "link"];
 pub struct Remains {
     /// Namespaces as `/proc` writes them: `net:[4026532000]`.
     namespaces: BTreeSet<String>,
-    /// When the youngest process of the machine had started. The kernel gives numbers of namespaces again:
-    /// processes that started later may be another lab's.
-    looked: u64,
+    /// Which of them each process was in or held open, whoever's it is. The kernel gives numbers of namespaces
+    /// again, at once: what another process has under one of them later may be another lab's.
+    holders: BTreeMap<Process, BTreeSet<String>>,
     /// Pinned BPF objects: kind and id.
     bpf: BTreeSet<(&'static str, u64)>,
     state: PathBuf,
+}
+
+/// A process of the machine. Its number is given again, too, but not with the same start.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Process {
+    id: String,
+    /// In ticks since the machine did.
+    started: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -76,8 +84,8 @@ impl Remains {
                 bpf.extend(pinned.map(|object| (kind, object.id)));
             }
         }
-        let looked = processes().filter_map(|process| started(&process)).max().unwrap_or_default();
-        Ok(Self { namespaces: &namespaces - &own, looked, bpf, state: state.path().to_owned() })
+        let namespaces = &namespaces - &own;
+        Ok(Self { holders: holders(&namespaces), namespaces, bpf, state: state.path().to_owned() })
     }
 
     /// What of it is still there, one line each.
@@ -85,14 +93,7 @@ impl Remains {
     /// # Errors
     /// When it cannot be found out.
     pub fn left(&self) -> Result<Vec<String>> {
-        let mut left = Vec::new();
-        let older = |process: &String| started(process).is_some_and(|start| start <= self.looked);
-        for process in processes().filter(older) {
-            if let Some(ns) = namespaces(&process).find(|ns| self.namespaces.contains(ns)) {
-                let name = fs::read_to_string(proc(&process).join("comm")).unwrap_or_default();
-                left.push(format!("process {process} ({}) in {ns}", name.trim()));
-            }
-        }
+        let mut left = self.processes();
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
         let state = self.state.display().to_string();
         left.extend(mounts.lines().filter(|l| l.contains(&state)).map(|l| format!("mount {l}")));
@@ -109,6 +110,22 @@ impl Remains {
             left.push(format!("directory {state}"));
         }
         Ok(left)
+    }
+
+    /// The processes that still have what they had of the lab, one line each.
+    fn processes(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for (Process { id, started }, held) in &self.holders {
+            // In this order: the number cannot have become another process's before the start is read.
+            let still = namespaces(id).find(|ns| held.contains(ns));
+            if let Some(ns) = still
+                && self::started(id) == Some(*started)
+            {
+                let name = fs::read_to_string(proc(id).join("comm")).unwrap_or_default();
+                left.push(format!("process {id} ({}) in {ns}", name.trim()));
+            }
+        }
+        left
     }
 
     /// Waits until nothing is there any more.
@@ -181,6 +198,16 @@ fn processes() -> impl Iterator<Item = String> {
         .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
 }
 
+/// The processes that are in one of these namespaces or hold it open, each with those.
+fn holders(of: &BTreeSet<String>) -> BTreeMap<Process, BTreeSet<String>> {
+    let held = |id: String| {
+        let held: BTreeSet<String> = namespaces(&id).filter(|ns| of.contains(ns)).collect();
+        let started = started(&id)?;
+        (!held.is_empty()).then_some((Process { id, started }, held))
+    };
+    processes().filter_map(held).collect()
+}
+
 /// When a process started, in ticks since the machine did.
 fn started(process: &str) -> Option<u64> {
     let stat = fs::read_to_string(proc(process).join("stat")).ok()?;
@@ -204,7 +231,49 @@ fn link(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use std::process::{Child, Command, Stdio};
+
+    use anyhow::Result;
+
+    use super::{Duration, Instant, Remains, holders, link, parse, proc};
+
+    fn start(words: &[&str]) -> Result<Child> {
+        Ok(Command::new(words[0]).args(&words[1..]).stdin(Stdio::piped()).spawn()?)
+    }
+
+    fn net(process: &str) -> Option<String> {
+        link(&proc(process).join("ns/net"))
+    }
+
+    fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !holds() {
+            assert!(Instant::now() < end, "waited 30s for {what}");
+            std::thread::sleep(super::POLL);
+        }
+    }
+
+    #[test]
+    fn who_comes_to_a_number_later_is_another_labs() -> Result<()> {
+        let mut lab = start(&["unshare", "--net", "cat"])?;
+        let mut other = start(&["sh", "-c", "read place; exec nsenter --net=$place cat"])?;
+        let (id, other_id) = (lab.id().to_string(), other.id().to_string());
+        until("a namespace of its own", || net(&id) != net("self"));
+        let namespaces = net(&id).into_iter().collect();
+        let remains = Remains { holders: holders(&namespaces), namespaces, ..Remains::default() };
+        let place = proc(&id).join("ns/net");
+        let mut to_other = other.stdin.take().expect("a pipe");
+        std::io::Write::write_all(&mut to_other, format!("{}\n", place.display()).as_bytes())?;
+        until("the other to come", || net(&id) == net(&other_id));
+        let left = remains.processes();
+        assert!(left.len() == 1 && left[0].starts_with(&format!("process {id} (")), "{left:?}");
+        lab.kill()?;
+        lab.wait()?;
+        assert_eq!(remains.processes(), Vec::<String>::new(), "the other is there, and not the lab's");
+        other.kill()?;
+        other.wait()?;
+        Ok(())
+    }
 
     #[test]
     fn an_object_that_goes_while_it_is_listed_is_no_list() {

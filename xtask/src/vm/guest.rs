@@ -83,6 +83,8 @@ impl Guest<'_> {
         if let Some(parameters) = self.append {
             command.args(["--append", parameters]);
         }
+        // Else the console says nothing, not even when the kernel panics.
+        command.arg("--verbose");
         command.args(["--", "sh"]).arg(run::root().join("tests/vm/guest.sh")).arg(self.folder);
         command.arg(run::target_dir().join(LABS));
         eprintln!("+ {}", run::shown(&command));
