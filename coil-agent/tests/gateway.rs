@@ -8,7 +8,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr as UnixAddr, UnixListener},
@@ -179,6 +179,25 @@ async fn a_gateway_from_start_to_end() {
         ],
     )
     .await;
+
+    // As many clients as a large cluster has, and fewer again: what is gone is not shown.
+    const MANY: u32 = 50_000;
+    let many =
+        (0..MANY).map(|n| client(&format!("web-{n}"), &Ipv4Addr::from_bits(0x0a40_0000 + n).to_string()));
+    status.lock().unwrap().seen.clients = Some(many.collect());
+    let count =
+        |of: u32| format!("coil_egress_client_pod_count{{egress=\"nat\",namespace=\"internet\"}} {of}\n");
+    wait_for(metrics_at, "/metrics", &[&count(MANY), "pod=\"web-49999\",pod_ip=\"10.64.195.79\""]).await;
+    wait_for(health_at, "/readyz", &["200 OK"]).await;
+    {
+        let seen = &mut status.lock().unwrap().seen;
+        seen.clients = Some(vec![client("web-0", "10.64.0.0")]);
+        seen.flows = vec![FlowCount { protocol: "udp".into(), state: "new".into(), flows: 1 }];
+    }
+    wait_for(metrics_at, "/metrics", &[&count(1), "state=\"new\"} 1\n"]).await;
+    let text = tokio::task::spawn_blocking(move || get(metrics_at, "/metrics")).await.unwrap();
+    assert_eq!(text.matches("coil_egress_client_pod_info{").count(), 1, "{text}");
+    assert_eq!(text.matches("coil_egress_flows{").count(), 1, "{text}");
 
     // A kernel's connection tracking has more than flows, which nobody waits for.
     status.lock().unwrap().seen.tracked = Some(9);

@@ -11,8 +11,8 @@ use std::{
 
 use coil_api::gateway::GatewayStatus;
 
-/// An answer is a few hundred bytes; anything much longer is not one.
-const LONGEST: u64 = 1 << 20;
+/// An answer names all clients, with some hundred bytes each: a node has room for 131,072. Anything longer is no answer.
+const LONGEST: u64 = 64 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,12 @@ pub enum AskError {
         socket: String,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// The answer does not end.
+    #[error("coild's answer on @{socket} has more than {LONGEST} bytes")]
+    Endless {
+        /// Name of the abstract socket.
+        socket: String,
     },
     /// The answer is not one.
     #[error("coild's answer on @{socket} cannot be understood (another version?): {source}")]
@@ -55,7 +61,10 @@ pub fn ask(socket: &str, limit: Duration) -> Result<GatewayStatus, AskError> {
     let mut text = Vec::new();
     stream
         .set_read_timeout(Some(limit))
-        .and_then(|()| stream.take(LONGEST).read_to_end(&mut text))
+        .and_then(|()| stream.take(LONGEST + 1).read_to_end(&mut text))
         .map_err(|source| AskError::Read { socket: name(), source })?;
+    if text.len() as u64 > LONGEST {
+        return Err(AskError::Endless { socket: name() });
+    }
     serde_json::from_slice(&text).map_err(|source| AskError::Answer { socket: name(), source })
 }

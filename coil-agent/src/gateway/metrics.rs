@@ -1,7 +1,11 @@
 //! What a gateway tells of itself: the metrics of Coil v2, and more.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Instant,
+};
 
+use coil_api::gateway::GatewayClient;
 use prometheus::{
     GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector, process_collector::ProcessCollector,
 };
@@ -22,6 +26,16 @@ pub(super) struct Metrics {
     forged: IntGaugeVec,
     clients: IntGaugeVec,
     client_info: GaugeVec,
+    shown: Shown,
+}
+
+/// Of what the gauges tell: what stays is not gone for a moment, in which somebody may read them.
+#[derive(Default)]
+struct Shown {
+    /// Protocols and states.
+    flows: BTreeSet<[String; 2]>,
+    /// None until they are known.
+    clients: Option<Vec<GatewayClient>>,
 }
 
 fn number(value: u64) -> i64 {
@@ -101,19 +115,26 @@ impl Metrics {
                     &about_clients,
                 ),
             )?,
+            shown: Shown::default(),
         })
     }
 
-    pub(super) fn update(&self, state: &State, now: Instant) {
+    pub(super) fn update(&mut self, state: &State, now: Instant) {
         let tracked = state.seen().and_then(|seen| seen.tracked);
         self.flows.set(number(tracked.or(state.flows()).unwrap_or_default()));
         self.ready.set(i64::from(state.takes_clients(now)));
         let Some(seen) = state.seen() else { return };
         self.limit.set(number(seen.limit));
-        self.by_state.reset();
+        let mut states = BTreeSet::new();
         for flows in &seen.flows {
             self.by_state.with_label_values(&[&flows.protocol, &flows.state]).set(number(flows.flows));
+            states.insert([flows.protocol.clone(), flows.state.clone()]);
         }
+        for gone in self.shown.flows.difference(&states) {
+            // What is shown is there.
+            let _ = self.by_state.remove_label_values(gone);
+        }
+        self.shown.flows = states;
         if let Some(busiest) = &seen.busiest {
             self.ports.with_label_values(&["used"]).set(number(busiest.ports));
             self.ports.with_label_values(&["all"]).set(number(busiest.of));
@@ -134,21 +155,37 @@ impl Metrics {
         for (family, packets) in &seen.forged {
             self.forged.with_label_values(&[family]).set(number(*packets));
         }
-        if let Some(clients) = &seen.clients {
-            let (namespace, egress) = (&self.settings.namespace, &self.settings.egress);
-            self.client_info.reset();
-            let mut pods: Vec<(&str, &str)> = Vec::new();
-            for client in clients {
-                pods.push((&client.namespace, &client.name));
-                let address = client.address.to_string();
-                let labels =
-                    [&client.namespace, &client.name, &address, &client.interface, egress, namespace];
-                self.client_info.with_label_values(&labels).set(1.0);
-            }
-            pods.sort_unstable();
-            pods.dedup();
-            self.clients.with_label_values(&[namespace, egress]).set(number(pods.len() as u64));
+        if let Some(clients) = &seen.clients
+            && self.shown.clients.as_ref() != Some(clients)
+        {
+            self.show(clients);
         }
+    }
+
+    fn show(&mut self, clients: &[GatewayClient]) {
+        let Settings { namespace, egress, .. } = &self.settings;
+        let about = |client: &GatewayClient| {
+            [
+                &client.namespace,
+                &client.name,
+                &client.address.to_string(),
+                &client.interface,
+                egress,
+                namespace,
+            ]
+            .map(Clone::clone)
+        };
+        let now: BTreeSet<_> = clients.iter().map(about).collect();
+        for client in &now {
+            self.client_info.with_label_values(client).set(1.0);
+        }
+        let before: BTreeSet<_> = self.shown.clients.iter().flatten().map(about).collect();
+        for gone in before.difference(&now) {
+            let _ = self.client_info.remove_label_values(gone);
+        }
+        let pods: BTreeSet<_> = clients.iter().map(|client| (&client.namespace, &client.name)).collect();
+        self.clients.with_label_values(&[namespace, egress]).set(number(pods.len() as u64));
+        self.shown.clients = Some(clients.to_vec());
     }
 }
 

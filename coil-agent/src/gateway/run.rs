@@ -44,7 +44,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
     let registry = Registry::new();
-    let metrics = Metrics::new(&settings, &registry).context("cannot register metrics")?;
+    let mut metrics = Metrics::new(&settings, &registry).context("cannot register metrics")?;
     let state = Arc::new(Mutex::new(State::new(settings)));
     let readiness: NotedReadiness = {
         let state = state.clone();

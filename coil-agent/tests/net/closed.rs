@@ -25,6 +25,8 @@ const WORLD: [(&str, &str); 4] = [
     ("2001:db8:9::/64", "2001:db8:9::1"),
     ("fdaa::/64", "fdaa::1"),
 ];
+/// Addresses of the node, inside of the private destinations: never egress.
+const NODE: [&str; 2] = ["10.20.0.9", "fdaa::9"];
 const COMMON: Common = Common { port: 5555 };
 
 fn addresses(texts: &[&str]) -> Vec<IpAddr> {
@@ -40,6 +42,7 @@ fn client(services: &[&str], sport_auto: bool) -> Wanted {
     let net = |text: &str| -> IpNet { text.parse().unwrap() };
     let mut policy: BTreeMap<IpNet, Option<_>> = WORLD.iter().map(|(of, _)| (net(of), Some(1))).collect();
     policy.extend([(net("10.0.0.0/8"), None), (net("fc00::/7"), None)]);
+    policy.extend(addresses(&NODE).into_iter().map(|own| (own.into(), None)));
     let via = via(services, sport_auto, false);
     let mut wanted = Wanted::default();
     plan::client(&mut wanted, &addresses(&OWN), &policy, &[(1, via)].into());
@@ -123,12 +126,21 @@ fn a_client_leaves_by_a_tunnel_or_not_at_all() {
         let by_tunnel = way.as_deref().is_some_and(|link| link.starts_with("fou"));
         assert!(by_tunnel == made && way.is_none() != made, "{to} by {way:?}; tunnels: {made}");
     }
-    for to in ["10.1.2.3", "203.0.113.9", "fdbb::1", "2001:db8:8::1", SERVICES[0], SERVICES[1]] {
+    let others = ["10.1.2.3", "203.0.113.9", "fdbb::1", "2001:db8:8::1"];
+    for to in others.iter().chain(&NODE).chain(&SERVICES) {
         assert_eq!(way(&pod, to).as_deref(), Some("eth0"), "{to} is no egress");
+    }
+    // The node's addresses are others now: where tunnels cannot be made, that is not come to.
+    let mut moved = whole.clone();
+    moved.passed.clear();
+    assert_eq!(apply(&pod, made.then_some(&whole), &moved), made);
+    for to in NODE {
+        let way = way(&pod, to);
+        assert_eq!(way.is_some_and(|link| link.starts_with("fou")), made, "{to} is egress now");
     }
     // Another kind of source ports: the tunnels are made anew.
     let other = client(&SERVICES, true);
-    assert_eq!(apply(&pod, made.then_some(&whole), &other), made);
+    assert_eq!(apply(&pod, made.then_some(&moved), &other), made);
     for (_, to) in WORLD {
         assert_ne!(way(&pod, to).as_deref(), Some("eth0"), "{to} while tunnels change");
     }
@@ -175,6 +187,9 @@ fn a_client_of_the_go_version_leaves_by_a_tunnel_or_not_at_all() {
                 let by_tunnel = way(&pod, to).is_some_and(|link| link.starts_with("fou"));
                 assert_eq!(by_tunnel, n < open, "{to} of {open} open");
                 assert_eq!(way(&pod, to).is_some(), by_tunnel, "{to} of {open} open");
+            }
+            for to in NODE {
+                assert_eq!(way(&pod, to).as_deref(), Some("eth0"), "{to} is the node");
             }
             assert!(apply(&pod, before, &wanted));
         }

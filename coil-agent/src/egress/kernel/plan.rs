@@ -95,7 +95,7 @@ pub struct Wanted {
     pub routes: BTreeMap<(u32, IpNet), String>,
     /// Destinations that the pod reaches by a tunnel or not at all, by table.
     pub closed: BTreeSet<(u32, IpNet)>,
-    /// Destinations of which [`TABLE_INCOMING`] says nothing, whatever it says of larger ones.
+    /// Destinations of which a table says nothing, whatever it says of larger ones.
     pub passed: BTreeSet<(u32, IpNet)>,
     /// Families in which answers to connections that came in are told apart; true for IPv6.
     pub incoming: BTreeSet<bool>,
@@ -138,7 +138,7 @@ impl Wanted {
         self.rules.retain(|rule| !rule.incoming);
         self.routes.retain(|(table, _), _| *table != TABLE_INCOMING);
         self.closed.retain(|(table, _)| *table != TABLE_INCOMING);
-        self.passed.clear();
+        self.passed.retain(|(table, _)| *table != TABLE_INCOMING);
         self.incoming.clear();
         self
     }
@@ -215,6 +215,13 @@ pub fn client(
         for (net, egress) in of_family.iter().map(|(net, egress)| (*net, *egress)) {
             let Some(id) = egress else {
                 wanted.rules.insert(rule(RULE_IN_CLUSTER, Some(*net), TABLE_MAIN));
+                // The table of private destinations is asked before that rule.
+                let around = |(of, egress): (&&IpNet, &&Option<EgressId>)| {
+                    egress.is_some() && is_private(**of) && of.contains(net)
+                };
+                if of_family.iter().any(around) {
+                    wanted.passed.insert((TABLE_PRIVATE, *net));
+                }
                 continue;
             };
             let table = if is_private(*net) { TABLE_PRIVATE } else { TABLE_REST };
