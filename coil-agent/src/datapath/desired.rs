@@ -25,8 +25,8 @@ pub struct Desired {
     /// (policy, destination) → the Egress that takes it; `None` for what never leaves through a gateway.
     /// The longest prefix decides; no match is the same as `None`.
     pub policies: BTreeMap<(PolicyId, IpNet), Option<EgressId>>,
-    /// Ranges of the cluster; true for those of Services: what a gateway sends there passes the host stack, where kube-proxy
-    /// is. The longest prefix decides.
+    /// Ranges of the cluster; true for those of Services, pods and nodes: what a gateway sends there passes the host stack,
+    /// where kube-proxy is. False for what is private and no more. The longest prefix decides.
     pub ranges: BTreeMap<IpNet, bool>,
     /// The Egresses that policies name.
     pub egresses: BTreeMap<EgressId, Egress>,

@@ -113,10 +113,10 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
         let key = PolicyKey { policy: *policy, destination };
         image.policy.push(((32 + len, key), egress.unwrap_or(NONE)));
     }
-    for (range, services) in &desired.ranges {
+    for (range, cluster) in &desired.ranges {
         let Some((len, destination)) = prefix(range) else { continue };
         let key = PolicyKey { policy: NONE, destination };
-        let of = if *services { cluster_range::SERVICES } else { cluster_range::OTHERS };
+        let of = if *cluster { cluster_range::CLUSTER } else { cluster_range::PRIVATE };
         image.policy.push(((32 + len, key), of));
     }
     // Longer ones first, as they are written: what a destination that has become wider does not take is known before that
@@ -281,8 +281,8 @@ mod tests {
         let image = family::<[u8; 4]>(&desired());
         let of: Vec<_> = image.policy.iter().filter(|((_, key), _)| key.policy == NONE).collect();
         let key = |destination| PolicyKey { policy: NONE, destination };
-        let services = ((44, key([10, 96, 0, 0])), cluster_range::SERVICES);
-        assert_eq!(of, [&services, &((40, key([10, 0, 0, 0])), cluster_range::OTHERS)]);
+        let services = ((44, key([10, 96, 0, 0])), cluster_range::CLUSTER);
+        assert_eq!(of, [&services, &((40, key([10, 0, 0, 0])), cluster_range::PRIVATE)]);
     }
 
     /// A client never has a shorter prefix without the longer ones that are no egress.

@@ -79,32 +79,35 @@ pub fn egresses_of(pod: &PodInfo) -> &[EgressRef] {
     pod.egresses.as_deref().unwrap_or_default()
 }
 
-/// Ranges that are the cluster's own.
-fn in_cluster(index: &Index, node: &NodeFacts) -> BTreeSet<IpNet> {
+/// Pools, nodes and Services, as far as anybody knows them. What the administrator names may be of Services: before
+/// Kubernetes 1.33 there is no other way to say it.
+fn of_cluster(index: &Index, node: &NodeFacts) -> BTreeSet<IpNet> {
     let mut ranges = index.pool_subnets();
-    ranges.extend(private_ranges());
     ranges.extend(index.nodes.values().flatten().map(|address| IpNet::from(*address)));
     ranges.extend(index.service_ranges.values().flatten());
     ranges.extend(&node.in_cluster);
     ranges
 }
 
-/// The same for the datapath, with those that may be of Services told apart: ServiceCIDRs, and what the administrator names,
-/// who has no other way to say it before Kubernetes 1.33. Pools and nodes inside them are none. Prefixes that say what the next
-/// shorter one says are left out.
+/// Ranges that are the cluster's own, private ones among them.
+fn in_cluster(index: &Index, node: &NodeFacts) -> BTreeSet<IpNet> {
+    let mut ranges = of_cluster(index, node);
+    ranges.extend(private_ranges());
+    ranges
+}
+
+/// The same for the datapath: false for what is private and no more is known of it. Prefixes that say what the next shorter
+/// one says are left out.
 fn ranges(index: &Index, node: &NodeFacts) -> BTreeMap<IpNet, bool> {
-    let pools = index.pool_subnets();
-    let named = index.service_ranges.values().flatten().chain(&node.in_cluster).map(IpNet::trunc);
-    let services: BTreeSet<IpNet> =
-        named.filter(|net| !pools.iter().any(|pool| pool.contains(net))).collect();
-    let mut nets: Vec<IpNet> = in_cluster(index, node).iter().map(IpNet::trunc).collect();
+    let cluster: BTreeSet<IpNet> = of_cluster(index, node).iter().map(IpNet::trunc).collect();
+    let mut nets: Vec<IpNet> = cluster.iter().copied().chain(private_ranges()).collect();
     nets.sort_by_key(|net| (net.prefix_len(), *net));
     let mut ranges = BTreeMap::new();
     for net in nets {
-        let is_services = services.contains(&net);
+        let is_cluster = cluster.contains(&net);
         let enclosing = std::iter::successors(net.supernet(), IpNet::supernet).find_map(|n| ranges.get(&n));
-        if enclosing != Some(&is_services) {
-            ranges.insert(net, is_services);
+        if enclosing != Some(&is_cluster) {
+            ranges.insert(net, is_cluster);
         }
     }
     ranges

@@ -170,7 +170,9 @@ impl Way {
     #[inline(always)]
     pub fn to_pod(&mut self, pod: &PodValue) {
         let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (pod.mac, pod.host_mac);
-        self.kind = if pod.is_by_kernel() { way_kind::POD_BY_LINK } else { way_kind::POD };
+        // Without the pod's hardware address, its kernel takes what is handed to it past its link alone.
+        let known = a | b | c | d | e | f != 0;
+        self.kind = if pod.is_by_kernel() && known { way_kind::POD_BY_LINK } else { way_kind::POD };
         self.egress = pod.ifindex;
         self.next = [a, b, c, d, e, f, g, h, i, j, k, l, 0, 0, 0, 0];
         self.set_fits(pod.mtu);

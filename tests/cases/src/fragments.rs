@@ -6,7 +6,7 @@ use crate::{
     Case, Given, Net,
     gateway::nat,
     wire::{self, Ip},
-    world::{CLIENT, KERNEL_GATEWAY},
+    world::{AFFINE, CLIENT, KERNEL_GATEWAY},
 };
 
 const ID: u16 = 0x4321;
@@ -131,6 +131,15 @@ fn to_gateway(net: Net) -> Vec<Case> {
             Reason::ToGateway,
         )
         .sends(&tunnel(&affine)),
+        // There it would have to be translated.
+        Case::from_pod(
+            "a later fragment comes first where the client's one gateway is on its node",
+            net,
+            CLIENT,
+            affine,
+            Reason::EgressFragment,
+        )
+        .given(Given::Affinity { client: net.client, egress: AFFINE, gateway: net.gateway }),
     ]
 }
 

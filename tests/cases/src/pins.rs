@@ -5,7 +5,7 @@ use coil_packet::Reason;
 use crate::{
     Case, Flow, Given, Net,
     wire::{self, Ip, tcp},
-    world::{AFFINE, CLIENT},
+    world::{AFFINE, BOTH, CLIENT},
 };
 
 pub(crate) fn cases(net: Net) -> Vec<Case> {
@@ -135,6 +135,21 @@ fn originating_only_of_a_pod(net: Net) -> Vec<Case> {
             Reason::Marked,
         )
         .leaves(Flow::kernel(6, ends.0, ends.1).phase(coil_packet::flow::Phase::New)),
+        // Of its answers some may be in fragments, of which the fast path knows nothing.
+        Case::from_net(
+            "its connection is the kernel's",
+            net,
+            wire::tcp(to, 40000, 80, tcp::SYN, b""),
+            Reason::Incoming,
+        ),
+        Case::from_net("its echo request, too", net, wire::echo(to, false, 9), Reason::Incoming),
+        Case::from_pod(
+            "likewise on one node",
+            net,
+            BOTH,
+            wire::tcp(Ip::new(net.both, net.client), 40000, 80, tcp::SYN, b""),
+            Reason::Incoming,
+        ),
         Case::from_pod("a pod is answered the way it came", net, CLIENT, answer(back), Reason::Incoming)
             .given(Flow::kernel(6, ends.0, ends.1)),
         Case::from_pod("also past the host's stack", net, CLIENT, answer(back), Reason::ToNode)

@@ -27,7 +27,10 @@ fn out(net: Net) -> Vec<Case> {
     let as_gateway = from(net.gateway);
     let lease = nat(&net, 6, 50001, (net.client, 40000), (net.cluster_ip, 443), 1);
     let pod = |name, packet: Vec<u8>| Case::from_pod(name, net, CLIENT, packet, Reason::OutByStack);
-    let tunnel = wire::fou((net.remote_client, net.gateway), 0, 5555, &syn(from(net.remote_client)));
+    let fou = |inner: &[u8]| wire::fou((net.remote_client, net.gateway), 0, 5555, inner);
+    let tunnel = fou(&syn(from(net.remote_client)));
+    let to = |from, to| syn(Ip::new(from, to));
+    let inside = |to| fou(&syn(Ip::new(net.remote_client, to)));
     vec![
         pod("TCP to a Service", syn(from(net.client))).hands_in(GATEWAY, &syn(as_gateway)),
         pod("UDP to a Service", query(from(net.client))).hands_in(GATEWAY, &query(as_gateway)),
@@ -36,6 +39,13 @@ fn out(net: Net) -> Vec<Case> {
             .hands_in(GATEWAY, &data(as_gateway, 50001)),
         Case::from_net("TCP to a Service out of the tunnel", net, tunnel, Reason::OutByStack)
             .hands_in(GATEWAY, &syn(as_gateway)),
+        // Who may answer for a Service: connection tracking tells what goes there directly from what was turned there.
+        Case::from_net("TCP to a pod out of the tunnel", net, inside(net.remote), Reason::OutByStack)
+            .hands_in(GATEWAY, &to(net.gateway, net.remote)),
+        Case::from_net("TCP to a node out of the tunnel", net, inside(net.node), Reason::OutByStack)
+            .hands_in(GATEWAY, &to(net.gateway, net.node)),
+        Case::from_net("TCP to a private range out of the tunnel", net, inside(net.private), Reason::Out)
+            .sends(&syn(Ip::new(net.gateway, net.private).ttl(63))),
     ]
 }
 
@@ -75,7 +85,20 @@ fn turned(net: Net) -> Vec<Case> {
     // Of the Service's address, and so of none of the pod's or the node's.
     let lease = nat(&net, 6, 50001, (net.client, 40000), (net.cluster_ip, 443), 1);
     let own = nat(&net, 6, 50001, (net.client, 40000), (net.remote, 443), 1);
-    let at = wire::tcp(Ip::new(net.remote, net.client).ttl(63), 443, 40000, tcp::ACK, b"");
+    let at = |from| wire::tcp(Ip::new(from, net.client).ttl(63), 443, 40000, tcp::ACK, b"");
+    let unreachable = if net.is_v4() { [3, 1] } else { [1, 0] };
+    let sent = |from, port, to| wire::tcp(Ip::new(from, to).ttl(60), port, 443, tcp::ACK, b"data");
+    let error = |from, to| {
+        wire::error(Ip::new(from, net.gateway), unreachable, [0; 4], &sent(net.gateway, 50001, to))
+    };
+    let of_world = nat(&net, 6, 50001, (net.client, 40000), (net.world_local, 443), 1);
+    let error_at = wire::error(
+        Ip::new(net.node, net.client).ttl(63),
+        unreachable,
+        [0; 4],
+        &sent(net.client, 40000, net.world_local),
+    );
+    let of_private = nat(&net, 6, 50001, (net.client, 40000), (net.private, 443), 1);
     vec![
         case("a reply of a Service's pod", reply(net.remote, tcp::SYN | tcp::ACK)).given(lease),
         case("a reply of a Service's node", reply(net.node, tcp::ACK)).given(lease),
@@ -83,9 +106,31 @@ fn turned(net: Net) -> Vec<Case> {
         case("a first fragment of a Service's pod", first),
         Case::from_net("a later fragment of a Service's pod", net, later, Reason::FragmentEarly),
         case("a pod that opens a connection to a port for lending", reply(net.remote, tcp::SYN)),
-        Case::from_net("a pod's own lease", net, reply(net.remote, tcp::ACK), Reason::ReplyToPod)
-            .given(own)
-            .hands_over(CLIENT, &at),
+        // Connection tracking may know it for another client's, of a Service.
+        case("a pod's own lease", reply(net.remote, tcp::ACK)).given(own.clone()),
+        Case::to_pod(
+            "a pod's own lease by the kernel",
+            net,
+            GATEWAY,
+            reply(net.remote, tcp::ACK),
+            Reason::ReplyToPod,
+        )
+        .given(own.clone())
+        .hands_over(CLIENT, &at(net.remote)),
+        // About what the node's stack saw go, and about what it did not, whoever says so.
+        case("an error about a pod's own lease", error(net.router, net.remote)).given(own),
+        Case::from_net(
+            "a node's error about a flow to the world",
+            net,
+            error(net.node, net.world_local),
+            Reason::ReplyToPod,
+        )
+        .given(of_world)
+        .hands_over(CLIENT, &error_at),
+        case("a reply of a private range that answers for a Service", reply(net.private, tcp::ACK)),
+        Case::from_net("a private range's own lease", net, reply(net.private, tcp::ACK), Reason::ReplyToPod)
+            .given(of_private)
+            .hands_over(CLIENT, &at(net.private)),
         lost("what nobody turned back, of a pod", reply(net.remote, tcp::ACK)).given(lease),
         lost("what nobody turned back, of a node", reply(net.node, tcp::ACK)).given(lease),
         lost("UDP that nobody turned back", datagram),

@@ -149,6 +149,8 @@ pub struct Net {
     pub router: IpAddr,
     /// The other node.
     pub node: IpAddr,
+    /// In a private range that is nobody's of the cluster.
+    pub private: IpAddr,
 }
 
 impl Net {
@@ -217,6 +219,7 @@ impl Net {
             beside_client: addr(Part::Beside, 2),
             beside_gateway: addr(Part::Beside, 9),
             world_beside: addr(Part::World, 9),
+            private: addr(Part::World, 129),
             router: addr(Part::Lan, 254),
             node: addr(Part::Lan, 2),
         }
@@ -336,6 +339,11 @@ impl World {
         } else {
             (([0xfd96, 0, 0, 0, 0, 0, 0, 0].into(), 112), ([0xfd00, 0x18, 0, 0, 0, 0, 0, 0].into(), 64))
         };
+        let private = if v4 {
+            ([198, 51, 100, 128].into(), 25)
+        } else {
+            ([0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x80].into(), 121)
+        };
         let there = |block: u8| {
             if v4 {
                 [10, 64, block, 0].into()
@@ -376,11 +384,17 @@ impl World {
                 ((net.world_affine, whole), Some(AFFINE)),
                 ((net.world_originating, whole), Some(ORIGINATING)),
                 ((net.remote_originating, whole), Some(ORIGINATING)),
+                ((net.both, whole), Some(ORIGINATING)),
                 (pool, None),
                 (link_local, None),
                 (multicast, None),
             ],
-            ranges: vec![(services, cluster_range::SERVICES), (nodes, cluster_range::OTHERS)],
+            ranges: vec![
+                (services, cluster_range::CLUSTER),
+                (nodes, cluster_range::CLUSTER),
+                (pool, cluster_range::CLUSTER),
+                (private, cluster_range::PRIVATE),
+            ],
             leaving: vec![net.leaving_gateway],
             strange: vec![net.strange_gateway],
             service: net.service,

@@ -332,7 +332,7 @@ pub fn desired() -> Result<Desired> {
             desired.policies.insert((POLICY, net(*destination)?), *egress);
         }
         for (range, of) in &world.ranges {
-            desired.ranges.insert(net(*range)?, *of == cluster_range::SERVICES);
+            desired.ranges.insert(net(*range)?, *of == cluster_range::CLUSTER);
         }
         desired.all_gateways.extend(&world.strange);
         for (id, gateways, sport_auto) in &world.egresses {

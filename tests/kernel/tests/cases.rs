@@ -22,6 +22,12 @@ fn wanted(case: &coil_cases::Case) -> i32 {
     code(if case.stays { Class::Next } else { case.reason.class() })
 }
 
+/// Whether a reply goes into the client's pod by its link, which takes the programs' own packets by their mark, or past it. None
+/// for all other cases.
+fn by_link(case: &coil_cases::Case) -> Option<bool> {
+    (case.path == Path::FromNet && case.reason == Reason::ReplyToPod).then_some(case.queued)
+}
+
 #[test]
 fn every_case_in_the_kernel() -> Result<()> {
     let pins = Pins::new()?;
@@ -53,6 +59,8 @@ fn every_case_in_the_kernel() -> Result<()> {
                 ));
             } else if outcome.code != wanted(case) {
                 wrong.push(format!("{family:?} {}: returned {}", case.name, outcome.code));
+            } else if by_link(case).is_some_and(|by_link| by_link != (outcome.mark == MARK)) {
+                wrong.push(format!("{family:?} {}: marked {:x}", case.name, outcome.mark));
             } else if let Some(difference) = case.difference(&outcome.frame) {
                 wrong.push(format!("{family:?} {}: {difference}", case.name));
             } else if let Some(difference) = case.flow_difference(outcome.left) {

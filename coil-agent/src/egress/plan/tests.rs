@@ -188,7 +188,7 @@ fn a_deleted_egress_has_no_policy_and_a_kernel_client_is_none_of_the_programs() 
 }
 
 #[test]
-fn ranges_of_services_are_told_from_those_of_pods_and_nodes() {
+fn ranges_of_the_cluster_are_told_from_those_that_are_private_alone() {
     let mut index = index();
     let net = |text: &str| -> IpNet { text.parse().unwrap() };
     index.service_ranges.insert(ObjectKey::new("", "s"), vec![net("10.96.0.0/12"), net("fd96::/108")]);
@@ -200,17 +200,17 @@ fn ranges_of_services_are_told_from_those_of_pods_and_nodes() {
     let ranges = desired(&index, &facts, []).ranges;
     let expected = [
         ("10.0.0.0/8", false),
+        ("10.0.0.9/32", true),
         ("10.96.0.0/12", true),
         ("100.64.0.0/10", true),
-        ("100.64.8.0/24", false),
         ("172.16.0.0/12", false),
-        ("192.0.2.1/32", false),
+        ("192.0.2.1/32", true),
         ("192.168.0.0/16", false),
-        ("203.0.113.0/24", false),
+        ("203.0.113.0/24", true),
         ("fc00::/7", false),
         ("fd96::/108", true),
     ];
-    assert_eq!(ranges, expected.map(|(text, services)| (net(text), services)).into());
+    assert_eq!(ranges, expected.map(|(text, cluster)| (net(text), cluster)).into());
 }
 
 #[test]

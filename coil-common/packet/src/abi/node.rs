@@ -11,11 +11,12 @@ pub const NONE: u32 = 0;
 /// Under the policy id [`NONE`], which is no client's, `coil_policy4` and `coil_policy6` hold ranges of the cluster. These
 /// are their values.
 pub mod cluster_range {
-    /// Of Services, as far as anybody knows: what goes there from a gateway has to pass the node's stack, where kube-proxy
-    /// turns it to a pod or a node.
-    pub const SERVICES: u32 = 1;
-    /// Of nodes, of pools, and private ranges: whoever is there may answer for a Service.
-    pub const OTHERS: u32 = 2;
+    /// Of Services, as far as anybody knows, of pools and of nodes: what goes there from a gateway has to pass the node's
+    /// stack. There kube-proxy turns a Service's packets to a pod or a node, and connection tracking keeps them apart from
+    /// what goes to the same pod or node directly.
+    pub const CLUSTER: u32 = 1;
+    /// Other private ranges: whoever is there may answer for a Service.
+    pub const PRIVATE: u32 = 2;
 }
 
 /// Bits of [`PodValue::flags`].

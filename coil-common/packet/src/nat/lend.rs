@@ -54,8 +54,8 @@ pub(super) fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &
     if !tables.borrow_port(&packet.src, tables.config().quota) {
         return NO_QUOTA;
     }
-    // Nothing is removed first, which another CPU may have inserted since. Of two that take a port at once one inserts; the
-    // other's packet is lost, and looks for another port when it is sent again.
+    // Nothing is removed first, which another CPU may have inserted since. Of two that take a port at once one inserts; unless
+    // that was for the same flow, the other's packet is lost, and looks for another port when it is sent again.
     let lease = NatRevValue {
         client: packet.src,
         seen: now,
@@ -67,7 +67,12 @@ pub(super) fn lend<A: Addr, T: Tables<A>>(tables: &mut T, gateway: &A, packet: &
     match tables.add_nat_rev(&reverse, &lease) {
         Ok(()) => {}
         Err(Insert::Full) => return NO_ROOM,
-        Err(Insert::Exists) => return NO_PORT,
+        Err(Insert::Exists) => {
+            if tables.with_nat_rev(&reverse, |lease| take(lease, &key, packet, now)) != Some(OWN) {
+                return NO_PORT;
+            }
+            return if tables.put_nat(&key, &value).is_ok() { u32::from(reverse.port) } else { NO_ROOM };
+        }
     }
     if tables.put_nat(&key, &value).is_ok() {
         return u32::from(reverse.port);

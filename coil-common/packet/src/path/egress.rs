@@ -150,6 +150,8 @@ pub(super) fn out<A: Header, S: Skb, T: Tables<A>>(
     }
     let mut hop = 0;
     let reason = match tables.pod(&passage.gateway).filter(PodValue::is_gateway) {
+        // There it would need the ports.
+        Some(_) if !whole => Some(outcome.drop(Reason::EgressFragment)),
         Some(local) if !gateway::translates(packet) && !local.is_kernel_gateway() => {
             Some(outcome.drop(Reason::EgressKind))
         }

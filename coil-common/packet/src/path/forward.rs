@@ -57,6 +57,11 @@ pub(super) fn to_pod_or_node<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, 
     if let Err(reason) = eligible(packet, &tables.config()) {
         return outcome.next(reason);
     }
+    if let Some(pod) = &local
+        && comes_in(packet, pod, tables)
+    {
+        return outcome.next(Reason::Incoming);
+    }
     let reason = way_out(packet, local.as_ref(), tables, way);
     if !matches!(reason, Reason::ToPod | Reason::ToNode) {
         return outcome.next(reason);
@@ -86,6 +91,9 @@ pub(super) fn to_local<A: Addr, T: Tables<A>>(
     }
     if packet.segment > pod.mtu {
         return outcome.next(Reason::ForwardTooBig);
+    }
+    if comes_in(packet, pod, tables) {
+        return outcome.next(Reason::Incoming);
     }
     way.to_pod(pod);
     if flow::begins(packet, tables) && !answers_come_by(packet, pod, tables) {
@@ -195,6 +203,15 @@ fn enter<A: Addr, T: Tables<A>>(decision: &Decision<A>, network: bool, tables: &
         flow::KERNEL => Reason::KernelFlow,
         _ => Reason::NotFastFlow,
     }
+}
+
+/// True for what may begin a connection to a client from where an Egress that is originating only leads: `to_pod` notes it for
+/// its answers, some of which may be in fragments (the client's route there has an MTU of its own).
+#[inline(never)]
+fn comes_in<A: Addr, T: Tables<A>>(packet: &Packet<A>, pod: &PodValue, tables: &T) -> bool {
+    pod.is_originating_only()
+        && flow::begins(packet, tables)
+        && tables.policy(pod.policy, &packet.src).is_some()
 }
 
 /// True when what the pod answers to a packet from the network leaves by an uplink: elsewhere it would be the kernel's, which

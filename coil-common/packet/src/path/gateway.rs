@@ -135,8 +135,9 @@ fn ask_out<A: Addr, T: Tables<A>>(decision: &mut Decision<A>, port: u16, tables:
         let Some(pod) = tables.pod(&passage.gateway) else { return REFUSED };
         passage.link = pod.ifindex;
     }
-    // Of Services the routing knows nothing: kube-proxy does, in the host's stack.
-    if range_of(&packet.dst, tables) == cluster_range::SERVICES {
+    // Of Services the routing knows nothing: kube-proxy does, in the host's stack. What it turns to a pod must meet there what goes
+    // to that pod directly: to other ends they may have the same port.
+    if range_of(&packet.dst, tables) == cluster_range::CLUSTER {
         return ELSEWHERE;
     }
     let ports = matches!(packet.kind, Kind::Tcp | Kind::Udp);
@@ -208,7 +209,7 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
             return Some(decision.outcome.reason);
         }
         // What the node's stack saw go, it has to see come: `to_pod` has it next.
-        _ if network && range_of(&decision.packet.src, tables) == cluster_range::SERVICES => {
+        _ if network && range_of(far(decision), tables) == cluster_range::CLUSTER => {
             return Some(decision.outcome.next(Reason::NotFastFlow));
         }
         _ => {
@@ -234,6 +235,15 @@ pub(super) fn back<A: Header, S: Skb, T: Tables<A>>(
         return Some(outcome.drop(Reason::NatUnknown));
     }
     None
+}
+
+/// The other end of the flow that a packet for a gateway is of, or is about.
+#[inline(always)]
+const fn far<A: Addr>(decision: &Decision<A>) -> &A {
+    match decision.packet.kind {
+        Kind::Error => &decision.quoted.dst,
+        _ => &decision.packet.src,
+    }
 }
 
 /// What an address of the cluster is of: a number of [`cluster_range`], or [`NONE`].
