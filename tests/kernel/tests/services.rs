@@ -244,3 +244,55 @@ fn one_source_port_for_a_service_and_its_pod() -> Result<()> {
     one_port_twice(true)?;
     one_port_twice(false)
 }
+
+/// An Egress that leads to a Service and to the pod behind it, on another node than the gateway. One client goes there by the
+/// Service and one directly, from the same port, and in either order: the gateway has one port for both, and each gets its own
+/// answers.
+fn by_a_gateway(v4: bool) -> Result<()> {
+    let cluster = Cluster::new(Writer::Nft, v4)?;
+    let fabric = &cluster.fabric;
+    let backend = fabric.address(Pod::Plain);
+    for node in [0, 1] {
+        let mut desired = fabric.stated(node);
+        desired.ranges =
+            desired.pools.iter().copied().chain([cluster.service.into()]).map(|net| (net, true)).collect();
+        for to in [backend, cluster.service] {
+            desired.policies.insert((1, to.into()), Some(1));
+        }
+        fabric.with_datapath(node, |datapath| Ok(datapath.apply(&desired).map(drop)?))?;
+    }
+    let server = Lines::start(fabric, Pod::Plain, POD_PORT)?;
+    let service = SocketAddr::new(cluster.service, port::HAIRPIN);
+    let before = fabric.count(Reason::OutByStack);
+    for (number, first_by_service) in [true, false].into_iter().enumerate() {
+        for (client, other) in [(Pod::Client, Pod::Neighbour), (Pod::Neighbour, Pod::Client)] {
+            let from = 43000 + 10 * u16::try_from(number)? + u16::from(client == Pod::Client);
+            let (one, two) =
+                if first_by_service { (service, server.address) } else { (server.address, service) };
+            let what = || format!("{client:?} to {one}, then {other:?} to {two}\n{}", fabric.counters());
+            let mut first = Talk::open(fabric, client, from, one).with_context(what)?;
+            first.say("the first\n").with_context(what)?;
+            let mut second = Talk::open(fabric, other, from, two).with_context(what)?;
+            for _ in 0..3 {
+                second.say("the second\n").with_context(what)?;
+                first.say("the first\n").with_context(what)?;
+            }
+            second.close()?;
+            first.say("and after\n").with_context(what)?;
+            first.close()?;
+        }
+    }
+    let by_stack = fabric.count(Reason::OutByStack) - before;
+    ensure!(
+        by_stack >= 8 * 6,
+        "{by_stack} packets of the gateway passed its node's stack\n{}",
+        fabric.counters()
+    );
+    cluster.intact()
+}
+
+#[test]
+fn one_port_of_a_gateway_for_a_service_and_its_pod() -> Result<()> {
+    by_a_gateway(true)?;
+    by_a_gateway(false)
+}
