@@ -101,8 +101,8 @@ pub struct Egress {
     pub services: Vec<IpAddr>,
     /// `fouSourcePortAuto`.
     pub sport_auto: bool,
-    /// True for `sessionAffinity: ClientIP`.
-    pub client_affinity: bool,
+    /// Of `sessionAffinity: ClientIP`: the seconds that an idle client keeps its gateway.
+    pub affinity: Option<u32>,
     /// True when connections that came in to a client are answered the way they came.
     pub originating_only: bool,
 }

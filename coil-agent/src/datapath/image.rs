@@ -129,8 +129,8 @@ pub(super) fn family<A: HostAddr>(desired: &Desired) -> FamilyImage<A> {
         if egress.sport_auto {
             flags |= egress_flag::SPORT_AUTO;
         }
-        if egress.client_affinity {
-            flags |= egress_flag::CLIENT_AFFINITY;
+        if let Some(seconds) = egress.affinity {
+            flags |= egress_flag::affinity(seconds);
         }
         if egress.originating_only {
             flags |= egress_flag::ORIGINATING_ONLY;
@@ -234,7 +234,7 @@ mod tests {
                     ],
                     services: vec!["10.96.0.20".parse().unwrap()],
                     sport_auto: true,
-                    client_affinity: false,
+                    affinity: Some(60),
                     originating_only: false,
                 },
             )]
@@ -297,6 +297,7 @@ mod tests {
     fn a_terminating_gateway_gets_no_new_flows_and_may_still_send() {
         let v4 = family::<[u8; 4]>(&desired());
         assert_eq!(v4.maglev[0].1.gateways, 1);
+        assert_eq!(egress_flag::affinity_seconds(v4.maglev[0].1.flags), 60);
         assert!(v4.maglev[0].1.slots.iter().all(|slot| *slot == [10, 64, 0, 9]));
         let flags = |policy: u32, gateway: [u8; 4]| {
             let of = |(key, _): &&(GatewayKey<[u8; 4]>, _)| (key.policy, key.gateway) == (policy, gateway);

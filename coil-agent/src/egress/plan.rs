@@ -268,7 +268,7 @@ pub fn desired<'a>(
                     .collect(),
                 services: index.services.get(&key(egress)).cloned().unwrap_or_default(),
                 sport_auto: info.sport_auto,
-                client_affinity: info.client_affinity,
+                affinity: info.affinity,
                 originating_only: originating_only(index, node, egress),
             });
         }

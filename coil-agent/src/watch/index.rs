@@ -6,6 +6,7 @@ use std::{
 };
 
 use coil_api::annotation::{AnnotationError, EgressRef};
+use coil_packet::abi::egress_flag;
 use ipnet::IpNet;
 
 /// Namespace and name of an object; the namespace is empty where there is none.
@@ -61,8 +62,8 @@ pub struct EgressInfo {
     pub destinations: Vec<IpNet>,
     /// `fouSourcePortAuto`.
     pub sport_auto: bool,
-    /// `sessionAffinity: ClientIP`.
-    pub client_affinity: bool,
+    /// Of `sessionAffinity: ClientIP`: the seconds that an idle client keeps its gateway.
+    pub affinity: Option<u32>,
     /// `originatingOnly`; none to do as the node does.
     pub originating_only: Option<bool>,
     /// It is not understood, and was never seen before: what its destinations are nobody knows.
@@ -76,7 +77,7 @@ impl EgressInfo {
         Self {
             destinations: Vec::new(),
             sport_auto: false,
-            client_affinity: true,
+            affinity: Some(egress_flag::DEFAULT_AFFINITY),
             originating_only: None,
             unknown: true,
         }

@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
 
 use coil_api::{
     annotation::{EgressRef, egresses_of_pod, pool_of_namespace},
-    crd::{AddressPool, Egress, SessionAffinity},
+    crd::{AddressPool, Egress, EgressSpec, SessionAffinity},
     names::{APP_NAME, COMPONENT_EGRESS, LABEL_APP_COMPONENT, LABEL_APP_INSTANCE, LABEL_APP_NAME},
 };
+use coil_packet::abi::egress_flag;
 use ipnet::IpNet;
 use k8s_openapi::{
     api::{
@@ -133,10 +134,21 @@ pub fn egress(egress: &Egress) -> Option<EgressInfo> {
             .map(|n: IpNet| n.trunc())
             .collect(),
         sport_auto: spec.fou_source_port_auto,
-        client_affinity: spec.session_affinity == SessionAffinity::ClientIP,
+        affinity: (spec.session_affinity == SessionAffinity::ClientIP).then(|| seconds_of_affinity(spec)),
         originating_only: spec.originating_only,
         unknown: false,
     })
+}
+
+/// The longest affinity that a Service may have, in seconds.
+const LONGEST_AFFINITY: u32 = 86_400;
+
+/// How long a client keeps its gateway.
+fn seconds_of_affinity(spec: &EgressSpec) -> u32 {
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let said = config.and_then(|of| of.timeout_seconds).and_then(|seconds| u32::try_from(seconds).ok());
+    // The API server refuses all others for the Service.
+    said.filter(|seconds| (1..=LONGEST_AFFINITY).contains(seconds)).unwrap_or(egress_flag::DEFAULT_AFFINITY)
 }
 
 /// An EndpointSlice; none when it belongs to no Service.
@@ -298,7 +310,16 @@ mod tests {
             "spec": {"destinations": ["198.51.100.7/24", "nonsense", "::/0"], "sessionAffinity": "None"}})))
         .unwrap();
         assert_eq!(info.destinations, ["198.51.100.0/24".parse::<IpNet>().unwrap(), "::/0".parse().unwrap()]);
-        assert!(!info.client_affinity && !info.sport_auto);
+        assert!(info.affinity.is_none() && !info.sport_auto);
+        let of = |seconds: i32| {
+            egress(&from(json!({"metadata": {"name": "nat"}, "spec": {"destinations": [],
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}}})))
+            .unwrap()
+        };
+        assert_eq!(
+            [60, 86_400, 0, -1, 86_401].map(|n| of(n).affinity.unwrap()),
+            [60, 86_400, 10_800, 10_800, 10_800]
+        );
         let nets = pool(&from(json!({"metadata": {"name": "default"},
             "spec": {"subnets": [{"ipv4": "10.64.0.0/16", "ipv6": "fd64::/112"}]}})))
         .unwrap();

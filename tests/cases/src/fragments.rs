@@ -139,7 +139,7 @@ fn to_gateway(net: Net) -> Vec<Case> {
             affine,
             Reason::EgressFragment,
         )
-        .given(Given::Affinity { client: net.client, egress: AFFINE, gateway: net.gateway }),
+        .given(Given::Affinity { client: net.client, egress: AFFINE, gateway: net.gateway, idle: 0 }),
     ]
 }
 

@@ -41,6 +41,8 @@ pub enum Given {
         egress: u32,
         /// The gateway.
         gateway: IpAddr,
+        /// Seconds since it was used.
+        idle: u32,
     },
     /// A translation.
     Nat {

@@ -76,9 +76,9 @@ pub fn entry<A: HostAddr>(given: &Given, now: u32) -> Entry<A> {
                 pad: 0,
             },
         ),
-        Given::Affinity { client, egress, gateway } => Entry::Affinity(
+        Given::Affinity { client, egress, gateway, idle } => Entry::Affinity(
             AffinityKey { client: A::of(client), egress },
-            AffinityValue { gateway: A::of(gateway), seen: now },
+            AffinityValue { gateway: A::of(gateway), seen: now.saturating_sub(idle) },
         ),
         Given::Nat { protocol, gateway, client, remote, idle } => {
             let protocol = u32::from(protocol);

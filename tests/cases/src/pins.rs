@@ -5,7 +5,7 @@ use coil_packet::Reason;
 use crate::{
     Case, Flow, Given, Net,
     wire::{self, Ip, tcp},
-    world::{AFFINE, BOTH, CLIENT},
+    world::{AFFINE, AFFINITY, BOTH, CLIENT},
 };
 
 pub(crate) fn cases(net: Net) -> Vec<Case> {
@@ -18,7 +18,10 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
         egress,
         gateway,
     };
-    let of_client = |gateway| Given::Affinity { client: net.client, egress: AFFINE, gateway };
+    let idle = |gateway, idle| Given::Affinity { client: net.client, egress: AFFINE, gateway, idle };
+    let of_client = |gateway| idle(gateway, 0);
+    // Another gateway that would take it.
+    let other = net.auto_gateway;
     let (leaving, ready) = (net.leaving_gateway, net.remote_gateway);
     let case = |name, to, flags, gateway| {
         let packet = packet(to, flags);
@@ -37,6 +40,10 @@ pub(crate) fn cases(net: Net) -> Vec<Case> {
             .given(of_client(ready)),
         case("and leaves a gateway that is leaving", net.world_affine, tcp::SYN, ready)
             .given(of_client(leaving)),
+        case("a client that was idle for as long as its Egress says", net.world_affine, tcp::SYN, other)
+            .given(idle(other, AFFINITY - 2)),
+        case("and one that was for longer", net.world_affine, tcp::SYN, ready)
+            .given(idle(other, AFFINITY + 1)),
     ];
     cases.extend(originating_only(net));
     cases.extend(originating_only_of_a_pod(net));

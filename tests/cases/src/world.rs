@@ -56,6 +56,8 @@ pub const fn pod_mtu(ifindex: u32) -> u32 {
 
 /// An Egress whose clients keep their gateway.
 pub const AFFINE: u32 = 5;
+/// Seconds that an idle client of it keeps its gateway.
+pub const AFFINITY: u32 = 10;
 /// An Egress that is originating only.
 pub const ORIGINATING: u32 = 6;
 

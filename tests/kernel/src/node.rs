@@ -341,7 +341,7 @@ pub fn desired() -> Result<Desired> {
                 gateways: vec![],
                 services: vec![],
                 sport_auto: *sport_auto,
-                client_affinity: *id == world::AFFINE,
+                affinity: (*id == world::AFFINE).then_some(world::AFFINITY),
                 originating_only: *id == world::ORIGINATING,
             });
             let gateway =

@@ -19,7 +19,7 @@ fn index() -> Index {
         let info = EgressInfo {
             destinations: vec![destination.parse().unwrap()],
             sport_auto: name == "six",
-            client_affinity: true,
+            affinity: Some(60),
             originating_only: None,
             unknown: false,
         };

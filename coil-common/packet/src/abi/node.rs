@@ -45,6 +45,26 @@ pub mod egress_flag {
     pub const CLIENT_AFFINITY: u32 = 2;
     /// Connections that came in to the client are answered the way they came.
     pub const ORIGINATING_ONLY: u32 = 4;
+    /// Above it: idle seconds after which a client may get another gateway.
+    const SECONDS: u32 = 8;
+    /// Those of a Service whose `sessionAffinityConfig` says nothing.
+    pub const DEFAULT_AFFINITY: u32 = 10_800;
+
+    /// [`CLIENT_AFFINITY`] of so many seconds, of which a Service may have 86,400.
+    #[must_use]
+    pub const fn affinity(seconds: u32) -> u32 {
+        CLIENT_AFFINITY | seconds << SECONDS
+    }
+
+    /// The seconds; the default's where nobody says.
+    #[inline(always)]
+    #[must_use]
+    pub const fn affinity_seconds(flags: u32) -> u32 {
+        match flags >> SECONDS {
+            0 => DEFAULT_AFFINITY,
+            seconds => seconds,
+        }
+    }
 }
 
 /// Bits of [`GatewayValue::flags`].
@@ -250,7 +270,7 @@ pub struct GatewayValue {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maglev<A> {
-    /// Bits of [`egress_flag`].
+    /// Bits of [`egress_flag`], and from the eighth on seconds.
     pub flags: u32,
     /// Gateways in the table; 0 means that the Egress has none and its packets are dropped.
     pub gateways: u32,

@@ -24,9 +24,6 @@ const PATHS: u32 = 600;
 
 /// Seconds after which what a first fragment said is forgotten: Linux's `ipfrag_time`.
 const FRAGMENTS: u32 = 30;
-/// Idle seconds after which a client may get another gateway: the default timeout of a Service's ClientIP
-/// affinity.
-const AFFINITY: u32 = 10_800;
 
 /// What a gateway is chosen by, beside the packet.
 struct Choice {
@@ -294,7 +291,7 @@ fn choose_for_client<A: Addr, T: Tables<A>>(
     let key = AffinityKey { client: packet.src, egress: of.egress };
     let kept = tables.with_affinity(&key, |kept| {
         way.gateway = kept.gateway;
-        now.saturating_sub(kept.seen) <= AFFINITY
+        now.saturating_sub(kept.seen) <= egress_flag::affinity_seconds(of.flags)
     });
     if kept == Some(true) && is_there(&way.gateway, of, true, tables) {
         let _ = tables.with_affinity(&key, |kept| kept.seen = now);

@@ -68,7 +68,7 @@ impl<A: HostAddr> Tables<A> for Node<A> {
 
     fn egress_flags(&self, egress: u32) -> Option<u32> {
         let (_, _, auto) = self.world.egresses.iter().find(|e| e.0 == egress)?;
-        let affinity = if egress == world::AFFINE { egress_flag::CLIENT_AFFINITY } else { 0 };
+        let affinity = if egress == world::AFFINE { egress_flag::affinity(world::AFFINITY) } else { 0 };
         let originating = if egress == world::ORIGINATING { egress_flag::ORIGINATING_ONLY } else { 0 };
         Some(affinity | originating | if *auto { egress_flag::SPORT_AUTO } else { 0 })
     }

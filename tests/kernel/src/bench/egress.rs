@@ -28,7 +28,7 @@ use coil_kernel_tests::{
     MARK, Pins,
     rules::{Front, Service},
 };
-use coil_packet::{Class, Reason};
+use coil_packet::{Class, Reason, abi::egress_flag};
 use ipnet::IpNet;
 
 use crate::place::{End, Space, UPLINK, address, block, forwards, join, local_pod, nodad, with_services};
@@ -201,7 +201,7 @@ impl Journey {
             gateways,
             services: vec![],
             sport_auto: false,
-            client_affinity: true,
+            affinity: Some(egress_flag::DEFAULT_AFFINITY),
             originating_only: false,
         };
         Ok(Desired {

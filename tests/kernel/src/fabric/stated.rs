@@ -1,6 +1,7 @@
 //! What the agent of a node states.
 
 use coil_agent::datapath::{Desired, Egress, Gateway, LocalPod};
+use coil_packet::abi::egress_flag;
 
 use super::{Fabric, PODS, Pod, UPLINK, host_mac, link, pod_mac};
 
@@ -33,7 +34,7 @@ impl Fabric {
             gateways: vec![Gateway { address: self.address(Pod::Gateway), ready: true }],
             services: vec![],
             sport_auto: false,
-            client_affinity: true,
+            affinity: Some(egress_flag::DEFAULT_AFFINITY),
             originating_only: false,
         };
         Desired {
