@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::{
+    datapath::Remote,
     egress::{
         gateway::GatewayPod,
         kernel::plan::Wanted,
@@ -114,8 +115,8 @@ pub struct Node {
     waiting: Mutex<String>,
     /// Egresses of which was said that they are not understood, since they last were.
     shut_in: Mutex<BTreeSet<EgressRef>>,
-    /// Gateways whose ports were said to run out.
-    port_warnings: Mutex<BTreeSet<IpAddr>>,
+    /// Gateways whose ports were said to run out, with the remotes towards which.
+    port_warnings: Mutex<BTreeSet<(IpAddr, Remote)>>,
 }
 
 /// One connected pod.

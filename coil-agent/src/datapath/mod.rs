@@ -80,7 +80,7 @@ pub use object::{OBJECT, PINNED_MAPS};
 pub use state::{NatEntry, Reading, Swept, monotonic_seconds};
 pub use sweep::PART;
 pub use table::Changes;
-pub use usage::{GatewayNow, GatewayUse, Remote, Usage};
+pub use usage::{CALM, GatewayNow, GatewayUse, Remote, Usage};
 
 /// Where the pins are unless told otherwise.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/coil";

@@ -13,8 +13,11 @@ use coil_packet::{
     wire::{tcp, udp},
 };
 
+/// Percentage of a gateway's ports towards one remote up to which nobody needs to know.
+pub const CALM: u32 = 70;
+
 /// An end outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Remote {
     /// Its address.
     pub address: IpAddr,
@@ -42,6 +45,8 @@ pub struct GatewayUse {
     pub flows: BTreeMap<(u8, u8), u64>,
     /// The remote with most of its ports, and how many.
     pub busiest: Option<(Remote, u32)>,
+    /// All remotes with more than [`CALM`] percent of its ports, and how many. They are few: each takes 42,000 flows.
+    pub crowded: BTreeMap<Remote, u32>,
     /// Flows that had ever been begun when these were looked at.
     pub begun: u64,
 }
@@ -60,11 +65,16 @@ impl GatewayUse {
         self.flows.iter().filter(|((_, state), _)| !over(*state)).map(|(_, flows)| flows).sum()
     }
 
-    /// The remote that has more than this percentage of the ports.
-    #[must_use]
-    pub fn beyond(&self, percent: u32) -> Option<(Remote, u32)> {
-        self.busiest.filter(|(_, ports)| u64::from(*ports) * 100 > u64::from(PORTS) * u64::from(percent))
+    /// The remotes that have more than this percentage of the ports, of [`CALM`] or more.
+    pub fn beyond(&self, percent: u32) -> impl Iterator<Item = (Remote, u32)> {
+        let crowded = self.crowded.iter().map(|(remote, ports)| (*remote, *ports));
+        crowded.filter(move |(_, ports)| is_beyond(*ports, percent))
     }
+}
+
+/// True for more ports than this percentage of all.
+fn is_beyond(ports: u32, percent: u32) -> bool {
+    u64::from(ports) * 100 > u64::from(PORTS) * u64::from(percent)
 }
 
 /// A gateway's address as it is now.
@@ -117,6 +127,9 @@ impl Counting {
             if used.busiest.is_none_or(|(_, most)| ports > most) {
                 used.busiest = Some((remote, ports));
             }
+            if is_beyond(ports, CALM) {
+                used.crowded.insert(remote, ports);
+            }
         }
         self.usage
     }
@@ -151,12 +164,15 @@ mod tests {
         };
         lend(443, 48_000);
         lend(80, 10);
+        lend(8443, 42_000);
         let usage = counting.end();
         let used = &usage[&IpAddr::from([10, 64, 1, 1])];
-        assert_eq!((used.total(), used.flows[&(6, 1)]), (48_010, 48_010));
-        let (remote, ports) = used.beyond(80).expect("48000 of 59973");
-        assert_eq!((remote.port, ports), (443, 48_000));
-        assert_eq!(used.beyond(81), None);
+        assert_eq!((used.total(), used.flows[&(6, 1)]), (90_010, 90_010));
+        let beyond = |percent| used.beyond(percent).map(|(remote, ports)| (remote.port, ports));
+        assert_eq!(beyond(80).collect::<Vec<_>>(), [(443, 48_000)], "48000 of 59973");
+        assert_eq!(beyond(81).count(), 0);
+        assert_eq!(beyond(CALM).collect::<Vec<_>>(), [(443, 48_000), (8443, 42_000)]);
+        assert_eq!(used.busiest.map(|(remote, _)| remote.port), Some(443));
     }
 
     #[test]

@@ -197,8 +197,12 @@ mod tests {
     fn both_families_are_told_of() {
         let of = |packets| Counter { packets, bytes: packets * 60 };
         let remote = Remote { address: "198.51.100.1".parse().unwrap(), port: 443, protocol: 6 };
-        let used =
-            GatewayUse { flows: [((6, 1), 5), ((17, 0), 2)].into(), busiest: Some((remote, 4)), begun: 9 };
+        let used = GatewayUse {
+            flows: [((6, 1), 5), ((17, 0), 2)].into(),
+            busiest: Some((remote, 4)),
+            begun: 9,
+            ..GatewayUse::default()
+        };
         let tally = Tally { lent: of(10), invalid: of(1), no_port: of(3), ..Tally::default() };
         let six = GatewayNow { tally: Tally { lent: of(2), ..Tally::default() }, ..GatewayNow::default() };
         let now =
