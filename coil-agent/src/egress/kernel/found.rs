@@ -14,7 +14,7 @@ use super::{
     apply::{PROTOCOL, ways},
     closed::{self, Fate},
     incoming, peers,
-    plan::{PREFIXES, TABLE_REST, Tunnel, Wanted, tunnel_name},
+    plan::{PREFIXES, RULE_LINK_LOCAL, TABLE_REST, Tunnel, Wanted, tunnel_name},
     rules, tunnel,
 };
 use crate::net::{Rtnl, run_inside};
@@ -75,7 +75,15 @@ fn without_ways_back(mut all: Wanted) -> Wanted {
             && *name == tunnel_name(net.addr());
         is_back.then(|| net.addr())
     };
-    let clients: BTreeSet<IpAddr> = all.routes.iter().filter_map(|(way, name)| client(way, name)).collect();
+    let mut clients: BTreeSet<IpAddr> =
+        all.routes.iter().filter_map(|(way, name)| client(way, name)).collect();
+    // Where making all this failed half-way, a tunnel may have no route yet. One to a gateway has its rule before.
+    let led: BTreeSet<&String> = all.routes.values().collect();
+    let own: BTreeSet<IpNet> =
+        all.rules.iter().filter(|rule| rule.priority == RULE_LINK_LOCAL).filter_map(|rule| rule.to).collect();
+    let is_own = |name: &String, remote| led.contains(name) || own.contains(&IpNet::from(remote));
+    let others = all.tunnels.iter().filter(|(name, tunnel)| !is_own(name, tunnel.remote));
+    clients.extend(others.map(|(_, tunnel)| tunnel.remote));
     all.routes.retain(|way, name| client(way, name).is_none());
     all.tunnels.retain(|_, tunnel| !clients.contains(&tunnel.remote));
     all.peers.retain(|peer| !clients.contains(peer));
@@ -111,7 +119,10 @@ mod tests {
         plan::gateway(&mut there, &own, "eth0", &addresses(["10.64.1.2", "fd64:1::2"]), Some(false));
         let expected = Wanted { rules, ..client };
         let found = Wanted { gateway: Vec::new(), clients: BTreeSet::new(), ..there.clone() };
-        assert_eq!(without_ways_back(found), expected);
+        assert_eq!(without_ways_back(found.clone()), expected);
+        // Making it failed before the routes: the gateway's own egress has rules already.
+        let half = Wanted { routes: BTreeMap::new(), ..found };
+        assert_eq!(without_ways_back(half), Wanted { routes: BTreeMap::new(), ..expected.clone() });
         // And with the gateway's part again, which may have other clients by now.
         let others = addresses(["10.64.1.3", "fd64:1::3"]);
         let (mut again, mut new) = (expected.clone(), there);

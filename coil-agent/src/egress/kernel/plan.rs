@@ -26,7 +26,7 @@ pub const TABLES: [u32; 3] = [TABLE_PRIVATE, TABLE_REST, TABLE_INCOMING];
 /// The kernel's main table.
 pub const TABLE_MAIN: u32 = 254;
 
-const RULE_LINK_LOCAL: u32 = 1800;
+pub(super) const RULE_LINK_LOCAL: u32 = 1800;
 /// What answers connections that came in: first [`TABLE_INCOMING`], then the main table.
 const RULES_INCOMING: [u32; 2] = [1850, 1851];
 const RULE_PRIVATE: u32 = 1900;
