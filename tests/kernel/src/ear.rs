@@ -86,7 +86,17 @@ pub fn octets(address: IpAddr) -> Vec<u8> {
 /// True for a frame with an IP packet from an address.
 #[must_use]
 pub fn is_from(frame: &[u8], from: IpAddr) -> bool {
-    let (kind, at) = if from.is_ipv4() { ([8, 0], 26) } else { ([0x86, 0xdd], 22) };
-    let octets = octets(from);
+    has(frame, from, if from.is_ipv4() { 26 } else { 22 })
+}
+
+/// True for a frame with an IP packet to an address.
+#[must_use]
+pub fn is_to(frame: &[u8], to: IpAddr) -> bool {
+    has(frame, to, if to.is_ipv4() { 30 } else { 38 })
+}
+
+fn has(frame: &[u8], address: IpAddr, at: usize) -> bool {
+    let kind = if address.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+    let octets = octets(address);
     frame.get(12..14) == Some(&kind[..]) && frame.get(at..at + octets.len()) == Some(&octets[..])
 }

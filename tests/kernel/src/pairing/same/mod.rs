@@ -1,7 +1,7 @@
 //! Whatever a client and the world send each other, both get the same through a gateway by the programs and through one
 //! by the kernel, byte for byte. What the world gets may differ in ports and identifications, and in checksums that
 //! follow from those; what the client gets, in identifications that the kernel gives to fragments of IPv6. A gateway pod
-//! by the kernel is a hop.
+//! by the kernel is a hop. The world gets nothing in the client's own name.
 //!
 //! The world's end is an address where nobody answers, and the pods' kernels answer it nothing: all that is heard was
 //! sent here.
@@ -18,10 +18,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bare::Side;
+use coil_agent::egress::kernel::nft;
 use coil_cases::wire;
 use coil_kernel_tests::{
     Pod,
-    ear::{is_from, open, receive, send},
+    ear::{is_from, is_to, open, receive, send},
     traffic::PATIENCE,
 };
 
@@ -109,6 +110,10 @@ impl Between {
         let (mut frames, end) = (Vec::new(), Instant::now() + PATIENCE);
         loop {
             match receive(to) {
+                // In FOU, to the gateway, it may come by.
+                Some(frame) if side == Side::World && is_from(&frame, client) && is_to(&frame, remote) => {
+                    bail!("it got out in the client's own name: {frame:02x?}");
+                }
                 Some(frame) if !senders.iter().any(|sender| is_from(&frame, *sender)) => {}
                 Some(frame) => {
                     if let Some(wrong) = wire::bad_checksum(&frame) {
@@ -126,11 +131,18 @@ impl Between {
         }
     }
 
+    /// Packets that the gateway's kernel dropped as of no known connection.
+    fn invalid(&self) -> Result<u64> {
+        let like = self.ends.gateway;
+        Ok(self.place.fabric.inside(Pod::Gateway, || nft::counts(like))??.invalid.packets)
+    }
+
     /// What each round's side gets.
     fn heard(&self, by_kernel: bool) -> Result<Vec<Vec<Vec<u8>>>> {
         let mut heard = vec![];
         let client_macs = self.place.fabric.macs(Pod::Client);
         let mut world_macs = None;
+        let before = self.invalid()?;
         for (what, side, packets) in ROUNDS {
             let macs = match side {
                 Side::World => [client_macs.0, client_macs.1],
@@ -143,6 +155,10 @@ impl Between {
                     !heard.is_empty() || frames.iter().any(|frame| packets::is_asked(frame, self.ends.v4)),
                     "the client's port is another's, though nobody has it"
                 );
+            }
+            if by_kernel && heard.is_empty() {
+                let invalid = self.invalid()? - before;
+                ensure!(invalid >= packets::UNKNOWN, "{what}: {invalid} packets were dropped as invalid");
             }
             let mut frames: Vec<_> =
                 frames.iter().map(|frame| bare::bare(frame, self.ends.v4, side, by_kernel)).collect();

@@ -24,6 +24,9 @@ const ANSWER: &[u8] = b"somebody does";
 /// First numbers of the connection, of the client and of the remote.
 const CLIENT_NUMBER: u32 = 1000;
 const REMOTE_NUMBER: u32 = 9000;
+/// The ends of connections that are not known, and how many of them the client sends: no gateway lets them out.
+const UNKNOWN_ENDS: [u8; 2] = [tcp::FIN | tcp::ACK, tcp::RST];
+pub(super) const UNKNOWN: u64 = UNKNOWN_ENDS.len() as u64;
 /// Payload of a fragment. IPv6 knows none of fewer than 1280 bytes but the last, when a kernel cuts them anew.
 const EACH: usize = 1232;
 
@@ -62,9 +65,9 @@ pub(super) fn there(ends: &Ends) -> Vec<Vec<u8>> {
     if ends.v4 {
         packets.push(wire::udp_unsummed(plain, next(), REMOTE_PORT, b"without a checksum"));
     }
-    // The ends of connections that are not known.
-    packets.push(wire::tcp(plain, next(), REMOTE_PORT, tcp::FIN | tcp::ACK, b""));
-    packets.push(wire::tcp(plain, next(), REMOTE_PORT, tcp::RST, b""));
+    for end in UNKNOWN_ENDS {
+        packets.push(wire::tcp(plain, next(), REMOTE_PORT, end, b""));
+    }
     // What the programs leave to the gateway's kernel.
     packets.push(wire::ip(plain, EXPERIMENT, b"an experiment"));
     packets.push(wire::udp(plain, next(), REMOTE_PORT, &[7; 1300]));
