@@ -25,6 +25,7 @@ use crate::{
         wait_ready,
     },
     edge::{self, wait_in},
+    forgers::address,
 };
 
 pub(crate) const ANNOTATION: &str = "egress.coil.cybozu.com/internet: nat";
@@ -117,6 +118,23 @@ pub(crate) fn finish(what: &str, child: Child) -> Result<()> {
     check(output.status.success(), || format!("{what}: {said}"))
 }
 
+/// UDP source ports of the FOU in which a client's flows leave its node.
+fn outer_ports(lab: &Lab, node: &str, client: IpAddr) -> Result<BTreeSet<u64>> {
+    let map = match Ip::of(client) {
+        Ip::V4 => "coil_pin4",
+        Ip::V6 => "coil_pin6",
+    };
+    let text = lab.node(node, &format!("bpftool -j map dump pinned /sys/fs/bpf/coil/maps/{map}"))?;
+    let flows: Vec<Value> = serde_json::from_str(&text.success()?).context("bpftool's output is no list")?;
+    let own: Vec<u64> = match client {
+        IpAddr::V4(v4) => v4.octets().map(u64::from).into(),
+        IpAddr::V6(v6) => v6.octets().map(u64::from).into(),
+    };
+    let flows = flows.iter().map(|flow| &flow["formatted"]);
+    let port = |flow: &Value| flow["value"]["sport"].as_u64().with_context(|| format!("{flow} has no port"));
+    flows.filter(|flow| flow["key"]["client"] == Value::from(own.clone())).map(port).collect()
+}
+
 /// Starts a lab with the Egress `nat`, whose other fields are given, and a client of it on node2.
 pub(crate) fn start_with_client(test: &str, fields: &str) -> Result<Lab> {
     start_with_client_of(test, &egress("nat", &format!("{fields}destinations: {DESTINATIONS}")))
@@ -180,8 +198,24 @@ fn clients_follow_their_egress_and_their_annotations() -> Result<()> {
     }
     let mut all = gateways(&lab, "nat")?;
 
+    for ip in [Ip::V4, Ip::V6] {
+        let ports = outer_ports(&lab, "node2", address(&lab, "default/client", ip)?)?;
+        check(ports == [5555].into(), || format!("the client sends FOU from {ports:?}, {}", ip.name()))?;
+    }
     patch(&lab, "internet/egress/nat", r#"{"spec": {"fouSourcePortAuto": true}}"#)?;
     echo_101_times(&lab, "default/client")?;
+    // Of flows that begin after it. Some may share one.
+    for ip in [Ip::V4, Ip::V6] {
+        let client = address(&lab, "default/client", ip)?;
+        let echo =
+            format!("coil-lab tool tcp-echo --connections 4 --times 1 --timeout 5 {}", socket(ip.world(), 7));
+        lab.wait_for(&format!("FOU from ports by flow, {}", ip.name()), LIMIT, |lab| {
+            lab.exec("default/client", &echo)?.success()?;
+            let ports = outer_ports(lab, "node2", client)?;
+            let several = ports.iter().filter(|port| **port != 5555).count() >= 3;
+            Ok(if several { Ok(()) } else { Err(format!("they are {ports:?}")) })
+        })?;
+    }
     patch(&lab, "internet/egress/nat", r#"{"spec": {"sessionAffinity": "None"}}"#)?;
     echo_101_times(&lab, "default/client")?;
     // Other source ports are other gateways.
