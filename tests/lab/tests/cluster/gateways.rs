@@ -15,6 +15,7 @@ use crate::{
         ANNOTATION, DESTINATIONS, egress, finish, gateways, open_flows, rolled_out, socket,
         start_with_client, wait_out,
     },
+    forgers::address,
 };
 
 /// From the change of an EndpointSlice on, after which new flows find a gateway that is there.
@@ -39,6 +40,15 @@ pub(crate) fn connections_of(lab: &Lab, address: IpAddr) -> Result<usize> {
         Some(peer.ip().to_canonical())
     };
     Ok(text.lines().filter_map(peer).filter(|peer| *peer == address).count())
+}
+
+/// What a gateway's metrics say of each that has this name and all of these labels.
+pub(crate) fn told(lab: &Lab, gateway: &str, name: &str, labels: &[&str]) -> Result<Vec<u64>> {
+    let metrics = lab.exec(gateway, "coil-lab tool http-get http://127.0.0.1:8080/metrics")?.success()?;
+    let name = format!("coil_egress_{name}{{");
+    let of = |line: &&str| line.starts_with(&name) && labels.iter().all(|label| line.contains(label));
+    let values = metrics.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap_or_default().parse());
+    values.collect::<Result<_, _>>().with_context(|| format!("{name} of {gateway} is no number: {metrics}"))
 }
 
 /// The address that the world's server saw of a pod, in the answer to what had to be sent only once; else what went wrong.
@@ -214,8 +224,34 @@ fn neighbours(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Datagrams to one remote from so many ports that a gateway warns, and from how many it is sure to.
+/// Datagrams to one remote from so many ports that a gateway is sure to warn, and how many of them have one when it does.
 const MANY_PORTS: u16 = 52_000;
+const WARNED: u64 = 48_000;
+
+/// Waits until a gateway's metrics tell of that many flows, and of whose they are.
+fn many_are_told(lab: &Lab, gateway: &str, client: IpAddr) -> Result<()> {
+    let ip = Ip::of(client);
+    let family = format!("protocol=\"{}\"", ip.name().to_lowercase());
+    let address = format!("pod_ip=\"{client}\"");
+    // IPv4 and UDP headers alone; and there are no more ports.
+    let (bytes, all) = (WARNED * 28, u16::MAX.into());
+    for (name, labels, least, most) in [
+        ("nftables_masqueraded_packets_total", &[&*family][..], WARNED, u64::MAX),
+        ("nftables_masqueraded_bytes_total", &[&*family], bytes, u64::MAX),
+        ("flows", &["protocol=\"udp\"", "state=\"new\""], WARNED, u64::MAX),
+        ("busiest_remote_ports", &["what=\"used\""], WARNED, all),
+        ("busiest_remote_ports", &["what=\"all\""], MANY_PORTS.into(), all),
+        ("client_pod_count", &["egress=\"nat\""], 1, 1),
+        ("client_pod_info", &["pod=\"client\"", &address], 1, 1),
+    ] {
+        lab.wait_for(&format!("metrics of {gateway}: {name}, {}", ip.name()), LIMIT, |lab| {
+            let told = told(lab, gateway, name, labels)?;
+            let right = matches!(told[..], [value] if (least..=most).contains(&value));
+            Ok(if right { Ok(()) } else { Err(format!("{labels:?} has {told:?}, not {least} or more")) })
+        })?;
+    }
+    Ok(())
+}
 
 #[test]
 fn a_gateway_with_most_ports_lent_warns_and_keeps_its_own() -> Result<()> {
@@ -257,6 +293,7 @@ fn a_gateway_with_most_ports_lent_warns_and_keeps_its_own() -> Result<()> {
             let said = lab.kubectl(words)?.success()?;
             Ok(if said.contains(&to) { Ok(()) } else { Err(format!("the Events say {said:?}")) })
         })?;
+        many_are_told(&lab, &gateway, address(&lab, "default/client", ip)?)?;
     }
     wait_out(&lab, "default/client", "nat")?;
     edge::nothing_leaked(&lab)?;

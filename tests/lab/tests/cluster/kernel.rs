@@ -22,7 +22,7 @@ use crate::{
         ANNOTATION, DESTINATIONS, egress, gateways, patch, rolled_out, rolled_out_with, socket, wait_out,
     },
     forgers::address,
-    gateways::pods_of,
+    gateways::{pods_of, told},
 };
 
 /// Datagrams of one forgery.
@@ -83,11 +83,9 @@ fn by_the_kernel_clients_follow_their_egress() -> Result<()> {
 
 /// Packets that a gateway's nftables have dropped as of no client, as its metrics say it.
 fn forged(lab: &Lab, gateway: &str, ip: Ip) -> Result<u64> {
-    let metrics = lab.exec(gateway, "coil-lab tool http-get http://127.0.0.1:8080/metrics")?.success()?;
     let family = format!("protocol=\"{}\"", ip.name().to_lowercase());
-    let of = |line: &&str| line.starts_with("coil_egress_forged_packets_total{") && line.contains(&family);
-    let count = metrics.lines().find(of).and_then(|line| line.rsplit(' ').next()?.parse().ok());
-    count.with_context(|| format!("{gateway} does not count {} that is forged: {metrics}", ip.name()))
+    let count = told(lab, gateway, "forged_packets_total", &[&family])?.first().copied();
+    count.with_context(|| format!("{gateway} does not count {} that is forged", ip.name()))
 }
 
 #[test]
