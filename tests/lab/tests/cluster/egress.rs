@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use coil_api::gateway::{KERNEL_LACKS, OTHERS_DROPPED};
 use coil_lab::{
     Lab,
     config::{Ip, Options},
@@ -314,6 +315,24 @@ fn exchange_every_kind(lab: &Lab, pod: &str, host: IpAddr, echo: u16) -> Result<
     })
 }
 
+/// Where the kernel lacks what the programs leave to it, gateways serve all the same, and the Egress says what they drop.
+fn says_what_it_drops(lab: &Lab) -> Result<()> {
+    if coil_lab::kernel::lacks()?.is_none() {
+        return Ok(());
+    }
+    lab.wait_for("the Egress to say what its gateways drop", LIMIT, |lab| {
+        let status = get(lab, "egress -n internet nat")?["status"].clone();
+        let mut conditions = status["conditions"].as_array().into_iter().flatten();
+        let said = conditions.any(|condition| {
+            let message = condition["message"].as_str().unwrap_or_default();
+            let what = format!("{OTHERS_DROPPED}{KERNEL_LACKS}");
+            (&condition["type"], &condition["status"]) == (&"Available".into(), &"True".into())
+                && message.contains(&what)
+        });
+        Ok(if said { Ok(()) } else { Err(format!("it says {status}")) })
+    })
+}
+
 #[test]
 fn every_kind_of_packet_finds_its_way() -> Result<()> {
     let lab = start("packets")?;
@@ -323,6 +342,7 @@ fn every_kind_of_packet_finds_its_way() -> Result<()> {
     let destinations = format!("['198.51.100.0/24', '2001:db8:9::/64', {own}]");
     lab.apply(&egress("nat", &format!("destinations: {destinations}")))?;
     rolled_out(&lab, "nat")?;
+    says_what_it_drops(&lab)?;
     let pods = [
         idle_pod("default", "client", "node2", ANNOTATION),
         idle_pod("default", "near", "node3", ANNOTATION),
