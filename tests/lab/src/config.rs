@@ -220,6 +220,9 @@ pub struct Options {
     /// MTU of the LAN that joins the nodes with each other and with the world
     #[arg(long, default_value_t = LAN_MTU, value_parser = clap::value_parser!(u32).range(1280..=9500))]
     pub mtu: u32,
+    /// One more flag for the coild of every node; may be given several times
+    #[arg(long = "coild-flag", value_name = "FLAG", allow_hyphen_values = true)]
+    pub coild: Vec<String>,
 }
 
 impl Options {
@@ -235,6 +238,7 @@ impl Options {
             routing: Routing::Router,
             programs: None,
             mtu: LAN_MTU,
+            coild: Vec::new(),
         }
     }
 

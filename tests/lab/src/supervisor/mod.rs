@@ -248,10 +248,12 @@ impl Lab {
         let role = Role { node: node.to_owned(), options: self.options.clone(), logs: self.logs.clone() };
         self.run_own(node, "kubelet", vec![serde_json::to_string(&role)?])?;
         let env = [(ENV_NODE_NAME, node)];
+        let mut flags: Vec<&str> = self.options.coild.iter().map(String::as_str).collect();
         // The manifests for the kernel alone say it themselves.
-        let datapath = ["--datapath", &self.options.datapath];
-        let datapath = if self.options.datapath == "kernel" { &[][..] } else { &datapath };
-        self.run(coil, node, "coild", datapath, &env).await?;
+        if self.options.datapath != "kernel" {
+            flags.extend(["--datapath", &self.options.datapath]);
+        }
+        self.run(coil, node, "coild", &flags, &env).await?;
         match self.options.routing {
             Routing::Router => self.run(coil, node, "coil-router", &[], &env).await,
             Routing::Bird => Ok(()),
