@@ -211,12 +211,27 @@ async fn remove_egress(cluster: &Cluster) -> Result<()> {
     .await
 }
 
+/// Changes the Egress. While the controller starts anew, its webhook is not there: then again.
+async fn change(cluster: &Cluster, patch: Value) -> Result<()> {
+    let patch = Patch::Merge(patch);
+    until("the webhook of Egresses answers", cluster.limit, async || {
+        match egresses(cluster).patch(EGRESS, &PatchParams::default(), &patch).await {
+            Ok(_) => Ok(Ok(())),
+            Err(kube::Error::Api(status))
+                if status.code == 500 && status.message.contains("failed calling webhook") =>
+            {
+                Ok(Err(status.message))
+            }
+            Err(e) => Err(anyhow::Error::new(e).context("cannot change the Egress")),
+        }
+    })
+    .await
+}
+
 /// Other source ports are other gateways: when those before are gone, clients leave through these.
 async fn change_ports(cluster: &Cluster, node: &str, auto_port: bool) -> Result<()> {
     let before = gateways(cluster).await?;
-    let patch = Patch::Merge(json!({"spec": {"fouSourcePortAuto": auto_port}}));
-    let changed = egresses(cluster).patch(EGRESS, &PatchParams::default(), &patch).await;
-    changed.context("cannot change the Egress")?;
+    change(cluster, json!({"spec": {"fouSourcePortAuto": auto_port}})).await?;
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let now = until("the gateways have changed", cluster.limit, async || {
         let deployment = deployments.get(EGRESS).await.context("cannot read the Deployment")?;
@@ -266,11 +281,7 @@ async fn survives_an_update(cluster: &Cluster, node: &str) -> Result<()> {
     for world in cluster.world() {
         destinations.push(if world.is_ipv4() { "192.0.2.0/24".into() } else { "2001:db8::/32".into() });
     }
-    let patch = json!({"spec": {"destinations": destinations}});
-    egresses(cluster)
-        .patch(EGRESS, &PatchParams::default(), &Patch::Merge(patch))
-        .await
-        .context("cannot change the Egress")?;
+    change(cluster, json!({"spec": {"destinations": destinations}})).await?;
     for talker in &talkers {
         let phase = phase(talker).await?;
         ensure!(phase != "Succeeded", "{} had all its answers before the Egress changed", talker.name);
