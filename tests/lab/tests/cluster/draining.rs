@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use coil_lab::{Lab, config::Ip};
+use coil_traffic::machine::patience;
 use serde_json::Value;
 
 use crate::{
@@ -31,22 +32,33 @@ fn gateways_by_end(lab: &Lab, egress: &str) -> Result<(BTreeSet<IpAddr>, BTreeSe
     Ok((all(going), all(staying)))
 }
 
+/// The Egress `nat`, over whose gateways a client's flows are spread, and which have the time that these need.
+pub(crate) fn patient_egress(fields: &str) -> String {
+    let fields = format!("sessionAffinity: None, {fields}destinations: {DESTINATIONS}");
+    let seconds = patience(PATIENCE).as_secs();
+    egress("nat", &fields).replace(
+        "containers: [{name: egress}]",
+        &format!("terminationGracePeriodSeconds: {seconds}, containers: [{{name: egress}}]"),
+    )
+}
+
 #[test]
 fn flows_finish_on_gateways_that_go() -> Result<()> {
-    const OF_EACH: usize = 100;
-    let patient =
-        format!("terminationGracePeriodSeconds: {}, containers: [{{name: egress}}]", PATIENCE.as_secs());
-    let fields = format!("replicas: 2, sessionAffinity: None, destinations: {DESTINATIONS}");
-    let patient = egress("nat", &fields).replace("containers: [{name: egress}]", &patient);
-    let lab = start_with_client_of("draining", &patient)?;
-    let before = gateways(&lab, "nat")?;
+    let lab = start_with_client_of("draining", &patient_egress("replicas: 2, "))?;
+    flows_finish_in_a_rolling_update(&lab, 100)?;
+    end(lab)
+}
+
+/// Opens so many flows of each family, and updates both gateways of [`patient_egress`] under them.
+pub(crate) fn flows_finish_in_a_rolling_update(lab: &Lab, of_each: usize) -> Result<()> {
+    let before = gateways(lab, "nat")?;
     let may_end = logs(&lab.options().name)?.join("flows-may-end");
     let lasting = format!("--times 1 --until {} --timeout 20", may_end.display());
-    let flows = open_flows(&lab, "default/client", OF_EACH, &lasting)?;
+    let flows = open_flows(lab, "default/client", of_each, &lasting)?;
     let carried =
         |lab: &Lab| before.iter().map(|address| connections_of(lab, *address)).collect::<Result<Vec<_>>>();
-    let all = carried(&lab)?;
-    check(before.len() == 4 && all.iter().sum::<usize>() == 2 * OF_EACH && !all.contains(&0), || {
+    let all = carried(lab)?;
+    check(before.len() == 4 && all.iter().sum::<usize>() == 2 * of_each && !all.contains(&0), || {
         format!("of the gateways {before:?} the world sees {all:?} flows")
     })?;
 
@@ -69,8 +81,8 @@ fn flows_finish_on_gateways_that_go() -> Result<()> {
         }
         Ok(if strays.is_empty() { Ok(()) } else { Err(format!("the world saw {strays:?}, not {new:?}")) })
     })?;
-    let (going, _) = gateways_by_end(&lab, "nat")?;
-    let still = carried(&lab)?;
+    let (going, _) = gateways_by_end(lab, "nat")?;
+    let still = carried(lab)?;
     check(before.is_subset(&going) && still == all, || {
         format!("of {before:?}, which had {all:?} flows, {going:?} are terminating; they have {still:?}")
     })?;
@@ -83,10 +95,11 @@ fn flows_finish_on_gateways_that_go() -> Result<()> {
         let now = gateways(lab, "nat")?;
         Ok(if now.iter().any(|g| before.contains(g)) { Err(format!("there are {now:?}")) } else { Ok(()) })
     })?;
-    check(told.elapsed() < PATIENCE, || "gateways went for want of patience, not of flows".to_owned())?;
-    rolled_out(&lab, "nat")?;
-    wait_out(&lab, "default/client", "nat")?;
-    edge::nothing_leaked(&lab)?;
-    edge::only_gateways_got_out(&lab, &(&before | &new))?;
-    end(lab)
+    check(told.elapsed() < patience(PATIENCE), || {
+        "gateways went for want of patience, not of flows".to_owned()
+    })?;
+    rolled_out(lab, "nat")?;
+    wait_out(lab, "default/client", "nat")?;
+    edge::nothing_leaked(lab)?;
+    edge::only_gateways_got_out(lab, &(&before | &new))
 }

@@ -14,23 +14,30 @@ use coil_lab::{
     Lab,
     config::{Ip, Options},
 };
+use ipnet::IpNet;
 
 use crate::{
     common::{LIMIT, check, end, idle_pod, name, namespace, program, wait_ready, wait_refused},
+    draining::{flows_finish_in_a_rolling_update, patient_egress},
     edge,
     egress::{
-        ANNOTATION, DESTINATIONS, egress, gateways, patch, rolled_out, rolled_out_with, socket, wait_out,
+        ANNOTATION, DESTINATIONS, egress, gateways, patch, rolled_out, rolled_out_with, socket,
+        start_with_client_on, wait_out,
     },
     forgers::address,
     gateways::{pods_of, told},
+    restart::flows_outlive_coil_egress,
 };
 
 /// Datagrams of one forgery.
 const TIMES: u64 = 5;
 
+fn options(test: &str) -> Options {
+    Options { datapath: "kernel".into(), ..Options::named(&name(test)) }
+}
+
 fn start(test: &str) -> Result<Lab> {
-    let options = Options { datapath: "kernel".into(), ..Options::named(&name(test)) };
-    let lab = Lab::start(program(), options)?;
+    let lab = Lab::start(program(), options(test))?;
     edge::watch(&lab)?;
     lab.apply(&namespace("internet", "egress"))?;
     Ok(lab)
@@ -77,7 +84,37 @@ fn by_the_kernel_clients_follow_their_egress() -> Result<()> {
     lab.kubectl("annotate pod client egress.coil.cybozu.com/internet-")?.success()?;
     edge::wait_in(&lab, "default/client")?;
     wait_out(&lab, "default/near", "nat")?;
+
+    // Another Egress has the longer prefixes, until it is deleted.
+    let part = [Ip::V4, Ip::V6].map(|ip| format!("'{}'", IpNet::from(ip.world()))).join(", ");
+    lab.apply(&egress("part", &format!("destinations: [{part}]")))?;
+    rolled_out(&lab, "part")?;
+    all.extend(gateways(&lab, "part")?);
+    lab.kubectl("annotate --overwrite pod near egress.coil.cybozu.com/internet=nat,part")?.success()?;
+    wait_out(&lab, "default/near", "part")?;
+    lab.kubectl("delete egress -n internet part --wait")?.success()?;
+    wait_out(&lab, "default/near", "nat")?;
     edge::only_gateways_got_out(&lab, &all)?;
+    end(lab)
+}
+
+#[test]
+#[ignore = "needs FOU: cargo xtask vm --only lab"]
+fn by_the_kernel_flows_outlive_restarts() -> Result<()> {
+    // A port for each flow: with one for all, a client is a single flow to its node, which leads it to one gateway for as long as
+    // that serves.
+    let egress = patient_egress("fouSourcePortAuto: true, ");
+    let lab = start_with_client_on(options("kernelrestart"), &egress)?;
+    // With another gateway kube-proxy would lead the flows there at once: one whose coil-egress was killed does not serve.
+    flows_outlive_coil_egress(&lab, &[&["node2", "node3"]])?;
+    patch(&lab, "internet/egress/nat", r#"{"spec": {"replicas": 2}}"#)?;
+    lab.wait_for("a second gateway", LIMIT, |lab| {
+        let now = gateways(lab, "nat")?;
+        Ok(if now.len() == 4 { Ok(()) } else { Err(format!("there are {now:?}")) })
+    })?;
+    rolled_out(&lab, "nat")?;
+    // As many as there have to be for each gateway to have some.
+    flows_finish_in_a_rolling_update(&lab, 20)?;
     end(lab)
 }
 

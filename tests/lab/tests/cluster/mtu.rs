@@ -1,4 +1,5 @@
-//! Egresses on wires of every size: what fits gets there, and what does not is told the size that does.
+//! Egresses on wires of every size: what fits gets there, and what does not is told the size that does. The programs' and the
+//! kernel's alike.
 
 use anyhow::Result;
 use coil_lab::{
@@ -51,8 +52,10 @@ fn whole(lab: &Lab, ip: Ip, size: u32, fits: u32) -> Result<()> {
     check(said.trim() == wanted, || format!("{} of {size}: {said}, not {wanted}", ip.name()))
 }
 
-fn on_a_wire_of(mtu: u32) -> Result<()> {
-    let options = Options { mtu, ..Options::named(&name(&format!("mtu{mtu}"))) };
+/// `times`: how often 1 MB goes out and back.
+fn on_a_wire_of(mtu: u32, datapath: &str, times: u32) -> Result<()> {
+    let options =
+        Options { mtu, datapath: datapath.to_owned(), ..Options::named(&name(&format!("{datapath}{mtu}"))) };
     let lab = start_with_client_on(options, &egress("nat", &format!("destinations: {DESTINATIONS}")))?;
     for ip in [Ip::V4, Ip::V6] {
         let fits = mtu - tunnel(ip);
@@ -66,9 +69,8 @@ fn on_a_wire_of(mtu: u32) -> Result<()> {
         for size in [fits, fits + 1] {
             whole(&lab, ip, size - headers(ip), fits)?;
         }
-        // 100 MB out and back.
         let to = socket(ip.world(), 7);
-        lab.exec("default/client", &format!("coil-lab tool tcp-echo --times 100 --timeout 20 {to}"))?
+        lab.exec("default/client", &format!("coil-lab tool tcp-echo --times {times} --timeout 20 {to}"))?
             .success()?;
         // Datagrams of the usual sizes, in fragments where they have to be.
         for size in [1472, 1473] {
@@ -88,15 +90,27 @@ fn on_a_wire_of(mtu: u32) -> Result<()> {
 
 #[test]
 fn clients_on_a_usual_wire() -> Result<()> {
-    on_a_wire_of(1500)
+    on_a_wire_of(1500, "auto", 100)
 }
 
 #[test]
 fn clients_on_a_narrow_wire() -> Result<()> {
-    on_a_wire_of(1400)
+    on_a_wire_of(1400, "auto", 100)
 }
 
 #[test]
 fn clients_on_a_wide_wire() -> Result<()> {
-    on_a_wire_of(9000)
+    on_a_wire_of(9000, "auto", 100)
+}
+
+#[test]
+#[ignore = "needs FOU: cargo xtask vm --only lab"]
+fn by_the_kernel_clients_on_a_narrow_wire() -> Result<()> {
+    on_a_wire_of(1400, "kernel", 5)
+}
+
+#[test]
+#[ignore = "needs FOU: cargo xtask vm --only lab"]
+fn by_the_kernel_clients_on_a_wide_wire() -> Result<()> {
+    on_a_wire_of(9000, "kernel", 5)
 }

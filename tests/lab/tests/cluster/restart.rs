@@ -1,9 +1,10 @@
 //! coild and coil-egress are killed while packets flow: they go on, and the new ones know what the old ones did.
 
-use std::{collections::BTreeSet, io::Read as _, process::Child};
+use std::{collections::BTreeSet, fmt::Display, io::Read as _, process::Child, time::Duration};
 
 use anyhow::{Context as _, Result};
 use coil_lab::{Lab, config::Ip};
+use coil_traffic::machine::patience;
 
 use crate::{
     common::{
@@ -15,19 +16,22 @@ use crate::{
     gateways::pods_of,
 };
 
-/// Echoes, 20 ms apart, for as long as a test takes. What is not answered in time ends it; of datagrams, which nobody
-/// promises to deliver, the third: a flow that has died ends within [`A_WHILE`].
-const FOR_EVER: [(&str, &str); 2] = [
-    ("tcp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5"),
-    ("udp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 3 --lost 2"),
-];
+/// Between two echoes of a flow.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Echoes for as long as a test takes. What is not answered in time ends it; of datagrams, which nobody promises to deliver, the
+/// third: a flow that has died ends within [`A_WHILE`].
+const FOR_EVER: [(&str, &str); 2] =
+    [("tcp-echo", "--times 1000000 --timeout 5"), ("udp-echo", "--times 1000000 --timeout 3 --lost 2")];
 /// The same, of which nothing may be lost while only coilds are killed.
-const NOTHING_LOST: [(&str, &str); 2] = [
-    ("tcp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5"),
-    ("udp-echo", "--times 1000000 --pause 20 --bytes 1000 --timeout 5 --lost 0"),
-];
+const NOTHING_LOST: [(&str, &str); 2] =
+    [("tcp-echo", "--times 1000000 --timeout 5"), ("udp-echo", "--times 1000000 --timeout 5 --lost 0")];
 /// Twice that, once for each family, is longer than any of them waits.
-const A_WHILE: &str = "--times 300 --pause 20 --bytes 1000 --timeout 5";
+const A_WHILE: (&str, &str) = ("tcp-echo", "--times 300 --timeout 5");
+
+/// The words of one of these flows. A machine on which each waits longer has longer pauses, too.
+fn words((tool, flags): (&str, &str), to: impl Display) -> String {
+    format!("coil-lab tool {tool} {flags} --pause {} --bytes 1000 {to}", patience(PAUSE).as_millis())
+}
 
 #[test]
 fn traffic_goes_on_and_no_address_is_given_twice() -> Result<()> {
@@ -64,8 +68,8 @@ spec: {destinations: ['198.51.100.0/24', '2001:db8:9::/64'], template: {spec: {n
         ("client", "198.51.100.9:7".to_owned()),
         ("client", "[2001:db8:9::9]:7".to_owned()),
     ] {
-        for (tool, flags) in NOTHING_LOST {
-            let words = format!("coil-lab tool {tool} {flags} {to}");
+        for flow in NOTHING_LOST {
+            let words = words(flow, &to);
             flows.push((format!("{pod}: {words}"), lab.spawn_in_pod(&format!("default/{pod}"), &words)?));
         }
     }
@@ -107,8 +111,7 @@ fn gateway(lab: &Lab, pod: &str) -> Result<(String, i64, bool)> {
 /// Whether none of the flows has ended, once whoever waits for an answer by now would have given up.
 fn still_flow(lab: &Lab, flows: &mut [(String, Child)]) -> Result<()> {
     for ip in [Ip::V4, Ip::V6] {
-        let words = format!("coil-lab tool tcp-echo {A_WHILE} {}", socket(ip.world(), 7));
-        lab.exec("default/client", &words)?.success()?;
+        lab.exec("default/client", &words(A_WHILE, socket(ip.world(), 7)))?.success()?;
     }
     for (what, flow) in flows {
         if let Some(ended) = flow.try_wait().context("cannot look at a flow")? {
@@ -131,35 +134,44 @@ fn end_all(flows: Vec<(String, Child)>) -> Result<()> {
 #[test]
 fn flows_through_a_gateway_outlive_coil_egress_and_coild() -> Result<()> {
     let lab = start_with_client("restart-gateway", "")?;
-    let pods = pods_of(&lab, "nat")?;
-    let [pod] = pods.as_slice() else { anyhow::bail!("the gateways are {pods:?}") };
-    let own = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
+    // Alone, and at once with the coild of its own node, and of the client's.
+    flows_outlive_coil_egress(&lab, &[&[], &["node3"], &["node2"]])?;
+    end(lab)
+}
+
+/// Kills coil-egress of all gateways of `nat`, again and again, each time at once with the coilds of some nodes, under flows of
+/// its client.
+pub(crate) fn flows_outlive_coil_egress(lab: &Lab, coilds: &[&[&str]]) -> Result<()> {
+    let pods = pods_of(lab, "nat")?;
+    let own = gateways(lab, "nat")?;
     let mut flows = Vec::new();
     for ip in [Ip::V4, Ip::V6] {
-        for (tool, flags) in FOR_EVER {
-            let words = format!("coil-lab tool {tool} {flags} {}", socket(ip.world(), 7));
+        for flow in FOR_EVER {
+            let words = words(flow, socket(ip.world(), 7));
             flows.push((words.clone(), lab.spawn_in_pod("default/client", &words)?));
         }
     }
-    still_flow(&lab, &mut flows)?;
-    // Alone, and at once with the coild of its own node, and of the client's.
-    for coilds in [&[][..], &["node3"], &["node2"]] {
-        let (pid, restarts, _) = gateway(&lab, pod)?;
-        check(!pid.is_empty(), || format!("coil-egress of {pod} does not listen"))?;
-        lab.node("node3", &format!("kill -9 {pid}"))?.success()?;
-        kill_coilds(&lab, coilds)?;
-        lab.wait_for(&format!("coil-egress to come back beside {coilds:?}"), LIMIT, |lab| {
-            let now = gateway(lab, pod)?;
-            Ok(if now.0 != pid && now.1 > restarts && now.2 { Ok(()) } else { Err(format!("{now:?}")) })
-        })?;
-        still_flow(&lab, &mut flows)
+    still_flow(lab, &mut flows)?;
+    for coilds in coilds {
+        let before = pods.iter().map(|pod| gateway(lab, pod)).collect::<Result<Vec<_>>>()?;
+        for (pod, (pid, ..)) in pods.iter().zip(&before) {
+            check(!pid.is_empty(), || format!("coil-egress of {pod} does not listen"))?;
+            lab.node("node3", &format!("kill -9 {pid}"))?.success()?;
+        }
+        kill_coilds(lab, coilds)?;
+        for (pod, (pid, restarts, _)) in pods.iter().zip(&before) {
+            lab.wait_for(&format!("coil-egress of {pod} to come back beside {coilds:?}"), LIMIT, |lab| {
+                let now = gateway(lab, pod)?;
+                Ok(if now.0 != *pid && now.1 > *restarts && now.2 { Ok(()) } else { Err(format!("{now:?}")) })
+            })?;
+        }
+        still_flow(lab, &mut flows)
             .with_context(|| format!("coil-egress and the coilds {coilds:?} were killed"))?;
     }
     end_all(flows)?;
-    let now = addresses(&get(&lab, &format!("pod -n internet {pod}"))?);
-    check(now == own, || format!("{pod} had {own:?}, and has {now:?}"))?;
-    wait_out(&lab, "default/client", "nat")?;
-    edge::nothing_leaked(&lab)?;
-    edge::only_gateways_got_out(&lab, &gateways(&lab, "nat")?)?;
-    end(lab)
+    let now = gateways(lab, "nat")?;
+    check(!own.is_empty() && now == own, || format!("{pods:?} had {own:?}, and have {now:?}"))?;
+    wait_out(lab, "default/client", "nat")?;
+    edge::nothing_leaked(lab)?;
+    edge::only_gateways_got_out(lab, &now)
 }
