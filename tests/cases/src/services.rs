@@ -107,7 +107,7 @@ fn turned(net: Net) -> Vec<Case> {
         Case::from_net("a later fragment of a Service's pod", net, later, Reason::FragmentEarly),
         case("a pod that opens a connection to a port for lending", reply(net.remote, tcp::SYN)),
         // Connection tracking may know it for another client's, of a Service.
-        case("a pod's own lease", reply(net.remote, tcp::ACK)).given(own.clone()),
+        case("a pod's own lease", reply(net.remote, tcp::ACK)).given(own),
         Case::to_pod(
             "a pod's own lease by the kernel",
             net,
@@ -115,7 +115,7 @@ fn turned(net: Net) -> Vec<Case> {
             reply(net.remote, tcp::ACK),
             Reason::ReplyToPod,
         )
-        .given(own.clone())
+        .given(own)
         .hands_over(CLIENT, &at(net.remote)),
         // About what the node's stack saw go, and about what it did not, whoever says so.
         case("an error about a pod's own lease", error(net.router, net.remote)).given(own),
