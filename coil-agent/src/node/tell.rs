@@ -93,6 +93,8 @@ pub(super) async fn publish(
     };
     match published.await {
         Ok(()) => true,
+        // There is nobody left to tell.
+        Err(kube::Error::Api(status)) if status.is_not_found() => true,
         Err(e) => {
             warn!(error = %e, %egress, reason, "cannot write an Event about an Egress");
             false

@@ -68,6 +68,9 @@ fn to_net(net: Net) -> Vec<Case> {
     let out = Ip::new(net.plain, net.remote);
     let flow = Flow::kernel(6, (net.plain, 40000), (net.remote, 80));
     let case = |name, packet: Vec<u8>, reason| Case::to_net(name, net, packet, reason);
+    let as_gateway = Ip::new(net.gateway, net.remote);
+    let of_gateway = |port| wire::tcp(as_gateway, port, 80, tcp::SYN, b"");
+    let echo = |id| wire::echo(as_gateway, false, id);
     vec![
         case("a SYN to another node", wire::tcp(out, 40000, 80, tcp::SYN, b""), Reason::Marked)
             .leaves(flow.phase(Phase::New)),
@@ -81,6 +84,12 @@ fn to_net(net: Net) -> Vec<Case> {
             Reason::NotMarked,
         ),
         case("UDP to another node", wire::udp(out, 40000, 53, b"query"), Reason::NotFastKind),
+        // In a client's name, and in its own.
+        case("a gateway's SYN for a client", of_gateway(50001), Reason::NotMarked),
+        case("a gateway's echo request for a client", echo(50001), Reason::NotMarked),
+        case("a gateway's own SYN", of_gateway(61000), Reason::Marked)
+            .leaves(Flow::kernel(6, (net.gateway, 61000), (net.remote, 80)).phase(Phase::New)),
+        case("a gateway's own echo request", echo(61000), Reason::Marked),
     ]
 }
 

@@ -60,6 +60,7 @@ pub async fn apply(
     // From here on what is meant for a tunnel goes by one or not at all, whatever happens to the tunnels.
     closed::close(&rtnl, PROTOCOL, Fate::Closed, &not_open(&rtnl, wanted).await?).await?;
     closed::close(&rtnl, PROTOCOL, Fate::Passed, &wanted.passed).await?;
+    closed::open_others(&rtnl, PROTOCOL, Fate::Passed, &wanted.passed).await?;
     if !wanted.adopted {
         rules::sync(&rtnl, &wanted.rules).await?;
     }
@@ -137,7 +138,6 @@ pub async fn apply(
         Owned { table, protocol: PROTOCOL }.sync(&rtnl, &routes).await?;
     }
     closed::open_others(&rtnl, PROTOCOL, Fate::Closed, &not_open(&rtnl, wanted).await?).await?;
-    closed::open_others(&rtnl, PROTOCOL, Fate::Passed, &wanted.passed).await?;
     if !wanted.adopted {
         // Last: where it cannot be, all else is as it should be, and the rules for what is marked find nothing.
         let (ifname, incoming) = (ifname.to_owned(), wanted.incoming.clone());

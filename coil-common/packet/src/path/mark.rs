@@ -6,6 +6,7 @@ use crate::{
     abi::{FlowValue, config_flag},
     flow::{self, Phase},
     hops::Moment,
+    nat,
     wire::{Header, Kind, Packet, parse},
 };
 
@@ -80,8 +81,15 @@ pub fn to_net<A: Header, S: Skb, T: Tables<A>>(
     if !parse(skb, packet) {
         return outcome.next(Reason::Malformed);
     }
-    // Not from a pod, or masqueraded, or to the world: no such flow can be fast.
-    if tables.pod(&packet.src).is_none() || !tables.in_pools(&packet.dst) {
+    // Not from a pod, or masqueraded, or to the world: no such flow can be fast. Nor can what a gateway has sent in a client's
+    // name: whatever comes back is asked for its lease first.
+    let may_be_fast = match tables.pod(&packet.src) {
+        Some(pod) => {
+            tables.in_pools(&packet.dst) && !(pod.is_gateway() && nat::may_lend(tables, packet.sport))
+        }
+        None => false,
+    };
+    if !may_be_fast {
         return outcome.next(Reason::NotMarked);
     }
     mark(decision, false, tables)
