@@ -8,7 +8,7 @@ use coil_cases::{
 };
 use coil_packet::{
     Path, Reason,
-    abi::FlowValue,
+    abi::{FlowValue, PodValue, Way, pod_flag, way_kind},
     flow::{self, Limits, Phase},
 };
 
@@ -85,6 +85,21 @@ fn a_decision_follows_the_pod() {
     node.world.pods[0].1 = 34;
     node.now.set(node.now.get() + 1);
     assert_eq!(deliver(&mut node, tcp::ACK)[..6], world::pod_mac(34));
+}
+
+/// By its link a pod takes what has its hardware address, past the link everything.
+#[test]
+fn a_pod_without_a_known_address_is_reached_past_its_link() {
+    for (mac, flags, kind) in [
+        ([2, 0, 0, 0, 0, 1], pod_flag::BY_KERNEL, way_kind::POD_BY_LINK),
+        ([0, 0, 0, 0, 0, 1], pod_flag::BY_KERNEL, way_kind::POD_BY_LINK),
+        ([0; 6], pod_flag::BY_KERNEL, way_kind::POD),
+        ([2, 0, 0, 0, 0, 1], 0, way_kind::POD),
+    ] {
+        let mut way = Way::default();
+        way.to_pod(&PodValue { mac, flags, ..PodValue::default() });
+        assert_eq!(way.kind, kind, "{mac:?}, flags {flags}");
+    }
 }
 
 #[test]

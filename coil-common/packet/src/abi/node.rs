@@ -270,7 +270,7 @@ pub struct GatewayValue {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maglev<A> {
-    /// Bits of [`egress_flag`], and from the eighth on seconds.
+    /// Bits of [`egress_flag`], and from bit 8 on the seconds of client affinity.
     pub flags: u32,
     /// Gateways in the table; 0 means that the Egress has none and its packets are dropped.
     pub gateways: u32,
